@@ -1,0 +1,1 @@
+"""From folders of DICOM and NIfTI to a superpatch store, through Dask."""

@@ -1,0 +1,295 @@
+"""Reading DICOM: the header of an instance, and the pixels of a stack of slices as HU.
+
+Geometry after PS3.3 C.7.6.2 (Image Plane), intensities after PS3.3 C.11.1 (Modality LUT): HU are what the header says,
+slice by slice, in floating point. Nothing is inverted (MONOCHROME1 concerns display only) and nothing is windowed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.errors import InvalidDicomError
+from pydicom.pixels import get_decoder, pixel_array
+from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSNearLossless
+
+from maesil.errors import Refused
+from maesil.types import AIR_HU
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+
+TECHNICAL_TAGS = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SliceThickness",
+    "KVP",
+    "ConvolutionKernel",
+    "ReconstructionDiameter",
+    "GantryDetectorTilt",
+    "PatientPosition",
+    "ContrastBolusAgent",
+    "LossyImageCompression",
+)
+"""The only tags that reach the store (allow list)."""
+
+_IDENTITY_TAGS = (
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+)
+_GEOMETRY_TAGS = (
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+)
+_SPLIT_TAGS = (
+    "AcquisitionNumber",
+    "KVP",
+    "ConvolutionKernel",
+    "TemporalPositionIndex",
+    "NominalPercentageOfCardiacPhase",
+)
+_OTHER_TAGS = ("Modality", "ImageType", "FrameOfReferenceUID", "BurnedInAnnotation", "SamplesPerPixel", "BitsAllocated")
+_VOXEL_TAGS = (
+    *_GEOMETRY_TAGS,
+    "RescaleSlope",
+    "RescaleIntercept",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelRepresentation",
+    "BitsStored",
+)
+_SITK_SYNTAXES = (JPEGLossless, JPEGLosslessSV1)
+_LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
+
+
+@dataclass(frozen=True)
+class InstanceHeader:
+    """What planning needs of one DICOM file. Lengths in mm, LPS."""
+
+    path: Path
+    sop_instance: str
+    sop_class: str
+    patient: str
+    study: str
+    series: str
+    modality: str
+    image_type: tuple[str, ...]
+    rows: int
+    columns: int
+    frames: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None
+    acquisition: tuple[str, ...]
+    """What tells two passes over the same positions apart: acquisition number, kernel, tube voltage, phase."""
+    transfer_syntax: str
+    technical: dict[str, Any]
+
+
+def read_header(path: Path) -> InstanceHeader:
+    """Read one header; `Refused` with code ``not_ct...`` for other objects, or with what is broken."""
+    wanted = list(dict.fromkeys((*_IDENTITY_TAGS, *_GEOMETRY_TAGS, *_SPLIT_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS)))
+    dataset = _read(path, stop_before_pixels=True, specific_tags=wanted)
+    meta = dataset.file_meta
+    sop_class = str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
+    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
+        name = UID(sop_class).name if sop_class else "no SOP class"
+        raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
+    if (modality := str(dataset.get("Modality") or "CT")) != "CT":
+        raise Refused("not_ct_modality", f"expected modality CT, found {modality}")
+    try:
+        return InstanceHeader(
+            path=path,
+            sop_instance=str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or ""),
+            sop_class=sop_class,
+            patient="|".join(str(dataset.get(tag) or "").strip() for tag in ("IssuerOfPatientID", "PatientID")).strip(
+                "|"
+            ),
+            study=str(dataset.get("StudyInstanceUID") or ""),
+            series=str(dataset.get("SeriesInstanceUID") or ""),
+            modality=modality,
+            image_type=tuple(str(value).upper() for value in dataset.get("ImageType") or ()),
+            rows=int(dataset.get("Rows") or 0),
+            columns=int(dataset.get("Columns") or 0),
+            frames=int(dataset.get("NumberOfFrames") or 1),
+            position=_numbers(dataset, "ImagePositionPatient", 3),
+            orientation=_numbers(dataset, "ImageOrientationPatient", 6),
+            pixel_spacing=_numbers(dataset, "PixelSpacing", 2),
+            acquisition=tuple(str(dataset.get(tag) or "") for tag in _SPLIT_TAGS),
+            transfer_syntax=str(meta.get("TransferSyntaxUID") or ""),
+            technical=technical_tags(dataset),
+        )
+    except (ValueError, TypeError) as error:
+        raise Refused("bad_header", f"a value of the header cannot be read ({error})") from error
+
+
+def technical_tags(dataset: Dataset) -> dict[str, Any]:
+    """Return the allow-listed tags as JSON-ready values."""
+    found: dict[str, Any] = {}
+    for tag in TECHNICAL_TAGS:
+        value = dataset.get(tag)
+        if value not in (None, ""):
+            found[tag] = float(value) if isinstance(value, (int, float)) else str(value)
+    if "ContrastBolusAgent" in found:
+        found["ContrastBolusAgent"] = "given"  # free text; that there was one is all that is needed
+    return found
+
+
+def pixel_digest(path: Path) -> bytes:
+    """Return a SHA-256 over all that decides the voxels of one instance: geometry, rescale, padding, pixel data."""
+    dataset = _read(path)
+    digest = hashlib.sha256()
+    for tag in _VOXEL_TAGS:
+        digest.update(f"{tag}={dataset.get(tag)!s};".encode())
+    digest.update(str(dataset.file_meta.get("TransferSyntaxUID")).encode())
+    digest.update(_pixel_data(dataset))
+    return digest.digest()
+
+
+def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], set[str]]:
+    """Return one slice as HU ``[y, x]``, which of its pixels are inside the scan, and notes.
+
+    Padding (PS3.3 C.7.5.1.1.2) is air outside the scan. `Refused` for what cannot be decoded or is not HU.
+    """
+    dataset = _read(path)
+    notes: set[str] = set()
+    if "ModalityLUTSequence" in dataset:
+        raise Refused("modality_lut", "expected a rescale slope and intercept, found a modality look-up table")
+    if (kind := str(dataset.get("RescaleType") or "HU")) not in ("HU", "US"):
+        raise Refused("not_hu", f"expected RescaleType HU, found {kind}")
+    if dataset.get("RescaleSlope") is None or dataset.get("RescaleIntercept") is None:
+        notes.add("no_rescale_tags")
+    slope, intercept = rescale_of(dataset)
+    if str(dataset.get("LossyImageCompression") or "00") == "01" or _syntax(dataset) in _LOSSY_SYNTAXES:
+        notes.add("lossy")
+    stored = _decode(path, dataset, slope, intercept)
+    hu = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
+    valid = ~_padding(dataset, stored, slope, intercept, notes)
+    hu[~valid] = AIR_HU
+    return hu, valid, notes
+
+
+def rescale_of(dataset: Dataset) -> tuple[float, float]:
+    """Return (slope, intercept) of a dataset or of a functional group; 1 and 0 where absent."""
+    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+    result = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
+    if result[0] == 0 or not np.isfinite(result).all():
+        raise Refused("bad_rescale", f"expected a finite, non-zero slope, found slope {slope}, intercept {intercept}")
+    return result
+
+
+def _read(path: Path, **options: Any) -> FileDataset:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom warns of each odd value; what matters is checked here
+            return pydicom.dcmread(path, force=True, **options)
+    except (InvalidDicomError, EOFError, ValueError, NotImplementedError, AttributeError, KeyError, TypeError) as error:
+        raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
+
+
+def _numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
+    values = dataset.get(tag)
+    if values is None or isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+        return None
+    numbers = tuple(float(value) for value in values)
+    return numbers if np.isfinite(numbers).all() else None
+
+
+def _syntax(dataset: FileDataset) -> Any:
+    return dataset.file_meta.get("TransferSyntaxUID")
+
+
+def _pixel_data(dataset: Dataset) -> bytes:
+    data = dataset.get("PixelData")
+    if not data:
+        raise Refused("no_pixels", "expected pixel data, found none; the file was cut or holds only a header")
+    return bytes(data)
+
+
+def _decode(path: Path, dataset: FileDataset, slope: float, intercept: float) -> NDArray[Any]:
+    """Return the stored values ``[y, x]`` of one slice."""
+    _pixel_data(dataset)
+    syntax = _syntax(dataset)
+    if int(dataset.get("SamplesPerPixel") or 1) != 1:
+        raise Refused("colour", f"expected one sample a pixel, found {dataset.SamplesPerPixel}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if syntax in _SITK_SYNTAXES:
+                stored = _decode_with_sitk(path, slope, intercept)
+            else:
+                stored = pixel_array(dataset, raw=True)
+    except Exception as error:  # decoders raise anything; a slice that does not decode costs one volume
+        raise Refused(*_decode_failure(syntax, error)) from error
+    if stored.shape != (dataset.Rows, dataset.Columns):
+        raise Refused("bad_pixels", f"expected {dataset.Rows} x {dataset.Columns} pixels, decoded {stored.shape}")
+    return np.asarray(stored)
+
+
+def _decode_failure(syntax: Any, error: Exception) -> tuple[str, str]:
+    if syntax is None:
+        return "no_transfer_syntax", "the file does not say how its pixels are encoded"
+    try:
+        decoder = get_decoder(UID(syntax))
+    except NotImplementedError:
+        return "unknown_transfer_syntax", f"no decoder is known for transfer syntax {syntax}"
+    if not decoder.is_available:
+        return "missing_decoder", f"{UID(syntax).name} needs one of: {'; '.join(decoder.missing_dependencies)}"
+    return (
+        "bad_pixels",
+        f"the pixel data cannot be decoded ({type(error).__name__}: {error}); the file was cut or damaged",
+    )
+
+
+def _decode_with_sitk(path: Path, slope: float, intercept: float) -> NDArray[Any]:
+    """Decode JPEG Lossless by the decoder inside SimpleITK (GDCM), which applies the rescale; take it off again."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    hu = sitk.GetArrayFromImage(reader.Execute())
+    return np.asarray(np.rint((hu.reshape(hu.shape[-2:]).astype(np.float64) - intercept) / slope))
+
+
+def _padding(
+    dataset: Dataset, stored: NDArray[Any], slope: float, intercept: float, notes: set[str]
+) -> NDArray[np.bool_]:
+    """Return where stored values are padding.
+
+    A padding value that maps into the range of tissue is not believed: many files carry a stale 0 there, and believing
+    it would turn water into air.
+    """
+    first = dataset.get("PixelPaddingValue")
+    if first is None:
+        return np.zeros(stored.shape, dtype=bool)
+    last = dataset.get("PixelPaddingRangeLimit")
+    low, high = sorted(_as_stored(dataset, value) for value in (first, first if last is None else last))
+    low_hu, high_hu = sorted((low * slope + intercept, high * slope + intercept))
+    if high_hu > -900 and low_hu < 3071:
+        notes.add("padding_value_in_tissue_range_ignored")
+        return np.zeros(stored.shape, dtype=bool)
+    return np.asarray((stored >= low) & (stored <= high))
+
+
+def _as_stored(dataset: Dataset, value: Any) -> int:
+    """Return a padding value as the stored pixels are: the tag's own signedness is often wrong."""
+    bits = int(dataset.BitsAllocated)
+    number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
+    number %= 1 << bits
+    return number - (1 << bits) if dataset.PixelRepresentation == 1 and number >= 1 << (bits - 1) else number

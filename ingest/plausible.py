@@ -1,0 +1,80 @@
+"""Can these numbers be HU? A volume whose histogram says no is refused with a code and the numbers.
+
+Air is -1000 HU and water 0 by definition; a scan of a person holds soft tissue around 40 HU. The rules are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maesil.errors import Refused
+from maesil.ingest.scanned import Scanned
+
+_MAX_SAMPLES = 4_000_000
+_FAR_BELOW_AIR_HU = -1500
+_MAX_PADDING_VALUES = 2
+_BONE_HU = 300
+_MIN_SOFT_BESIDE_ODD_PADDING = 0.1
+
+
+def without_undeclared_padding(scan: Scanned) -> Scanned:
+    """Return the scan with values far below air taken out of its valid voxels.
+
+    Scanners fill the corners outside the field of view with a constant such as -2000 or -3024 and often do not declare
+    it. `Refused` if no bone is left above them, or hardly any soft tissue: then HU were rescaled twice.
+    """
+    low = scan.valid & (scan.hu <= _FAR_BELOW_AIR_HU)
+    if not low.any():
+        return scan
+    valid = scan.valid & ~low
+    left = _sample(scan.hu, valid)
+    top = float(np.percentile(left, 99.9)) if left.size else float(scan.hu[low].max())
+    soft = _share(left, -200, 300) if left.size else 0.0
+    one_constant = np.unique(scan.hu[low]).size <= _MAX_PADDING_VALUES
+    if top < _BONE_HU or not (one_constant or soft > _MIN_SOFT_BESIDE_ODD_PADDING):
+        share = float(low.mean())
+        text = (
+            f"{share:.0%} of the voxels lie below {_FAR_BELOW_AIR_HU} HU, p99.9 is {top:g}, {soft:.0%} is soft tissue"
+        )
+        raise Refused("rescaled_twice", text, share=share, top=top, soft_tissue=soft)
+    return replace(scan, valid=valid, notes=(*scan.notes, "undeclared_padding"))
+
+
+def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+    """Raise `Refused` unless the valid voxels look like HU of a body."""
+    values = _sample(hu, valid)
+    if not values.size:
+        raise Refused("nothing_valid", "every voxel is padding")
+    low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
+    least, most = float(values.min()), float(values.max())
+    numbers: dict[str, Any] = {"min": least, "p0.1": low, "p99.9": high, "max": most}
+    if most - least < 1e-3:
+        raise Refused("constant", f"every voxel is {least:g}", **numbers)
+    if least >= -2 and most <= 2:
+        raise Refused("normalised", f"values lie in {least:g} to {most:g}: normalised, not HU", **numbers)
+    if least >= 0 and most <= 255:
+        raise Refused("eight_bit", f"values lie in {least:g} to {most:g}: a windowed 8-bit image, not HU", **numbers)
+    soft = _share(values, -200, 300)
+    if low >= -200 and (offset := _share(values, 900, 1200)) > 0.05 and offset > soft * 0.05:
+        text = f"no air below {low:g}, and {offset:.0%} of the voxels at 900 to 1200: stored values + 1024, not HU"
+        raise Refused("offset_1024", text, share=offset, **numbers)
+    if soft < 0.01:
+        text = f"{soft:.2%} of the voxels lie at -200 to 300 HU: no soft tissue; rescaled twice, or no CT of a body"
+        raise Refused("no_soft_tissue", text, share=soft, **numbers)
+    floor = float((values == least).mean())
+    if least > -900 and floor > 0.05:
+        text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
+        raise Refused("windowed", text, share=floor, **numbers)
+
+
+def _sample(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
+    stride = max(1, hu.size // _MAX_SAMPLES)
+    return hu.reshape(-1)[::stride][valid.reshape(-1)[::stride]]
+
+
+def _share(values: NDArray[np.float32], low: float, high: float) -> float:
+    return float(((values >= low) & (values <= high)).mean())

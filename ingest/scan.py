@@ -1,0 +1,155 @@
+"""Finding what lies below the sources: headers first, no pixel is touched.
+
+A file is known by its content, never by its name alone. Every file found leaves with a header to plan from or with a
+verdict; nothing is passed over in silence.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from maesil.errors import NoInputError, Refused
+from maesil.ingest.dicom import InstanceHeader, read_header
+from maesil.ingest.verdict import FileVerdict
+
+_SNIFF = 512
+_NIFTI_MAGIC_AT = {348: 344, 540: 4}
+_DICOM_GROUPS = (b"\x02\x00", b"\x08\x00")
+
+
+@dataclass
+class ScanResult:
+    """What was found: DICOM instances and NIfTI files to plan from, and verdicts on everything else."""
+
+    instances: list[InstanceHeader] = field(default_factory=list)
+    niftis: list[Path] = field(default_factory=list)
+    verdicts: list[FileVerdict] = field(default_factory=list)
+
+    @property
+    def found(self) -> int:
+        """How many files were found."""
+        return len(self.instances) + len(self.niftis) + len(self.verdicts)
+
+
+def scan(sources: Iterable[Path], on_file: Callable[[Path], None] = lambda path: None) -> ScanResult:
+    """Look at every file at or below the sources; `NoInputError` if a source does not exist.
+
+    Symbolic links below a source are not followed. A file reached from two sources is looked at once.
+    """
+    result = ScanResult()
+    for path in find_files(sources):
+        on_file(path)
+        _look_at(path, result)
+    return result
+
+
+def find_files(sources: Iterable[Path]) -> Iterator[Path]:
+    """Yield each regular file at or below the sources once, in sorted order."""
+    seen: set[tuple[int, int]] = set()
+    for source in sources:
+        if not source.exists():
+            raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
+        for path in [source] if source.is_file() else _walk(source):
+            status = path.lstat()
+            if (identity := (status.st_dev, status.st_ino)) not in seen:
+                seen.add(identity)
+                yield path
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for base, folders, files in os.walk(folder, followlinks=False):
+        folders.sort()
+        if (Path(base) / "zarr.json").exists():  # a store, ours or another's, is no source
+            folders.clear()
+            continue
+        for name in sorted(files):
+            path = Path(base) / name
+            if path.is_symlink() or path.is_file():
+                yield path
+
+
+def _look_at(path: Path, result: ScanResult) -> None:
+    try:
+        if path.is_symlink():
+            result.verdicts.append(FileVerdict(path, "ignored", "symlink"))
+            return
+        head = _head(path)
+        kind = _kind(path, head)
+        if kind == "dicom":
+            result.instances.append(read_header(path))
+        elif kind == "nifti":
+            result.niftis.append(path)
+        else:
+            result.verdicts.append(FileVerdict(path, "ignored", kind))
+    except Refused as refusal:
+        status = "skipped" if refusal.code.startswith("not_ct") else "quarantined"
+        result.verdicts.append(FileVerdict(path, status, refusal.code, detail=refusal.detail))
+    except OSError as error:
+        result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail=error.strerror or str(error)))
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SNIFF)
+
+
+def _kind(path: Path, head: bytes) -> str:
+    """Return ``dicom``, ``nifti``, or the code under which the file is ignored."""
+    if not head:
+        return _claimed_nifti(path, "empty")
+    if head[128:132] == b"DICM":
+        return "dicom" if path.name.upper() != "DICOMDIR" else "dicomdir"
+    if head[:2] in _DICOM_GROUPS and head[2:4] in (
+        b"\x00\x00",
+        b"\x01\x00",
+        b"\x02\x00",
+        b"\x05\x00",
+        b"\x08\x00",
+        b"\x16\x00",
+    ):
+        return "dicom"  # no preamble: starts with a low element of group 0002 or 0008
+    if head[:2] == b"\x1f\x8b":
+        return "nifti" if _is_nifti(_gunzip_head(path)) else _claimed_nifti(path, "gzip_of_something_else")
+    if _is_nifti(head) or _is_nifti(head + _rest_of_header(path, head)):
+        # The .img of a pair has no header of its own; its .hdr brings it along.
+        return "nifti"
+    if path.name.lower().endswith(".img") and path.with_suffix(".hdr").exists():
+        return "image_of_a_hdr_pair"
+    if head[:4] == b"PK\x03\x04":
+        return "archive"
+    return _claimed_nifti(path, "not_medical")
+
+
+def _claimed_nifti(path: Path, otherwise: str) -> str:
+    """A file whose name claims NIfTI goes on as one, so that its refusal says what is wrong with it."""
+    return "nifti" if path.name.lower().endswith((".nii", ".nii.gz")) else otherwise
+
+
+def _rest_of_header(path: Path, head: bytes) -> bytes:
+    if head[:4] not in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
+        return b""
+    with path.open("rb") as file:
+        file.seek(len(head))
+        return file.read(540 - len(head))
+
+
+def _gunzip_head(path: Path) -> bytes:
+    try:
+        with gzip.open(path, "rb") as stream:
+            return stream.read(_SNIFF)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def _is_nifti(head: bytes) -> bool:
+    size = head[:4]
+    for order in ("little", "big"):
+        at = _NIFTI_MAGIC_AT.get(int.from_bytes(size, order))  # type: ignore[arg-type]
+        if at is not None:
+            return head[at : at + 3] in (b"n+1", b"ni1", b"n+2", b"ni2")
+    return False

@@ -1,0 +1,58 @@
+"""What this machine remembers of sources it has read, so that a second run need not read them again.
+
+Keyed by HMAC of path, size and modification time of all files of a volume; holds hashes only. Losing it costs time,
+never correctness; it lives in the user's cache folder, outside every store.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import platformdirs
+
+from maesil.ingest.privacy import IdentityKey
+
+
+class SourceCache:
+    """Source hashes by what the file system says of the files. A cache that cannot be opened is just empty."""
+
+    def __init__(self, key: IdentityKey, folder: Path | None = None) -> None:
+        self._key = key
+        folder = folder or Path(platformdirs.user_cache_dir("maesil"))
+        self._database: sqlite3.Connection | None = None
+        with contextlib.suppress(OSError, sqlite3.Error):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            database = sqlite3.connect(folder / "sources.sqlite", timeout=5, isolation_level=None)
+            database.execute("CREATE TABLE IF NOT EXISTS sources (files TEXT PRIMARY KEY, source_hash TEXT NOT NULL)")
+            self._database = database
+
+    def get(self, paths: Sequence[Path]) -> str | None:
+        """Return the source hash that these very files had, or None."""
+        if self._database is None:
+            return None
+        with contextlib.suppress(OSError, sqlite3.Error):
+            found = self._database.execute(
+                "SELECT source_hash FROM sources WHERE files = ?", (self._files(paths),)
+            ).fetchone()
+            return str(found[0]) if found else None
+        return None
+
+    def put(self, paths: Sequence[Path], source_hash: str) -> None:
+        """Remember the source hash of these files as they are now."""
+        if self._database is None:
+            return
+        with contextlib.suppress(OSError, sqlite3.Error):
+            self._database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (self._files(paths), source_hash))
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._database is not None:
+            self._database.close()
+
+    def _files(self, paths: Sequence[Path]) -> str:
+        stats = [(str(path.absolute()), (s := path.stat()).st_size, s.st_mtime_ns) for path in paths]
+        return self._key.hash("files", json.dumps(stats))

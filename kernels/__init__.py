@@ -1,0 +1,130 @@
+"""The three operations between int16 superpatches and the loss, without float volumes or targets in memory.
+
+``gather_patches`` cuts and normalises the visible patches, ``unshuffle_tokens`` puts encoded tokens back onto
+the grid for the decoder, ``masked_reconstruction_loss`` compares predictions with voxels it looks up itself.
+Conventions they share:
+
+* token ``l`` of grid ``(gz, gy, gx)`` is ``(iz * gy + iy) * gx + ix``; the P^3 voxels of a patch are
+  flattened ``z, y, x``; ids are int64;
+* volumes are int16 HU ``[B, Z, Y, X]``; a value is ``((clip(hu, lo, hi) - lo) / (hi - lo) - mean) / std``;
+* ``window`` is ``(lo, hi)`` in HU, or a ``[B, 2]`` tensor with one window a sample;
+* ``origin`` int64 ``[B, 3]`` and ``size`` (one edge, or ``(z, y, x)``) cut a superpatch out of a larger scan,
+  and ids then count its own patches; ``flip`` bool ``[B, 3]`` mirrors that superpatch along z, y, x. Given
+  the same three, gather and loss see the same voxels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from maesil.kernels import reference
+from maesil.kernels.reference import Size, Window
+
+__all__ = ["gather_patches", "masked_reconstruction_loss", "unshuffle_tokens"]
+
+
+def gather_patches(
+    volume: Tensor,
+    ids_keep: Tensor,
+    *,
+    patch_size: int,
+    window: Window,
+    mean: float,
+    std: float,
+    dtype: torch.dtype,
+    origin: Tensor | None = None,
+    flip: Tensor | None = None,
+    size: Size | None = None,
+) -> Tensor:
+    """Cut the visible patches out of int16 volumes, windowed and normalised, ready for the patch embedding.
+
+    ``volume [B, Z, Y, X]`` and ``ids_keep [B, N]`` give ``[B, N, P^3]`` of ``dtype``: what ``patchify`` and
+    the gather in ``random_masking`` do together in facebookresearch/mae ``models_mae.py``. Raises ValueError
+    for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
+    """
+    _check_patches(volume, ids_keep, patch_size, origin, flip, size)
+    return reference.gather_patches(
+        volume, ids_keep, patch_size=patch_size, window=window, mean=mean, std=std, dtype=dtype,
+        origin=origin, flip=flip, size=size,
+    )  # fmt: skip
+
+
+def unshuffle_tokens(
+    visible: Tensor,
+    mask_token: Tensor,
+    pos_embed: Tensor,
+    ids_restore: Tensor,
+    ids_subset: Tensor | None = None,
+) -> Tensor:
+    """Put visible tokens back at their grid positions, the mask token elsewhere, and add position codes.
+
+    ``visible [B, N, D]``, ``mask_token [D]``, ``pos_embed [L, D]``, ``ids_restore [B, L]`` give ``[B, L, D]``
+    of the dtype of ``visible``: position ``l`` holds visible token ``ids_restore[b, l]`` where that is below
+    N (the first lines of ``forward_decoder`` in facebookresearch/mae ``models_mae.py``). With ``ids_subset
+    [B, S]`` only those positions are made, in that order: ``[B, S, D]``. Raises ValueError for shapes that do
+    not fit.
+    """
+    width, tokens = visible.shape[-1], ids_restore.shape[1]
+    if mask_token.shape != (width,) or pos_embed.shape != (tokens, width):
+        raise ValueError(
+            f"mask_token must be [{width}] and pos_embed [{tokens}, {width}] to fit visible and ids_restore, "
+            f"got {list(mask_token.shape)} and {list(pos_embed.shape)}"
+        )
+    return reference.unshuffle_tokens(visible, mask_token, pos_embed, ids_restore, ids_subset)
+
+
+def masked_reconstruction_loss(
+    pred: Tensor,
+    volume: Tensor,
+    ids_masked: Tensor,
+    *,
+    patch_size: int,
+    window: Window,
+    mean: float,
+    std: float,
+    norm_patch: bool = False,
+    eps: float = 1e-6,
+    weight: Tensor | None = None,
+    origin: Tensor | None = None,
+    flip: Tensor | None = None,
+    size: Size | None = None,
+) -> Tensor:
+    """Average the squared error over the hidden patches, each patch counting by its weight.
+
+    ``pred [B, M, P^3]`` stands against the voxels of ``ids_masked [B, M]``; ``weight [B, M]`` (default 1) is
+    divided by its sum over the whole batch: a patch of weight 0 gets no gradient, all 0 give a loss of 0.
+    ``norm_patch`` brings each true patch to mean 0 and (unbiased) variance 1, ``eps`` inside the root: the
+    ``norm_pix_loss`` of MAE (arXiv 2111.06377). Returns a float32 scalar (float64 for float64 predictions).
+    Raises ValueError for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
+    """
+    _check_patches(volume, ids_masked, patch_size, origin, flip, size)
+    if pred.shape != (*ids_masked.shape, patch_size**3):
+        raise ValueError(f"pred must be {[*ids_masked.shape, patch_size**3]}, got {list(pred.shape)}")
+    if weight is not None and weight.shape != ids_masked.shape:
+        raise ValueError(f"weight must be {list(ids_masked.shape)} like ids_masked, got {list(weight.shape)}")
+    return reference.masked_reconstruction_loss(
+        pred, volume, ids_masked, patch_size=patch_size, window=window, mean=mean, std=std,
+        norm_patch=norm_patch, eps=eps, weight=weight, origin=origin, flip=flip, size=size,
+    )  # fmt: skip
+
+
+def _check_patches(
+    volume: Tensor, ids: Tensor, patch: int, origin: Tensor | None, flip: Tensor | None, size: Size | None
+) -> None:
+    """Refuse shapes that the lookup would misread; values are looked at only on a CPU, where that is free."""
+    if volume.ndim != 4 or ids.ndim != 2 or len(volume) != len(ids):
+        raise ValueError(
+            f"volume [B, Z, Y, X] and ids [B, N] expected, not {list(volume.shape)}, {list(ids.shape)}"
+        )
+    edges = reference.superpatch_edges(volume, size)
+    if any(edge % patch for edge in edges):
+        raise ValueError(f"superpatch edges {edges} are not all divisible by the patch edge {patch}")
+    for name, value in (("origin", origin), ("flip", flip)):
+        if value is not None and value.shape != (len(volume), 3):
+            raise ValueError(f"{name} must be [{len(volume)}, 3] (z, y, x), got {list(value.shape)}")
+    start = torch.zeros(1, 3, dtype=torch.int64) if origin is None else origin
+    if start.device.type == "cpu":
+        stop = start + torch.tensor(edges)
+        if (start < 0).any() or (stop > torch.tensor(volume.shape[1:])).any():
+            raise ValueError(f"superpatches {edges} at {start.tolist()} leave volume {list(volume.shape)}")

@@ -1,0 +1,264 @@
+"""The command line: thin commands, errors mapped to exit codes in one place.
+
+Heavy packages are imported inside the commands only, so that ``maesil --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from maesil.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
+
+_DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
+
+
+class _ErrorMapping(TyperGroup):
+    """Ends every foreseen error with one line on standard error and its documented exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MaesilError as error:
+            _end(f"error: {error}", error.exit_code)
+        except KeyboardInterrupt:
+            _end("interrupted; the same command goes on where it stopped (train: with --resume)", EXIT_INTERRUPTED)
+        except PermissionError as error:
+            _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
+        except OSError as error:
+            if error.errno in _DISK_FULL:
+                _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)
+            raise
+
+
+def _end(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_ErrorMapping,
+    name="maesil",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From folders of CT to a pre-trained 3D masked autoencoder.\n\n"
+    "Start with `maesil demo`, or: maesil ingest SCANS --out store.zarr; maesil train store.zarr --out run; "
+    "maesil evaluate run store.zarr",
+)
+store_app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
+app.add_typer(store_app, name="store")
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+    if version:
+        from maesil import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def ingest(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SRC...", help="Files or folders; searched all the way down.")
+    ],
+    out: Annotated[Path, typer.Option(help="The store to make or to add to.")],
+    spacing: Annotated[str, typer.Option(help="native, MM, or Z,Y,X in mm.")] = "1.5",
+    superpatch: Annotated[int, typer.Option(help="Edge of a superpatch in voxels.")] = 128,
+    codec: Annotated[str, typer.Option(help="fast, compact or raw.")] = "fast",
+    workers: Annotated[int | None, typer.Option(min=0, help="Dask processes (default: a core each; 0: none).")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Allow another recipe: its volumes are made anew.")] = False,
+    rehash: Annotated[
+        bool, typer.Option("--rehash", help="Read sources again even if size and time are unchanged.")
+    ] = False,
+    max_refused: Annotated[int, typer.Option(min=0, help="Refused volumes that still count as success.")] = 0,
+    key_file: Annotated[Path | None, typer.Option(help="Key for hashing identities (default: the user's own).")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turn all CT below SRC into a store of superpatches.
+
+    What is there already is left alone: the same command again goes on, or does nothing. Exit code 1 means that
+    volumes were refused; the table says which and why.
+
+    Example: maesil ingest downloads/LIDC downloads/btcv.nii.gz --out store.zarr --spacing 1.5
+    """
+    from maesil.ingest.run import IngestOptions
+    from maesil.ingest.run import ingest as run_ingest
+    from maesil.progress import progress
+    from maesil.recipe import Recipe, parse_spacing
+
+    recipe = Recipe(spacing=parse_spacing(spacing), superpatch=superpatch, codec=codec)
+    options = IngestOptions(workers=workers, dry_run=dry_run, update=update, rehash=rehash, key_file=key_file)
+    with progress({"scan": "files", "hash": "sources", "build": "volumes"}) as report:
+        summary = run_ingest(sources, out, recipe, options, report)
+    if as_json:
+        typer.echo(json.dumps(summary.document(), indent=1))
+    else:
+        _print(summary.table(), *summary.refusals(), summary.conclusion(out))
+    if summary.refused_volumes > max_refused:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+@store_app.command("info")
+def store_info(store: StorePath, as_json: AsJson = False) -> None:
+    """Summarise a store: recipe, volumes, patients, superpatches, size.
+
+    Example: maesil store info store.zarr
+    """
+    from maesil.store import Store
+    from maesil.store_info import describe, tables
+
+    opened = Store.open(store)
+    if as_json:
+        typer.echo(json.dumps(describe(opened), indent=1))
+    else:
+        _print(*tables(opened))
+
+
+@store_app.command("verify")
+def store_verify(store: StorePath, as_json: AsJson = False) -> None:
+    """Read and check every superpatch and map; exit code 4 if anything is damaged.
+
+    Example: maesil store verify store.zarr
+    """
+    from maesil.progress import progress
+    from maesil.store import Store
+    from maesil.verify import verify
+
+    opened = Store.open(store)
+    volumes = opened.volumes()
+    with progress({"verify": "volumes"}) as report:
+        problems = verify(opened, lambda done, total: report("verify", done, total))
+    if as_json:
+        typer.echo(json.dumps({"volumes": len(volumes), "problems": problems}, indent=1))
+    else:
+        for problem in problems:
+            typer.echo(f"damaged: {problem}")
+        superpatches = sum(len(volume.superpatches) for volume in volumes)
+        found = f"{len(problems)} problems found" if problems else "all intact"
+        typer.echo(f"{len(volumes)} volumes, {superpatches} superpatches: {found}")
+    if problems:
+        raise typer.Exit(EXIT_STORE)
+
+
+@store_app.command("export")
+def store_export(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(help="Folder for the NIfTI files.")],
+    volume_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[VOLUME_ID]...", help="Default: all volumes.")
+    ] = None,
+) -> None:
+    """Write volumes as NIfTI (VOLUME_ID.nii.gz, int16 HU), every voxel where it was in the patient.
+
+    Example: maesil store export store.zarr --out nifti 1882660a
+    """
+    from maesil.cache.reader import SuperpatchReader
+    from maesil.nifti_export import export_volume
+    from maesil.store import Store
+
+    opened = Store.open(store)
+    wanted = [opened.volume(name) for name in volume_ids] if volume_ids else opened.volumes()
+    reader = SuperpatchReader(opened)
+    for volume in wanted:
+        typer.echo(str(export_volume(reader, volume.volume_id, out)))
+
+
+@store_app.command("index")
+def store_index(store: StorePath) -> None:
+    """Make the Parquet tables of a store anew from its commits.
+
+    Example: maesil store index store.zarr
+    """
+    from maesil.index import write_index
+    from maesil.store import Store
+
+    volumes, superpatches = write_index(Store.open(store))
+    typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
+
+
+@app.command()
+def train(
+    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores made by `maesil ingest`.")],
+    out: Annotated[Path, typer.Option(help="Run folder: checkpoint, metrics, pictures.")],
+    preset: Annotated[str | None, typer.Option(help="tiny, small, base or large (default: base).")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with [model], [mask] and [train].")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="SECTION.NAME=VALUE, e.g. train.lr=1e-3.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps (default: the preset's).")] = None,
+    batch: Annotated[int | None, typer.Option(help="Superpatches a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order, masks and augmentation.")] = None,
+    validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+) -> None:
+    """Pre-train a 3D masked autoencoder from stores.
+
+    Example: maesil train store.zarr --preset tiny --device cpu --out run
+    """
+    from maesil.config import load_config
+    from maesil.train import train as run_training
+
+    given = {"steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device}
+    options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
+    summary = run_training(stores, load_config(preset, config, options), out, resume=resume)
+    typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")],
+    store: StorePath,
+    out: Annotated[Path | None, typer.Option(help="Folder for table and pictures (default: RUN/evaluation).")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Where to write the rows as JSON.")] = None,
+    volumes: Annotated[list[str] | None, typer.Option(help="Volume ids, or 'all'; default: held-out patients.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
+
+    Example: maesil evaluate run store.zarr --json scores.json
+    """
+    from maesil.evaluate import evaluate as run_evaluation
+
+    report = run_evaluation(run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes)
+    _print(report.table())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
+) -> None:
+    """Run the whole path on a generated study: ingest, train, evaluate; a few minutes on a CPU.
+
+    Example: maesil demo --out demo
+    """
+    from maesil.demo import run_demo
+
+    run_demo(out)
+
+
+def _print(*renderables: Any) -> None:
+    from rich.console import Console
+
+    # Piped output is not wrapped at 80 columns: lines stay whole for grep.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for renderable in renderables:
+        console.print(renderable, highlight=False, markup=False, soft_wrap=isinstance(renderable, str))
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,150 @@
+"""The commit of a volume: the only record that says a volume is in the store, what it is and where its bytes lie.
+
+Format: ``docs/reference/store-format.md``. A commit checksums itself, so a damaged record is never believed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from maesil.errors import StoreError
+from maesil.geometry import Affine
+from maesil.recipe import canonical_json
+from maesil.types import Spacing, Zyx
+
+
+@dataclass(frozen=True)
+class Superpatch:
+    """One superpatch of a volume: where its encoded bytes lie, and shares (0..1) of its voxels."""
+
+    index: Zyx
+    """Position on the grid of superpatches (z, y, x)."""
+    path: str
+    """Key of the shard file, relative to the store."""
+    offset: int
+    length: int
+    """Bytes in the shard file, the 4 trailing bytes of the crc32c included."""
+    crc32c: int
+    valid: float
+    """Share inside the scan: neither padding nor beyond the volume."""
+    body: float
+    """Share inside the patient's body."""
+    air: float
+    """Share of valid voxels at or below -900 HU."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One committed volume: geometry in mm LPS, provenance without identities, and its superpatches."""
+
+    volume_id: str
+    """HMAC-SHA256 of the identity (32 hex digits); never a UID or a file name."""
+    group: str
+    """Patient group for splits: HMAC of the patient, or the volume's own id where no patient is known."""
+    attempt: str
+    source_hash: str
+    """SHA-256 over what decides the voxels: geometry, rescale and pixel data of the source."""
+    recipe_hash: str
+    source_path: str
+    """HMAC of the source's path, to report sources that vanished."""
+    shape: Zyx
+    """Voxels along z, y, x."""
+    affine_lps: tuple[tuple[float, float, float, float], ...]
+    """4x4, voxel index (z, y, x, 1) to mm LPS (x, y, z, 1); see `maesil.geometry`."""
+    spacing: Spacing
+    """Distance of stored voxels z, y, x (mm)."""
+    source_shape: Zyx
+    source_spacing: Spacing
+    """Of the source, on the same (canonical) axes (mm)."""
+    tile: int
+    """Edge of a superpatch (voxels)."""
+    codec: str
+    source: dict[str, Any]
+    """Technical description of the source: allow-listed tags only."""
+    hu: dict[str, float]
+    """Statistics of the stored valid voxels (HU), and how many were clipped."""
+    notes: tuple[str, ...] = ()
+    """What ingest noticed and accepted, as codes."""
+    superpatches: tuple[Superpatch, ...] = field(default=(), repr=False)
+    generation: int = 0
+
+    @property
+    def affine(self) -> Affine:
+        """The affine as a float64 array."""
+        return np.asarray(self.affine_lps, dtype=np.float64)
+
+    @property
+    def grid(self) -> Zyx:
+        """Superpatches along z, y, x."""
+        z, y, x = (-(-n // self.tile) for n in self.shape)
+        return z, y, x
+
+    @property
+    def prefix(self) -> str:
+        """Key of the folder that holds the live attempt."""
+        return attempt_prefix(self.volume_id, self.attempt)
+
+    @property
+    def key(self) -> str:
+        """Key of this commit."""
+        return commit_key(self.volume_id, self.generation)
+
+    def same_content(self, other: Volume) -> bool:
+        """Return whether two commits hold the same voxels made the same way (attempt and generation aside)."""
+        return (self.source_hash, self.recipe_hash) == (other.source_hash, other.recipe_hash)
+
+    def to_json(self) -> bytes:
+        """Return the record as canonical JSON with its own crc32c."""
+        document = asdict(self)
+        document["checksum_crc32c"] = google_crc32c.value(canonical_json(document))
+        return canonical_json(document)
+
+    @classmethod
+    def from_json(cls, data: bytes, key: str) -> Volume:
+        """Return the volume that a commit file describes; `StoreError` if the file is damaged."""
+        try:
+            document = json.loads(data)
+            stated = document.pop("checksum_crc32c")
+            found = google_crc32c.value(canonical_json(document))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise StoreError(f"{key}: expected a commit record, found damaged JSON ({error})") from error
+        if stated != found:
+            raise StoreError(
+                f"{key}: the commit's checksum is {found:08x}, its record says {stated:08x}; it was altered"
+            )
+        document["superpatches"] = tuple(
+            Superpatch(**{**entry, "index": tuple(entry["index"])}) for entry in document["superpatches"]
+        )
+        document["affine_lps"] = tuple(tuple(row) for row in document["affine_lps"])
+        for name in ("shape", "spacing", "source_shape", "source_spacing", "notes"):
+            document[name] = tuple(document[name])
+        return cls(**document)
+
+    def at_generation(self, generation: int) -> Volume:
+        """Return the same record under another generation number."""
+        return replace(self, generation=generation)
+
+
+def volume_prefix(volume_id: str) -> str:
+    """Return the key of the folder of all attempts at a volume."""
+    return f"volumes/{volume_id[:2]}/{volume_id}"
+
+
+def attempt_prefix(volume_id: str, attempt: str) -> str:
+    """Return the key of the folder of one attempt: an OME-Zarr image."""
+    return f"{volume_prefix(volume_id)}/{attempt}"
+
+
+def commit_key(volume_id: str, generation: int) -> str:
+    """Return the key of a commit record."""
+    return f"commits/{volume_id[:2]}/{volume_id}/{generation:08d}.json"
+
+
+def quarantine_key(volume_id: str) -> str:
+    """Return the key of the record that says why a source was refused."""
+    return f"quarantine/{volume_id[:2]}/{volume_id}.json"

@@ -1,0 +1,322 @@
+"""Configuration: frozen dataclasses, presets, TOML files and dotted overrides of the same names.
+
+No torch in here. What leaves this module is consistent: an impossible value ends in a `UsageError` that names
+the option, the value found and what would do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tomllib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from maesil.errors import UsageError
+from maesil.types import MAP_CELL, Window, Zyx
+
+HEAD_WIDTH = 64
+"""Channels of one attention head: what flash attention likes, and half the cost of 32 in the decoder."""
+
+MASK_KINDS = ("dual",)
+
+
+def hidden_count(share: float, of: int) -> int:
+    """Return how many of ``of`` positions a hidden share means: rounded, halves up."""
+    return math.floor(share * of + 0.5)
+
+
+def _heads(width: int) -> int:
+    return max(1, width // HEAD_WIDTH)
+
+
+def _require(condition: bool, name: str, found: object, expected: str) -> None:
+    if not condition:
+        raise UsageError(f"{name}={found}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The masked autoencoder: input edge and patch edge in voxels, widths in channels, depths in blocks."""
+
+    crop: int = 64
+    """Edge of the cube the model sees (voxels); divides the store's superpatch."""
+    patch: int = 8
+    """Edge of one patch, one token (voxels); a multiple of 8, or 1, 2 or 4, so that it lies on the maps."""
+    width: int = 192
+    depth: int = 6
+    decoder_width: int = 192
+    decoder_depth: int = 2
+
+    def __post_init__(self) -> None:
+        on_maps = self.patch > 0 and (MAP_CELL % self.patch == 0 or self.patch % MAP_CELL == 0)
+        _require(on_maps, "model.patch", self.patch, f"a multiple or a divisor of {MAP_CELL}")
+        edge = math.lcm(self.patch, MAP_CELL)
+        fits = self.crop >= 2 * self.patch and self.crop % edge == 0
+        _require(fits, "model.crop", self.crop, f"a multiple of {edge}, at least two patches of {self.patch}")
+        for name, width in (("width", self.width), ("decoder_width", self.decoder_width)):
+            whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
+            expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
+            _require(whole_heads, f"model.{name}", width, expected)
+        _require(self.depth >= 1, "model.depth", self.depth, "at least 1")
+        _require(self.decoder_depth >= 1, "model.decoder_depth", self.decoder_depth, "at least 1")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the encoder."""
+        return _heads(self.width)
+
+    @property
+    def decoder_heads(self) -> int:
+        """Attention heads of the decoder."""
+        return _heads(self.decoder_width)
+
+    @property
+    def grid(self) -> Zyx:
+        """Tokens along z, y, x."""
+        return (self.crop // self.patch,) * 3
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one crop, visible and hidden."""
+        return math.prod(self.grid)
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens are hidden. Ratios are hidden shares."""
+
+    kind: str = "dual"
+    plane: float = 0.5
+    """Share of the (y, x) positions hidden in all z layers alike (ours)."""
+    axis: float = 0.5
+    """Of the positions left, the share that each z layer hides on its own (ours)."""
+
+    def __post_init__(self) -> None:
+        _require(self.kind in MASK_KINDS, "mask.kind", self.kind, f"one of {', '.join(MASK_KINDS)}")
+        for name in ("plane", "axis"):
+            _require(0 < getattr(self, name) < 1, f"mask.{name}", getattr(self, name), "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Whatever changes the loss is a function of these values, the model and the stores alone."""
+
+    seed: int = 0
+    steps: int = 600
+    batch: int = 8
+    """Crops a step."""
+    lr: float = 1e-3
+    """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from 0."""
+    clip: float = 1.0
+    """Largest gradient norm; longer gradients are scaled down to it."""
+    window: Window = (-1000.0, 1000.0)
+    """Intensity window (HU), see `maesil.types.Intensity`."""
+    min_body: float = 0.1
+    """Least body share of a crop that is trained on (0..1)."""
+    flips: str = "zyx"
+    """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
+    validation: float = 0.2
+    """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
+    validation_crops: int = 64
+    """Most crops that one validation looks at, spread evenly over the held-out volumes."""
+    log_every: int = 1
+    """Steps between lines in ``metrics.jsonl``."""
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    picture_every: int = 0
+    """Steps between reconstruction pictures; 0 draws one at the end only."""
+    readers: int = 2
+    """Threads that read superpatches ahead of the step."""
+    threads: int = 0
+    """CPU threads for the model; 0 leaves it to torch. Losses are equal to the bit for equally many threads."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps", "batch", "validation_crops", "log_every", "validate_every", "checkpoint_every", "readers",
+        ):  # fmt: skip
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("seed", "picture_every", "threads", "weight_decay"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
+        for name in ("lr", "clip"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
+        for name in ("warmup", "validation", "min_body"):
+            _require(
+                0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1"
+            )
+        _require(
+            all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)"
+        )
+        _require(
+            self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU"
+        )
+        _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
+        known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
+        _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made from, apart from its stores; written to ``RUN/config.toml``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        _, gy, gx = self.model.grid
+        left = gy * gx - hidden_count(self.mask.plane, gy * gx)
+        for name, share, of in (("plane", self.mask.plane, gy * gx), ("axis", self.mask.axis, left)):
+            some = 0 < hidden_count(share, of) < of
+            _require(some, f"mask.{name}", share, f"a share that hides some, not all, of {of} positions")
+
+
+PRESETS: dict[str, RunConfig] = {
+    "tiny": RunConfig(),
+    "small": RunConfig(
+        ModelConfig(crop=128, width=384, depth=12, decoder_width=256, decoder_depth=2),
+        train=TrainConfig(steps=50_000, batch=16, lr=4e-4, log_every=10, validate_every=1000,
+                          checkpoint_every=1000, picture_every=5000, readers=4),
+    ),
+    "base": RunConfig(
+        ModelConfig(crop=128, width=768, depth=12, decoder_width=384, decoder_depth=4),
+        train=TrainConfig(steps=100_000, batch=16, lr=2e-4, log_every=10, validate_every=1000,
+                          checkpoint_every=1000, picture_every=5000, readers=4),
+    ),
+    "large": RunConfig(
+        ModelConfig(crop=128, width=1024, depth=24, decoder_width=512, decoder_depth=4),
+        train=TrainConfig(steps=200_000, batch=16, lr=1e-4, log_every=10, validate_every=1000,
+                          checkpoint_every=1000, picture_every=5000, readers=4),
+    ),
+}  # fmt: skip
+"""Model sizes (those of ViT-Ti, S, B, L with a light decoder, ours) with budgets that suit them."""
+
+
+def load_config(
+    preset: str | None = None,
+    file: Path | None = None,
+    overrides: Iterable[str] = (),
+    base: RunConfig = PRESETS["base"],
+) -> RunConfig:
+    """Resolve a configuration: a preset (else the file's ``preset``, else ``base``), the file, then overrides.
+
+    ``file`` is TOML with tables ``model``, ``mask`` and ``train``; an override reads ``train.lr=1e-3``, its
+    value written as in TOML, quotes and brackets optional. Later ones win. Raises UsageError for what is
+    unknown, of another type, or impossible.
+    """
+    document = _read_toml(file) if file else {}
+    in_file = document.pop("preset", None)
+    if preset or in_file:
+        base = _preset(preset or in_file)
+    for override in overrides:
+        name, value = _parse_override(override)
+        section, _, key = name.partition(".")
+        document.setdefault(section, {})
+        if not key or not isinstance(document[section], dict):
+            raise UsageError(f"{override!r}: expected SECTION.NAME=VALUE, for example train.lr=1e-3")
+        document[section][key] = value
+    return from_document(document, base)
+
+
+def from_document(document: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """Lay the values of a document (see `to_document`) over ``base``; UsageError for unknown or ill-typed ones."""
+    base = base or RunConfig()
+    sections = {}
+    for section, values in document.items():
+        _require_known(section, [f.name for f in fields(RunConfig)], "section")
+        if not isinstance(values, Mapping):
+            raise UsageError(f"{section}: expected a table of options, found {values!r}")
+        current = getattr(base, section)
+        types = typing.get_type_hints(type(current))
+        for name in values:
+            _require_known(f"{section}.{name}", [f"{section}.{f.name}" for f in fields(current)], "option")
+        typed = {name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()}
+        sections[section] = replace(current, **typed)
+    return replace(base, **sections)
+
+
+def to_document(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain dictionaries, lists and scalars, as JSON and TOML have them."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def to_toml(config: RunConfig) -> str:
+    """Return the configuration as TOML: every value, in the order of the dataclasses; equal for equal values."""
+    # JSON's scalars and flat arrays are TOML's as well, so no writer is needed.
+    tables = [
+        f"[{section}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        for section, values in to_document(config).items()
+    ]
+    return "\n".join(tables)
+
+
+def require_tile(config: ModelConfig, tile: int, store: object) -> None:
+    """Raise UsageError unless crops of ``config`` fit the store's superpatches of edge ``tile`` (voxels)."""
+    if tile % config.crop:
+        fitting = [str(edge) for edge in range(tile, 0, -1) if tile % edge == 0 and edge % config.patch == 0]
+        raise UsageError(
+            f"{store}: its superpatches have an edge of {tile} voxels, not divisible by model.crop={config.crop}; "
+            f"set model.crop to one of {', '.join(fitting[:4]) or '(none)'}, or ingest with another --superpatch"
+        )
+
+
+def _require_known(name: str, known: list[str], what: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"{name}: no such {what}; {hint}there are {', '.join(known)}")
+
+
+def _preset(name: object) -> RunConfig:
+    _require_known(str(name), list(PRESETS), "preset")
+    return PRESETS[str(name)]
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot read the configuration file ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: expected TOML, found a mistake: {error}") from error
+
+
+def _parse_override(override: str) -> tuple[str, Any]:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise UsageError(f"{override!r}: expected SECTION.NAME=VALUE, for example train.lr=1e-3")
+    for candidate in (text, f"[{text}]"):
+        try:
+            return name.strip(), tomllib.loads(f"value = {candidate}")["value"]
+        except tomllib.TOMLDecodeError:
+            continue
+    return name.strip(), text.strip()  # a string without quotes, such as train.device=cpu
+
+
+def _typed(name: str, value: Any, kind: Any) -> Any:
+    """Return ``value`` as the field's type; whole numbers serve as floats, lists as tuples, nothing else is bent."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is float and number:
+        return float(value)
+    if kind is int and number and isinstance(value, int):
+        return value
+    if kind is str and isinstance(value, str):
+        return value
+    inner = typing.get_args(kind)
+    if inner and isinstance(value, list | tuple) and len(value) == len(inner):
+        return tuple(_typed(name, item, item_kind) for item, item_kind in zip(value, inner, strict=True))
+    described = (
+        f"{len(inner)} numbers" if inner else {float: "a number", int: "a whole number", str: "a word"}[kind]
+    )
+    raise UsageError(f"{name}={value!r}: expected {described}")

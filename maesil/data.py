@@ -1,0 +1,346 @@
+"""From stores to batches: who is held out, how HU are normalised, and which crop a step sees.
+
+Everything a step sees is a function of (seed, step, sample), so that a resumed run goes on exactly where it was.
+Shapes: B samples, c crop edge (voxels), k = c / 8 cells of the maps, T superpatch edge, t = T / 8.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from maesil.cache.reader import SuperpatchReader
+from maesil.commit import Superpatch, Volume
+from maesil.config import ModelConfig, TrainConfig, require_tile
+from maesil.errors import NoInputError
+from maesil.store import Store
+from maesil.types import MAP_CELL, HuArray, Intensity, MapArray, Window, Zyx
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The stores of a run, in an order that does not depend on how they were named."""
+
+    readers: tuple[SuperpatchReader, ...]
+    fingerprints: tuple[str, ...]
+
+    @classmethod
+    def open(cls, paths: Sequence[Path], model: ModelConfig) -> Sources:
+        """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails."""
+        stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
+        for store in stores:
+            require_tile(model, store.superpatch, store.path)
+        sources = cls(
+            tuple(SuperpatchReader(store) for store in stores), tuple(store.fingerprint for store in stores)
+        )
+        if not sources.groups:
+            raise NoInputError(
+                f"{', '.join(map(str, paths))}: no volumes to train on; run `maesil ingest` first"
+            )
+        return sources
+
+    @property
+    def groups(self) -> set[str]:
+        """All patient groups."""
+        return {volume.group for reader in self.readers for volume in reader.volumes.values()}
+
+    def volumes(self, groups: Iterable[str]) -> Iterator[tuple[SuperpatchReader, Volume]]:
+        """Yield the volumes of these patient groups, each with its reader, in a fixed order."""
+        wanted = set(groups)
+        for reader in self.readers:
+            for _, volume in sorted(reader.volumes.items()):
+                if volume.group in wanted:
+                    yield reader, volume
+
+
+@dataclass(frozen=True)
+class Split:
+    """Patient groups trained on and held out; nobody is in both."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+
+def split_groups(groups: Iterable[str], share: float, seed: int) -> Split:
+    """Hold out a share of the patient groups, those of the lowest SHA-256 of (seed, group).
+
+    At least one where there are two or more, none of a single one or for a share of 0, never all.
+    """
+    ranked = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest())
+    held_out = 0
+    if share > 0 and len(ranked) > 1:
+        held_out = min(max(1, math.floor(share * len(ranked) + 0.5)), len(ranked) - 1)
+    return Split(train=tuple(sorted(ranked[held_out:])), validation=tuple(sorted(ranked[:held_out])))
+
+
+def measure_intensity(sources: Sources, groups: Iterable[str], window: Window, workers: int = 2) -> Intensity:
+    """Measure mean and standard deviation of the windowed voxels of all cells that are wholly valid.
+
+    Exact and independent of the order: superpatches add up in one histogram of HU. NoInputError where there is
+    no such voxel, or no two values.
+    """
+    histogram = np.zeros(_HU_BINS, dtype=np.int64)
+    tiles = ((r, v, s) for r, v in sources.volumes(groups) for s in v.superpatches if s.valid > 0)
+    with ThreadPoolExecutor(workers) as pool:
+        while wave := [tile for _, tile in zip(range(16 * workers), tiles, strict=False)]:
+            for counts in pool.map(_hu_histogram, *zip(*wave, strict=True)):
+                histogram += counts
+    lo, hi = window
+    hu = np.arange(_HU_BINS, dtype=np.float64) + np.iinfo(np.int16).min
+    values, count = (hu.clip(lo, hi) - lo) / (hi - lo), int(histogram.sum())
+    mean = float((histogram * values).sum() / count) if count else 0.0
+    std = math.sqrt(float((histogram * (values - mean) ** 2).sum() / count)) if count else 0.0
+    if std == 0:
+        raise NoInputError(
+            f"the training volumes hold no contrast inside the window {window} HU: {count} valid voxels"
+        )
+    return Intensity(window=window, mean=mean, std=std)
+
+
+_HU_BINS = 2**16
+
+
+def _hu_histogram(reader: SuperpatchReader, volume: Volume, tile: Superpatch) -> NDArray[np.int64]:
+    """Count each int16 value over the wholly valid cells of one superpatch."""
+    T, t = volume.tile, volume.tile // MAP_CELL
+    valid = reader.read_map_region(volume.volume_id, "valid", _tile_start(volume, tile.index), (T, T, T))
+    hu = reader.read_superpatch(volume.volume_id, tile.index)
+    cells = hu.reshape(t, MAP_CELL, t, MAP_CELL, t, MAP_CELL).transpose(0, 2, 4, 1, 3, 5)
+    shifted = cells[valid == 255].astype(np.int64) - np.iinfo(np.int16).min
+    return np.bincount(shifted.ravel(), minlength=_HU_BINS)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sample of one step is: a crop, how it is mirrored, and the seed of its mask."""
+
+    reader: SuperpatchReader
+    volume: Volume
+    tile: Zyx
+    offset: Zyx
+    """First voxel of the crop inside the superpatch; multiples of 8."""
+    flip: tuple[bool, bool, bool]
+    mask_seed: int
+
+    def __str__(self) -> str:
+        return f"volume {self.volume.volume_id}, superpatch {self.tile}, offset {self.offset}"
+
+
+class CropSampler:
+    """Draws training crops: a superpatch by its body share, then any of its crops with enough body."""
+
+    def __init__(self, sources: Sources, groups: Iterable[str], crop: int, config: TrainConfig) -> None:
+        self.crop, self.seed = crop, config.seed
+        self.min_body, self.flips = config.min_body, tuple(axis in config.flips for axis in "zyx")
+        self._tiles = [
+            (reader, volume, tile.index, tile.body)
+            for reader, volume in sources.volumes(groups)
+            for tile in volume.superpatches
+            if tile.body > 0 and len(self._offsets(reader, volume, tile.index))
+        ]
+        if not self._tiles:
+            raise NoInputError(
+                f"no crop of {crop} voxels in the training volumes has a body share of {config.min_body}; "
+                "lower train.min_body, or train on other stores"
+            )
+        self._cumulative = np.cumsum([body for *_, body in self._tiles])
+
+    def draw(self, step: int, sample: int) -> Draw:
+        """Draw sample number ``sample`` of step ``step``: the same for equal seeds, whatever came before."""
+        # Raw Philox numbers, since numpy keeps those equal from version to version (NEP 19).
+        philox = np.random.Philox(np.random.SeedSequence((self.seed, step, sample)))
+        tile_raw, offset_raw, flip_raw, mask_raw = (int(raw) for raw in philox.random_raw(4))
+        share = tile_raw / 2**64 * self._cumulative[-1]
+        place = min(int(np.searchsorted(self._cumulative, share, side="right")), len(self._tiles) - 1)
+        reader, volume, tile, _ = self._tiles[place]
+        offsets = self._offsets(reader, volume, tile)
+        z, y, x = (int(cell) * MAP_CELL for cell in offsets[offset_raw % len(offsets)])
+        flip_z, flip_y, flip_x = (on and bool(flip_raw >> axis & 1) for axis, on in enumerate(self.flips))
+        return Draw(reader, volume, tile, (z, y, x), (flip_z, flip_y, flip_x), mask_raw >> 1)
+
+    def _offsets(self, reader: SuperpatchReader, volume: Volume, tile: Zyx) -> NDArray[np.int64]:
+        """List the offsets (cells, ``[n, 3]``) of a superpatch's crops that hold enough body."""
+        T, k = volume.tile, self.crop // MAP_CELL
+        body = reader.read_map_region(volume.volume_id, "body", _tile_start(volume, tile), (T, T, T))
+        enough = max(self.min_body * 255 * k**3, 1)
+        return np.argwhere(window_sums(body, k) >= enough)
+
+
+def window_sums(cells: MapArray, k: int) -> NDArray[np.int64]:
+    """Sum every k^3 window of a 3D array by cumulative sums: ``[t, t, t]`` to ``[t - k + 1, ...]``."""
+    sums = cells.astype(np.int64)
+    for axis in range(3):
+        ends = np.cumsum(sums, axis=axis)
+        ends = np.concatenate([np.zeros_like(ends.take([0], axis)), ends], axis)
+        last = np.arange(k, ends.shape[axis])
+        sums = ends.take(last, axis) - ends.take(last - k, axis)
+    return sums
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's crops. The tensors are buffers of a ring: they hold until the next batch is asked for."""
+
+    hu: Tensor
+    """int16 HU ``[B, c, c, c]``, not mirrored yet."""
+    valid: Tensor
+    """uint8 ``[B, k, k, k]``: share, 0..255, of each cell inside the scan."""
+    body: Tensor
+    """uint8 ``[B, k, k, k]``: share inside the patient's body."""
+    flip: Tensor
+    """bool ``[B, 3]``: which axes z, y, x the model is to see mirrored."""
+    draws: tuple[Draw, ...]
+
+
+class CropLoader:
+    """Reads the batches of coming steps on a few threads into a ring of buffers.
+
+    ``with CropLoader(...) as loader: for batch in loader.batches(start, stop)``. What a reader raises (StoreError for
+    damage) is raised where the batch is asked for; leaving the block ends the threads.
+    """
+
+    def __init__(
+        self, sampler: CropSampler, batch: int, readers: int = 2, ahead: int = 2, pin: bool = False
+    ) -> None:
+        self._sampler, self._batch = sampler, batch
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="maesil-reader")
+        c, k = sampler.crop, sampler.crop // MAP_CELL
+        self._ring = [
+            (
+                torch.empty(batch, c, c, c, dtype=torch.int16, pin_memory=pin),
+                torch.empty(batch, k, k, k, dtype=torch.uint8, pin_memory=pin),
+                torch.empty(batch, k, k, k, dtype=torch.uint8, pin_memory=pin),
+            )
+            for _ in range(ahead + 1)
+        ]
+        self._thread = threading.local()
+
+    def __enter__(self) -> CropLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Yield the batches of steps ``start`` .. ``stop - 1``."""
+        reading = {}
+        for step in range(start, stop):
+            for ahead in range(step, min(stop, step + len(self._ring))):
+                if ahead not in reading:
+                    reading[ahead] = [self._pool.submit(self._fill, ahead, i) for i in range(self._batch)]
+            draws = tuple(future.result() for future in reading[step])
+            flip = torch.tensor([draw.flip for draw in draws])
+            yield Batch(*self._ring[step % len(self._ring)], flip=flip, draws=draws)
+            del reading[step]
+
+    def _fill(self, step: int, sample: int) -> Draw:
+        draw = self._sampler.draw(step, sample)
+        crop = self._sampler.crop
+        hu, valid, body = (buffer[sample].numpy() for buffer in self._ring[step % len(self._ring)])
+        if crop == draw.volume.tile:
+            draw.reader.read_superpatch(draw.volume.volume_id, draw.tile, hu)
+        else:
+            superpatch = draw.reader.read_superpatch(
+                draw.volume.volume_id, draw.tile, self._scratch(draw.volume.tile)
+            )
+            hu[:] = superpatch[tuple(slice(o, o + crop) for o in draw.offset)]
+        tile_z, tile_y, tile_x = _tile_start(draw.volume, draw.tile)
+        z, y, x = draw.offset
+        start = (tile_z + z, tile_y + y, tile_x + x)
+        valid[:] = draw.reader.read_map_region(draw.volume.volume_id, "valid", start, (crop, crop, crop))
+        body[:] = draw.reader.read_map_region(draw.volume.volume_id, "body", start, (crop, crop, crop))
+        return draw
+
+    def _scratch(self, tile: int) -> HuArray:
+        """Return this thread's own buffer for a whole superpatch."""
+        if getattr(self._thread, "buffer", np.empty(0)).shape != (tile, tile, tile):
+            self._thread.buffer = np.empty((tile, tile, tile), dtype=np.int16)
+        buffer: HuArray = self._thread.buffer
+        return buffer
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One crop of a volume on the fixed grid that evaluation goes over."""
+
+    volume_id: str
+    origin: Zyx
+    """First voxel of the crop in the volume."""
+    hu: HuArray
+    """int16 HU ``[c, c, c]``; -1024 beyond the volume."""
+    valid: MapArray
+    """uint8 ``[k, k, k]``: share, 0..255, of each cell inside the scan; 0 beyond the volume."""
+    body: MapArray
+
+
+def grid_crops(
+    reader: SuperpatchReader, volume_ids: Iterable[str], crop: int, min_valid: float = 0.0
+) -> Iterator[Crop]:
+    """Yield the aligned grid of crops of each volume, z y x, where any voxel is valid (and ``min_valid`` of all)."""
+    for volume_id in volume_ids:
+        for origin in grid_origins(reader.volumes[volume_id], crop):
+            valid = reader.read_map_region(volume_id, "valid", origin, (crop, crop, crop))
+            if valid.any() and valid.mean() >= 255 * min_valid:
+                yield _read_crop(reader, volume_id, origin, crop)
+
+
+def grid_origins(volume: Volume, crop: int) -> Iterator[Zyx]:
+    """Yield the first voxels of the aligned grid of crops that covers a volume, in the order z, y, x."""
+    z, y, x = volume.shape
+    yield from product(range(0, z, crop), range(0, y, crop), range(0, x, crop))
+
+
+def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config: TrainConfig) -> list[Crop]:
+    """Read crops of the held-out patients with enough body: at most so many, spread evenly, always the same."""
+    size = (crop, crop, crop)
+    places = [
+        (reader, volume.volume_id, origin)
+        for reader, volume in sources.volumes(groups)
+        for origin in grid_origins(volume, crop)
+        if reader.read_map_region(volume.volume_id, "body", origin, size).mean()
+        >= max(255 * config.min_body, 1e-9)
+    ]
+    count = min(len(places), config.validation_crops)
+    chosen = [places[i * len(places) // count] for i in range(count)]
+    return [_read_crop(*place, crop) for place in chosen]
+
+
+def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> Tensor:
+    """Turn map cells (uint8 ``[B, k, k, k]``) into the share of each patch, float32 ``[B, L]`` in 0..1.
+
+    With ``flip`` bool ``[B, 3]`` the shares are those of the mirrored crop, in the order of its tokens. A patch smaller
+    than a cell gets the share of its cell.
+    """
+    shares = cells_BZYX.float() / 255
+    if flip is not None:
+        mirrored = [one.flip(on.nonzero().flatten().tolist()) for one, on in zip(shares, flip, strict=True)]
+        shares = torch.stack(mirrored)
+    if patch >= MAP_CELL:
+        shares = functional.avg_pool3d(shares[:, None], patch // MAP_CELL)
+    else:
+        for axis in (1, 2, 3):
+            shares = shares.repeat_interleave(MAP_CELL // patch, dim=axis)
+    return shares.flatten(1)
+
+
+def _read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) -> Crop:
+    size = (crop, crop, crop)
+    valid, body = (reader.read_map_region(volume_id, name, origin, size) for name in ("valid", "body"))
+    return Crop(volume_id, origin, reader.read_region(volume_id, origin, size), valid, body)
+
+
+def _tile_start(volume: Volume, index: Zyx) -> Zyx:
+    z, y, x = index
+    return z * volume.tile, y * volume.tile, x * volume.tile

@@ -1,0 +1,76 @@
+"""Every error maesil raises on purpose, and the exit code the command line gives it.
+
+A message says what was expected, what was found and what to do, and names the file or volume.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_REFUSED = 1
+EXIT_USAGE = 2
+EXIT_NO_INPUT = 3
+EXIT_STORE = 4
+EXIT_RESOURCES = 5
+EXIT_SECURITY = 6
+EXIT_INTERRUPTED = 130
+
+
+class MaesilError(Exception):
+    """The base of all errors that end a command with one line and a documented exit code."""
+
+    exit_code = EXIT_REFUSED
+
+
+class UsageError(MaesilError):
+    """An option, a configuration value or a combination of them that cannot be carried out."""
+
+    exit_code = EXIT_USAGE
+
+
+class CheckpointError(UsageError):
+    """A run folder or checkpoint that is missing, incomplete or of another shape than asked for."""
+
+
+class NoInputError(MaesilError):
+    """A source path that does not exist, or holds nothing usable."""
+
+    exit_code = EXIT_NO_INPUT
+
+
+class StoreError(MaesilError):
+    """A store that is damaged, of another format, or no store at all."""
+
+    exit_code = EXIT_STORE
+
+
+class ResourceError(MaesilError):
+    """Out of disk, memory or workers."""
+
+    exit_code = EXIT_RESOURCES
+
+
+class SecurityError(MaesilError):
+    """A security limit was reached, or private data was found where none may be."""
+
+    exit_code = EXIT_SECURITY
+
+
+class Refused(Exception):
+    """One source (a series, a NIfTI file) that will not become a volume: a code, and the numbers why.
+
+    It never ends a command: ingest catches it and writes it to the store's quarantine.
+    """
+
+    def __init__(self, code: str, detail: str, **numbers: object) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail
+        self.numbers = numbers
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword arguments do not survive pickling by themselves; Dask pickles them.
+        return (_rebuild_refused, (self.code, self.detail, self.numbers))
+
+
+def _rebuild_refused(code: str, detail: str, numbers: dict[str, object]) -> Refused:
+    return Refused(code, detail, **numbers)

@@ -1,0 +1,96 @@
+"""The index of a store: two Parquet tables derived from the commits, for queries and for other people's tools."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from maesil.commit import Volume
+from maesil.store import Store
+
+VOLUMES_KEY = "index/volumes.parquet"
+SUPERPATCHES_KEY = "index/superpatches.parquet"
+
+
+def write_index(store: Store) -> tuple[int, int]:
+    """Make both tables anew from the live commits; return how many volumes and superpatches they list."""
+    volumes = store.volumes()
+    rows = [_superpatch_row(volume, patch) for volume in volumes for patch in volume.superpatches]
+    store.storage.put(VOLUMES_KEY, _parquet([_volume_row(volume) for volume in volumes], _VOLUME_SCHEMA))
+    store.storage.put(SUPERPATCHES_KEY, _parquet(rows, _SUPERPATCH_SCHEMA))
+    return len(volumes), len(rows)
+
+
+def _fields(kind: pa.DataType, *names: str) -> list[Any]:
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
+_VOLUME_SCHEMA = pa.schema(
+    [
+        *_fields(pa.string(), "volume_id", "group", "prefix", "source_kind", "notes"),
+        *_fields(pa.int32(), "shape_z", "shape_y", "shape_x", "superpatches"),
+        *_fields(pa.float64(), "spacing_z", "spacing_y", "spacing_x"),
+        *_fields(pa.float64(), "source_spacing_z", "source_spacing_y", "source_spacing_x"),
+        *_fields(pa.float64(), "hu_mean", "hu_std", "valid", "body"),
+    ]
+)
+_SUPERPATCH_SCHEMA = pa.schema(
+    [
+        *_fields(pa.string(), "volume_id", "group", "path", "codec"),
+        *_fields(pa.int32(), "iz", "iy", "ix", "edge"),
+        *_fields(pa.int64(), "offset", "length", "crc32c"),
+        *_fields(pa.float64(), "valid", "body", "air", "spacing_z", "spacing_y", "spacing_x"),
+    ]
+)
+
+
+def _volume_row(volume: Volume) -> dict[str, Any]:
+    return {
+        "volume_id": volume.volume_id,
+        "group": volume.group,
+        "prefix": volume.prefix,
+        "source_kind": volume.source["kind"],
+        "notes": " ".join(volume.notes),
+        "superpatches": len(volume.superpatches),
+        "hu_mean": volume.hu["mean"],
+        "hu_std": volume.hu["std"],
+        "valid": volume.hu["valid_share"],
+        "body": volume.hu["body_share"],
+        **_per_axis("shape", volume.shape),
+        **_per_axis("spacing", volume.spacing),
+        **_per_axis("source_spacing", volume.source_spacing),
+    }
+
+
+def _superpatch_row(volume: Volume, patch: Any) -> dict[str, Any]:
+    iz, iy, ix = patch.index
+    return {
+        "volume_id": volume.volume_id,
+        "group": volume.group,
+        "path": patch.path,
+        "codec": volume.codec,
+        "iz": iz,
+        "iy": iy,
+        "ix": ix,
+        "edge": volume.tile,
+        "offset": patch.offset,
+        "length": patch.length,
+        "crc32c": patch.crc32c,
+        "valid": patch.valid,
+        "body": patch.body,
+        "air": patch.air,
+        **_per_axis("spacing", volume.spacing),
+    }
+
+
+def _per_axis(name: str, values: tuple[Any, Any, Any]) -> dict[str, Any]:
+    return {f"{name}_{axis}": value for axis, value in zip("zyx", values, strict=True)}
+
+
+def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()

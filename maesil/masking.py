@@ -1,0 +1,82 @@
+"""Masks over the token grid: which patches the encoder sees, in MAE's own names.
+
+Shapes: B samples, L tokens of the grid (gz, gy, gx), N visible, M hidden; ``mask`` is 1 where hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maesil.config import MaskConfig, hidden_count
+from maesil.types import Zyx
+
+
+@dataclass(frozen=True)
+class Masks:
+    """The masks of a batch; ids are int64 token numbers ``(iz * gy + iy) * gx + ix``, ascending."""
+
+    ids_keep: Tensor
+    """``[B, N]``: the visible tokens."""
+    ids_masked: Tensor
+    """``[B, M]``: the hidden tokens."""
+    ids_restore: Tensor
+    """``[B, L]``: where each token stands in the sequence "visible, then hidden"."""
+    mask: Tensor
+    """``[B, L]`` float32: 1 where hidden."""
+
+    def to(self, device: torch.device | str) -> Masks:
+        """Return the masks on another device."""
+        return Masks(
+            *(ids.to(device) for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask))
+        )
+
+
+def make_masks(
+    config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> Masks:
+    """Draw one mask a seed. Equal seeds give equal masks on every device; every sample hides equally many.
+
+    Dual masking (MAESIL, arXiv 2604.00514; the ratios are ours): a *plane* mask hides a share of the (y, x)
+    positions in all z layers alike, an *axis* mask lets each z layer hide a share of the positions left.
+    """
+    hidden_BL = torch.stack([_dual_mask(config, grid, seed) for seed in seeds])
+    return masks_from_hidden(hidden_BL).to(device)
+
+
+def masks_from_hidden(hidden_BL: Tensor) -> Masks:
+    """Return the masks of a boolean ``[B, L]`` (True = hidden); each sample must hide equally many tokens."""
+    count = int(hidden_BL[0].sum())
+    if not torch.equal(hidden_BL.sum(dim=1), torch.full((len(hidden_BL),), count)):
+        raise ValueError(f"every sample must hide equally many tokens, found {hidden_BL.sum(dim=1).tolist()}")
+    # A stable sort of "hidden" keeps both parts in the order of the grid.
+    ids_shuffle = torch.argsort(hidden_BL.to(torch.uint8), dim=1, stable=True)
+    keep = hidden_BL.shape[1] - count
+    return Masks(
+        ids_keep=ids_shuffle[:, :keep].contiguous(),
+        ids_masked=ids_shuffle[:, keep:].contiguous(),
+        ids_restore=torch.argsort(ids_shuffle, dim=1),
+        mask=hidden_BL.float(),
+    )
+
+
+def _dual_mask(config: MaskConfig, grid: Zyx, seed: int) -> Tensor:
+    """Draw one dual mask: bool ``[L]``, True = hidden."""
+    gz, gy, gx = grid
+    generator = torch.Generator().manual_seed(seed)
+    columns = _random_order((gy * gx,), generator)
+    in_plane = hidden_count(config.plane, gy * gx)
+    left = columns[in_plane:]
+    order_per_layer = _random_order((gz, len(left)), generator)
+    in_layer = left[order_per_layer[:, : hidden_count(config.axis, len(left))]]
+    hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
+    hidden[:, columns[:in_plane]] = True
+    return hidden.scatter_(1, in_layer, True).flatten()
+
+
+def _random_order(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw a random permutation along the last axis."""
+    return torch.rand(shape, generator=generator).argsort(dim=-1, stable=True)

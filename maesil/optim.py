@@ -1,0 +1,41 @@
+"""AdamW with decoupled weight decay on matrices only, and a learning rate that is a function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from maesil.config import TrainConfig
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """Make AdamW (arXiv 1711.05101) over two groups; fused on a GPU. The step sets the learning rate."""
+    on_gpu = next(model.parameters()).is_cuda
+    groups = parameter_groups(model, config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_gpu)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Split the parameters: matrices decay; biases, norms and the mask token (all of one axis) do not."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the rate of step 0, 1, ...: a linear warm-up, then half a cosine that ends near 0."""
+    warmup = round(config.warmup * config.steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, config.steps - warmup)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameter groups one learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,50 @@
+"""Progress of long work on standard error: bars on a terminal, a plain line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+Report = Callable[[str, int, int | None], None]
+"""Called with (stage, done, total or None if unknown)."""
+
+
+@contextmanager
+def progress(labels: dict[str, str]) -> Iterator[Report]:
+    """Yield a reporter for the named stages; ``labels`` says what each counts, for example ``{"scan": "files"}``."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bars:
+            yield _bar_reporter(bars, labels)
+    else:
+        yield _line_reporter(console, labels)
+
+
+def _bar_reporter(bars: Progress, labels: dict[str, str]) -> Report:
+    tasks: dict[str, TaskID] = {}
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        if stage not in tasks:
+            tasks[stage] = bars.add_task(f"{stage} ({labels[stage]})", total=total)
+        bars.update(tasks[stage], completed=done, total=total)
+
+    return report
+
+
+def _line_reporter(console: Console, labels: dict[str, str]) -> Report:
+    said = time.monotonic()
+
+    def report(stage: str, done: int, total: int | None) -> None:
+        nonlocal said
+        if done == total or time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            console.print(f"{stage}: {done}{f' of {total}' if total else ''} {labels[stage]}", highlight=False)
+
+    return report

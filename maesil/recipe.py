@@ -1,0 +1,106 @@
+"""The recipe of a store: every parameter that can change a voxel, and the versions of the libraries that can."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from maesil.errors import UsageError
+from maesil.types import AIR_HU, MAP_CELL, Spacing
+
+CODECS = ("fast", "compact", "raw")
+_LIBRARIES = ("SimpleITK", "pydicom", "highdicom", "nibabel", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls")
+
+
+def _library_versions() -> tuple[tuple[str, str], ...]:
+    found = []
+    for name in _LIBRARIES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            found.append((name, "absent"))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How sources become superpatches; its hash is the identity of the result's making."""
+
+    spacing: Spacing | None = (1.5, 1.5, 1.5)
+    """Target spacing z, y, x (mm), or None: the source's own (ours; the paper states none)."""
+    superpatch: int = 128
+    """Edge of a superpatch (voxels)."""
+    hu_range: tuple[int, int] = (AIR_HU, 3071)
+    """Stored values are clipped to this range (HU): that of a 12-bit CT."""
+    codec: str = "fast"
+    """``fast`` (blosc-lz4, shuffle), ``compact`` (blosc-zstd 1, bitshuffle, 2 MiB blocks) or ``raw``."""
+    method: str = "linear-gaussian-1/body-1/plausible-1"
+    """Version of the resampling, the body map and the plausibility rules; changes when their results do."""
+    libraries: tuple[tuple[str, str], ...] = field(default_factory=_library_versions)
+
+    def __post_init__(self) -> None:
+        if self.superpatch < MAP_CELL or self.superpatch % MAP_CELL:
+            raise UsageError(
+                f"--superpatch: expected a positive multiple of {MAP_CELL} voxels, found {self.superpatch}"
+            )
+        if self.spacing is not None and not all(0.1 <= mm <= 20 for mm in self.spacing):
+            raise UsageError(f"--spacing: expected 'native' or 0.1 to 20 mm an axis, found {self.spacing}")
+        if self.codec not in CODECS:
+            raise UsageError(f"--codec: expected one of {', '.join(CODECS)}, found {self.codec!r}")
+
+    def document(self) -> dict[str, Any]:
+        """Return the recipe as JSON-ready values."""
+        return {
+            "spacing_zyx_mm": list(self.spacing) if self.spacing else "native",
+            "superpatch_voxels": self.superpatch,
+            "hu_range": list(self.hu_range),
+            "codec": self.codec,
+            "method": self.method,
+            "libraries": dict(self.libraries),
+        }
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> Recipe:
+        """Return the recipe that `document` describes."""
+        spacing = document["spacing_zyx_mm"]
+        low, high = document["hu_range"]
+        return cls(
+            spacing=None if spacing == "native" else (float(spacing[0]), float(spacing[1]), float(spacing[2])),
+            superpatch=int(document["superpatch_voxels"]),
+            hu_range=(int(low), int(high)),
+            codec=str(document["codec"]),
+            method=str(document["method"]),
+            libraries=tuple((str(k), str(v)) for k, v in document["libraries"].items()),
+        )
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) of the canonical JSON of the recipe."""
+        return hashlib.sha256(canonical_json(self.document())).hexdigest()
+
+    def difference(self, other: Recipe) -> str:
+        """Return in words what sets another recipe apart, for messages."""
+        mine, theirs = self.document(), other.document()
+        return "; ".join(f"{name}: {mine[name]} -> {theirs[name]}" for name in mine if mine[name] != theirs[name])
+
+
+def canonical_json(document: Any) -> bytes:
+    """Return JSON with sorted keys, no spaces and no NaN: equal values give equal bytes (after RFC 8785)."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse_spacing(text: str) -> Spacing | None:
+    """Return the spacing that ``native``, ``MM`` or ``Z,Y,X`` (mm) names; None is native."""
+    if text.strip().lower() == "native":
+        return None
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if len(values) not in (1, 3):
+        raise UsageError(f"--spacing: expected 'native', MM or Z,Y,X (for example 1.5 or 3,0.8,0.8), found {text!r}")
+    z, y, x = values * 3 if len(values) == 1 else values
+    return z, y, x

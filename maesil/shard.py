@@ -1,0 +1,98 @@
+"""Superpatches inside Zarr v3 shard files: which codecs, where each lies, and how one is checked and decoded.
+
+Layout: Zarr ``sharding_indexed`` codec, version 1.0. The last ``16 n + 4`` bytes of a shard are its index, the little
+endian (offset, length) pairs of its n chunks in C order, and a crc32c; the chunks themselves may lie in any order.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from numcodecs import blosc
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+
+from maesil.commit import Superpatch
+from maesil.errors import StoreError
+from maesil.recipe import CODECS
+from maesil.storage import Storage
+from maesil.types import HuArray, Zyx
+
+_MAX_TILES_PER_SHARD = 64
+_LARGE_SHARD = (4, 4, 4)
+_ABSENT = 2**64 - 1
+
+
+def compressors(codec: str) -> list[Any]:
+    """Return the Zarr codecs after ``bytes`` for a codec name of the recipe: crc32c is always the last."""
+    if codec == "fast":
+        return [BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.shuffle, typesize=2), Crc32cCodec()]
+    if codec == "compact":
+        # An automatic block size halves the speed of decoding.
+        return [
+            BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.bitshuffle, typesize=2, blocksize=2 << 20),
+            Crc32cCodec(),
+        ]
+    return [Crc32cCodec()]
+
+
+def tiles_per_shard(grid: Zyx) -> Zyx:
+    """Return how many superpatches (z, y, x) one shard file holds for a volume of this grid."""
+    return grid if grid[0] * grid[1] * grid[2] <= _MAX_TILES_PER_SHARD else _LARGE_SHARD
+
+
+def locate(index: Zyx, per_shard: Zyx) -> tuple[str, Zyx]:
+    """Return the shard's chunk key (``c/z/y/x``) and the place inside the shard of the superpatch at ``index``."""
+    z, y, x = (i // n for i, n in zip(index, per_shard, strict=True))
+    inner_z, inner_y, inner_x = (i % n for i, n in zip(index, per_shard, strict=True))
+    return f"c/{z}/{y}/{x}", (inner_z, inner_y, inner_x)
+
+
+def read_shard_index(storage: Storage, key: str, per_shard: Zyx) -> NDArray[np.uint64]:
+    """Return a shard's ``[z, y, x, 2]`` table of offsets and lengths (bytes); `StoreError` if it is damaged."""
+    count = per_shard[0] * per_shard[1] * per_shard[2]
+    length = 16 * count + 4
+    size = storage.size(key)
+    if size < length:
+        raise StoreError(
+            f"{storage.root}: {key}: expected at least {length} bytes, found {size}; the shard was emptied"
+        )
+    data = bytes(storage.read_range(key, size - length, length))
+    (stored,) = struct.unpack("<I", data[-4:])
+    if google_crc32c.value(data[:-4]) != stored:
+        raise StoreError(f"{storage.root}: {key}: the shard's index is damaged (crc32c)")
+    return np.frombuffer(data[:-4], dtype="<u8").reshape(*per_shard, 2)
+
+
+def shard_entry(table: NDArray[np.uint64], inner: Zyx, where: str) -> tuple[int, int]:
+    """Return (offset, length) of one chunk from a shard's table; `StoreError` if the chunk is absent."""
+    offset, length = (int(value) for value in table[inner])
+    if offset == _ABSENT or length == _ABSENT:
+        raise StoreError(f"{where}: missing from its shard")
+    return offset, length
+
+
+def decode_superpatch(storage: Storage, patch: Superpatch, codec: str, out: HuArray, where: str) -> None:
+    """Read, check and decode one superpatch into ``out`` (int16, C-contiguous, ``[T, T, T]``).
+
+    ``where`` names store, volume and superpatch for the message of the `StoreError` that any damage raises.
+    """
+    data = storage.read_range(patch.path, patch.offset, patch.length)
+    (stored,) = struct.unpack_from("<I", data, patch.length - 4)
+    payload = data[:-4]
+    if stored != patch.crc32c or google_crc32c.value(bytes(payload)) != patch.crc32c:
+        raise StoreError(
+            f"{where}: checksum mismatch, the data is damaged; run `maesil store verify`, then ingest again"
+        )
+    if codec not in CODECS:
+        raise StoreError(f"{where}: expected a codec of {', '.join(CODECS)}, found {codec!r}")
+    decoded = len(payload) if codec == "raw" else blosc._cbuffer_sizes(payload)[0]
+    if decoded != out.nbytes:
+        raise StoreError(f"{where}: expected {out.nbytes} decoded bytes, found {decoded}")
+    if codec == "raw":
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(payload, dtype=np.uint8)
+    else:
+        blosc.decompress(payload, out)

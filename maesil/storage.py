@@ -1,0 +1,143 @@
+"""The only module that opens files of a store: range reads, exclusive writes, listing.
+
+Nothing is renamed into place or appended to, so that POSIX file systems, NFS and (later) object stores behave alike: a
+record appears whole under its final name or not at all. Keys are relative paths with ``/``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import zarr.storage
+
+from maesil.errors import ResourceError, StoreError
+
+_TEMPORARY = ".tmp-"
+
+
+class Storage:
+    """The files below one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def exists(self, key: str) -> bool:
+        """Return whether a file or folder of this key is there."""
+        return (self.root / key).exists()
+
+    def size(self, key: str) -> int:
+        """Return the size of a file (bytes); `StoreError` if it is missing."""
+        with _missing_is_damage(self.root / key):
+            return (self.root / key).stat().st_size
+
+    def read(self, key: str) -> bytes:
+        """Return a whole file; `StoreError` if it is missing."""
+        with _missing_is_damage(self.root / key):
+            return (self.root / key).read_bytes()
+
+    def read_range(self, key: str, offset: int, length: int) -> bytearray:
+        """Return ``length`` bytes from ``offset`` by one positioned read; `StoreError` if the file is shorter."""
+        buffer = bytearray(length)
+        with _missing_is_damage(self.root / key):
+            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            done = os.preadv(descriptor, [buffer], offset)
+            while 0 < done < length and (more := os.preadv(descriptor, [memoryview(buffer)[done:]], offset + done)):
+                done += more
+        finally:
+            os.close(descriptor)
+        if done != length:
+            raise StoreError(f"{self.root / key}: expected {length} bytes at {offset}, found {done}; the file was cut")
+        return buffer
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Yield the keys of all files below a folder, sorted, without the temporary ones."""
+        base = self.root / prefix
+        for folder, subfolders, files in os.walk(base):
+            subfolders.sort()
+            for name in sorted(files):
+                if not name.startswith(_TEMPORARY):
+                    yield (Path(folder) / name).relative_to(self.root).as_posix()
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Write a file that must not exist yet, durably and all at once; return False if another was first."""
+        path = self.root / key
+        with _full_disk_is_resource_error(path), self._temporary(path, data) as temporary:
+            try:
+                os.link(temporary, path)  # unlike rename, fails if the name is taken
+            except FileExistsError:
+                return False
+            _sync(path.parent)
+            return True
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or replace a file all at once. Only for what can be derived anew; records use `put_new`."""
+        path = self.root / key
+        with _full_disk_is_resource_error(path), self._temporary(path, data) as temporary:
+            os.replace(temporary, path)
+            _sync(path.parent)
+
+    def sync(self, prefix: str) -> None:
+        """Make everything below a folder, and the folder's own entry, durable (fsync)."""
+        base = self.root / prefix
+        for folder, _, files in os.walk(base):
+            for name in files:
+                _sync(Path(folder) / name)
+            _sync(Path(folder))
+        _sync(base.parent)
+
+    def delete(self, key: str) -> None:
+        """Delete a file that records something no longer true; it may be missing already."""
+        (self.root / key).unlink(missing_ok=True)
+
+    def remove(self, prefix: str) -> None:
+        """Remove a folder that no commit refers to."""
+        shutil.rmtree(self.root / prefix, ignore_errors=True)
+
+    def zarr(self, prefix: str, *, read_only: bool) -> zarr.storage.LocalStore:
+        """Return the Zarr view of a folder."""
+        return zarr.storage.LocalStore(self.root / prefix, read_only=read_only)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _missing_is_damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise StoreError(f"{path}: expected a file of the store here, found none; run `maesil store verify`") from error
+
+
+@contextlib.contextmanager
+def _full_disk_is_resource_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+            raise ResourceError(f"{path}: the disk is full; free space and run the same command again") from error
+        raise

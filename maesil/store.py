@@ -1,0 +1,170 @@
+"""A superpatch store: opening, creating, and the commits that say what is in it.
+
+Format: ``docs/reference/store-format.md``. This module knows records; pixels are written by `maesil.ingest.tile` and
+read by `maesil.cache.reader`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from maesil.commit import Volume, commit_key, quarantine_key
+from maesil.errors import StoreError, UsageError
+from maesil.recipe import Recipe, canonical_json
+from maesil.storage import Storage
+
+FORMAT_NAME = "maesil-superpatch-store"
+FORMAT_VERSION = 1
+_ROOT_KEY = "zarr.json"
+
+
+class Store:
+    """An open store. `Store.open` an existing one, `Store.create` one or open it if its recipe is the same."""
+
+    def __init__(self, storage: Storage, attributes: dict[str, Any]) -> None:
+        self.storage = storage
+        self.recipe_hash: str = attributes["recipe_hash"]
+        self.key_fingerprint: str = attributes["key_fingerprint"]
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store."""
+        return self.storage.root
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
+        storage = Storage(Path(path))
+        if not storage.exists(_ROOT_KEY):
+            found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
+            raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
+        try:
+            attributes = json.loads(storage.read(_ROOT_KEY))["attributes"]["maesil"]
+            name, version = attributes["format"], attributes["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
+            ) from error
+        if name != FORMAT_NAME or version != FORMAT_VERSION:
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {name} version {version}")
+        return cls(storage, attributes)
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, key_fingerprint: str, *, update: bool = False) -> Store:
+        """Create a store, or open it if it exists with the same recipe and key.
+
+        `UsageError` if it has another recipe and not `update`, or was made with another key; `StoreError` if the
+        folder holds something else.
+        """
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path}: expected a folder for the store, found a file; name another --out")
+        storage = Storage(path)
+        if not storage.exists(_ROOT_KEY):
+            if path.exists() and any(path.iterdir()) and not storage.exists("recipes"):
+                raise StoreError(f"{path}: expected a store or an empty folder, found other files; use another --out")
+            storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
+            storage.put_new(_ROOT_KEY, _root_document(recipe, key_fingerprint))
+            storage.put_new("volumes/zarr.json", GROUP_DOCUMENT)
+        store = cls.open(path)
+        if store.key_fingerprint != key_fingerprint:
+            raise UsageError(
+                f"{path}: the store was made with identity key {store.key_fingerprint}, found {key_fingerprint}; "
+                "give the key of the store with --key-file, or name another --out"
+            )
+        if store.recipe_hash != recipe.hash:
+            if not update:
+                raise UsageError(
+                    f"{path}: the store has another recipe ({store.recipe.difference(recipe)}); "
+                    "name another --out, or --update to remake its volumes"
+                )
+            storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
+            storage.put(_ROOT_KEY, _root_document(recipe, key_fingerprint))
+            store.recipe_hash = recipe.hash
+        return store
+
+    @property
+    def recipe(self) -> Recipe:
+        """The live recipe."""
+        try:
+            return Recipe.from_document(json.loads(self.storage.read(f"recipes/{self.recipe_hash}.json")))
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{self.path}: the record of recipe {self.recipe_hash[:12]} is damaged ({error})"
+            ) from error
+
+    @property
+    def superpatch(self) -> int:
+        """Edge of a superpatch (voxels)."""
+        return self.recipe.superpatch
+
+    def volumes(self) -> list[Volume]:
+        """Return the live volumes, by id; `StoreError` on a damaged commit."""
+        newest: dict[str, str] = {}
+        for key in self.storage.list("commits"):
+            newest[key.split("/")[2]] = key  # keys come sorted: the highest generation is last
+        return [Volume.from_json(self.storage.read(key), key) for _, key in sorted(newest.items())]
+
+    def volume(self, volume_id: str) -> Volume:
+        """Return one live volume by its id or by a beginning of it that is unique; `UsageError` if there is none."""
+        found = [volume for volume in self.volumes() if volume.volume_id.startswith(volume_id)]
+        if len(found) != 1:
+            raise UsageError(
+                f"{self.path}: expected one volume {volume_id!r}, found {len(found)}; see `maesil store info`"
+            )
+        return found[0]
+
+    def live(self, volume_id: str) -> Volume | None:
+        """Return the live commit of exactly this id, or None."""
+        keys = list(self.storage.list(f"commits/{volume_id[:2]}/{volume_id}"))
+        return Volume.from_json(self.storage.read(keys[-1]), keys[-1]) if keys else None
+
+    def commit(self, volume: Volume) -> Volume:
+        """Record a volume whose attempt is complete and durable; return the live commit.
+
+        If another process committed the same content first, its commit is returned and this attempt is discarded.
+        """
+        while True:
+            live = self.live(volume.volume_id)
+            if live is not None and live.same_content(volume):
+                self.storage.remove(volume.prefix)
+                return live
+            candidate = volume.at_generation(live.generation + 1 if live else 1)
+            if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
+                return candidate
+
+    def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
+        """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
+        self.storage.put(quarantine_key(volume_id), canonical_json(document))
+
+    def release(self, volume_id: str) -> None:
+        """Drop the record of a refusal, once the source has become a volume after all."""
+        self.storage.delete(quarantine_key(volume_id))
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Return the records of all refused sources."""
+        return [json.loads(self.storage.read(key)) for key in self.storage.list("quarantine")]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the content of all live volumes: same sources and recipe, same fingerprint."""
+        digest = hashlib.sha256()
+        for volume in self.volumes():
+            digest.update(f"{volume.volume_id} {volume.source_hash} {volume.recipe_hash}\n".encode())
+        return digest.hexdigest()
+
+
+GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+"""A plain Zarr v3 group, for the folders between the root and an image."""
+
+
+def _root_document(recipe: Recipe, key_fingerprint: str) -> bytes:
+    attributes = {
+        "format": FORMAT_NAME,
+        "version": FORMAT_VERSION,
+        "recipe_hash": recipe.hash,
+        "key_fingerprint": key_fingerprint,
+    }
+    return canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {"maesil": attributes}})

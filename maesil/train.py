@@ -1,0 +1,207 @@
+"""Training: from stores to a checkpoint, with a loop that reads downward.
+
+What a step sees and does is a function of (configuration, stores, step) alone. After a kill at any moment a resumed
+run goes on from its last checkpoint with the losses an undisturbed one would have had, on a CPU to the bit.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from maesil.checkpoint import has_checkpoint, load_run, require_resumable, restore_rng
+from maesil.config import RunConfig, to_toml
+from maesil.data import CropLoader, CropSampler, Sources, measure_intensity, split_groups, validation_crops
+from maesil.errors import CheckpointError, ResourceError, UsageError
+from maesil.model import MaskedAutoencoder
+from maesil.optim import make_optimizer
+from maesil.runlog import RunLog
+from maesil.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainSummary:
+    """What a run came to."""
+
+    out: Path
+    steps: int
+    seconds: float
+    last: dict[str, float]
+    """The last record of ``metrics.jsonl`` that this call wrote; empty if the run was complete already."""
+
+
+def train(
+    stores: Sequence[Path],
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    console: Console | None = None,
+) -> TrainSummary:
+    """Pre-train a masked autoencoder on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
+
+    With ``resume`` a run that was cut off goes on; its configuration must be the same but for the number of
+    steps, the optimiser's values and what does not touch the losses. Raises UsageError, CheckpointError,
+    NoInputError, ResourceError, StoreError (damage, at the step that meets it), and KeyboardInterrupt after
+    SIGINT or SIGTERM, once the checkpoint is written.
+    """
+    started, console, last = time.monotonic(), console or Console(stderr=True), {}
+    with _memory_errors_named():
+        trainer = prepare(stores, config, out, resume=resume, console=console)
+        settings = trainer.config.train
+        with (
+            RunLog(out, trainer.step, settings.steps, console) as log,
+            CropLoader(trainer.sampler, settings.batch, settings.readers, pin=trainer.on_gpu) as loader,
+            interrupts_deferred() as interrupted,
+        ):
+            logged_at, logged_step = time.monotonic(), trainer.step
+            for batch in loader.batches(trainer.step, settings.steps):
+                record = trainer.training_step(batch)
+                step, end = trainer.step, trainer.step == settings.steps
+                log.show(step, record["loss"])
+
+                validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
+                if end or validate or step % settings.log_every == 0:
+                    crops = settings.batch * (step - logged_step)
+                    record["superpatches_per_s"] = crops / (time.monotonic() - logged_at)
+                    record |= trainer.validate() if validate else {}
+                    log.write(record)
+                    last, logged_at, logged_step = record, time.monotonic(), step
+                if end or interrupted.is_set() or step % settings.checkpoint_every == 0:
+                    log.sync()
+                    trainer.save(out)
+                if end or (settings.picture_every and step % settings.picture_every == 0):
+                    trainer.draw_picture(out / "pictures" / f"step_{step:07d}.png")
+                if interrupted.is_set() and not end:
+                    console.print(
+                        f"interrupted after step {step}; the checkpoint is written, go on with --resume"
+                    )
+                    raise KeyboardInterrupt
+    return TrainSummary(out, trainer.step, time.monotonic() - started, last)
+
+
+def prepare(
+    stores: Sequence[Path], config: RunConfig, out: Path, *, resume: bool, console: Console
+) -> Trainer:
+    """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
+    device = pick_device(config.train.device)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    _require_run_folder(out, resume)
+    sources = Sources.open(stores, config.model)
+    saved = load_run(out, device) if resume and has_checkpoint(out) else None
+    if saved:
+        require_resumable(saved, config, sources.fingerprints, out)
+        split, intensity, model = saved.split, saved.intensity, saved.model
+    else:
+        split = split_groups(sources.groups, config.train.validation, config.train.seed)
+        intensity = measure_intensity(sources, split.train, config.train.window, config.train.readers)
+        model = MaskedAutoencoder(config.model)
+        model.init_weights(torch.Generator().manual_seed(config.train.seed))
+    model = model.to(device)
+    trainer = Trainer(
+        config=config,
+        device=device,
+        store_fingerprints=sources.fingerprints,
+        split=split,
+        intensity=intensity,
+        sampler=CropSampler(sources, split.train, config.model.crop, config.train),
+        validation=validation_crops(sources, split.validation, config.model.crop, config.train),
+        model=model,
+        optimizer=make_optimizer(model, config.train),
+    )
+    if saved:
+        trainer.step = saved.step
+        trainer.optimizer.load_state_dict(saved.optimizer_state)
+        restore_rng(saved.rng_state)
+    _write_decisions(trainer, out)
+    _announce(trainer, console)
+    return trainer
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device a configuration names; ``auto`` is the GPU if there is one. UsageError if there is none."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"train.device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
+        )
+    return device
+
+
+@contextmanager
+def interrupts_deferred() -> Iterator[threading.Event]:
+    """Let the first SIGINT or SIGTERM set the yielded event, to be looked at between steps; a second one interrupts.
+
+    Outside the main thread, where Python allows no handlers, signals are left as they are.
+    """
+    interrupted = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        interrupted.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _memory_errors_named() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"out of GPU memory; lower train.batch or model.width ({str(error)[:100]})"
+        ) from error
+
+
+def _require_run_folder(out: Path, resume: bool) -> None:
+    """Refuse to overwrite a run, and to resume what never began."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: expected a folder for the run, found a file; name another --out")
+    if resume and not (out / "config.toml").exists():
+        raise CheckpointError(f"{out}: nothing to resume, expected a run folder made by `maesil train`")
+    if not resume and has_checkpoint(out):
+        raise UsageError(f"{out}: holds a run already; go on with --resume, or name another --out")
+    out.mkdir(parents=True, exist_ok=True)
+
+
+def _write_decisions(trainer: Trainer, out: Path) -> None:
+    """Write ``config.toml`` and ``split.json`` for people; a resumed run reads the checkpoint, not these."""
+    (out / "config.toml").write_text(to_toml(trainer.config), encoding="utf-8")
+    split = {**asdict(trainer.split), "stores": trainer.store_fingerprints}
+    (out / "split.json").write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
+
+
+def _announce(trainer: Trainer, console: Console) -> None:
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    patients, held_out = len(trainer.split.train), len(trainer.split.validation)
+    console.print(
+        f"{patients} patients to train on, {held_out} held out ({len(trainer.validation)} crops); "
+        f"{parameters / 1e6:.1f} M parameters on {trainer.device}; step {trainer.step} of {trainer.config.train.steps}",
+        highlight=False,
+    )
+    if not trainer.validation:
+        console.print(
+            "no validation: nobody is held out, or no crop of theirs holds enough body", highlight=False
+        )

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maesil.checkpoint import CHECKPOINT, load_run, require_resumable, restore_rng, save_checkpoint
+from maesil.config import MaskConfig, ModelConfig, RunConfig, TrainConfig
+from maesil.data import Split
+from maesil.errors import CheckpointError, ResourceError
+from maesil.model import MaskedAutoencoder
+from maesil.optim import make_optimizer
+from maesil.types import Intensity
+
+CONFIG = RunConfig(
+    ModelConfig(crop=32, width=8, depth=1, decoder_width=8, decoder_depth=1), train=TrainConfig(steps=10)
+)
+INTENSITY = Intensity(window=(-175.0, 250.0), mean=0.123456789, std=0.25)
+SPLIT = Split(train=("p1", "p2"), validation=("p3",))
+
+
+def save(folder, config=CONFIG, **changes):
+    model = MaskedAutoencoder(config.model)
+    model.init_weights(torch.Generator().manual_seed(0))
+    optimizer = make_optimizer(model, config.train)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    values = {
+        "model": model, "optimizer": optimizer, "step": 3, "intensity": INTENSITY, "config": config,
+        "split": SPLIT, "store_fingerprints": ("abc", "def"),
+    }  # fmt: skip
+    save_checkpoint(folder, **(values | changes))
+    return model, optimizer
+
+
+def test_everything_comes_back_exactly(tmp_path):
+    torch.manual_seed(5)
+    model, optimizer = save(tmp_path)
+    expected = torch.rand(4)
+    run = load_run(tmp_path)
+    assert (run.config, run.intensity, run.split, run.step) == (CONFIG, INTENSITY, SPLIT, 3)
+    assert run.store_fingerprints == ("abc", "def")
+    assert run.torch_version == torch.__version__
+    for name, value in model.state_dict().items():
+        assert torch.equal(run.model.state_dict()[name], value)
+    again = make_optimizer(run.model, CONFIG.train)
+    again.load_state_dict(run.optimizer_state)
+    for mine, theirs in zip(again.state.values(), optimizer.state.values(), strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in ("exp_avg", "exp_avg_sq", "step"))
+    restore_rng(run.rng_state)
+    assert torch.equal(torch.rand(4), expected)
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    save(tmp_path)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match="No space left"):
+        patch.setattr("os.fsync", full_disk)
+        save(tmp_path, step=4)
+    assert load_run(tmp_path).step == 3
+    save(tmp_path, step=5)
+    assert load_run(tmp_path).step == 5
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_what_is_no_checkpoint_ends_in_one_clear_line(tmp_path):
+    path = tmp_path / CHECKPOINT
+    with pytest.raises(CheckpointError, match="expected a run folder"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"found no checkpoint\.pt"):
+        load_run(tmp_path)
+    save(tmp_path)
+    whole = path.read_bytes()
+    for damaged in (b"", b"not a checkpoint", whole[: len(whole) // 2], whole[:-100]):
+        path.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match="damaged, cut short") as error:
+            load_run(tmp_path)
+        assert "\n" not in str(error.value)
+    torch.save({"model": {}}, path)
+    with pytest.raises(CheckpointError, match="another program"):
+        load_run(tmp_path)
+    torch.save({"format": "maesil-checkpoint", "version": 99}, path)
+    with pytest.raises(CheckpointError, match="version 1, found 99"):
+        load_run(tmp_path)
+    torch.save({"format": "maesil-checkpoint", "version": 1}, path)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        load_run(tmp_path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("ran",))
+
+    torch.save({"format": "maesil-checkpoint", "version": 1, "model": Evil()}, tmp_path / CHECKPOINT)
+    with pytest.raises(CheckpointError):
+        load_run(tmp_path)
+
+
+def test_weights_of_another_shape_are_refused(tmp_path):
+    wider = replace(CONFIG, model=replace(CONFIG.model, width=16))
+    save(tmp_path, model=MaskedAutoencoder(wider.model))
+    with pytest.raises(CheckpointError, match="do not have the shapes") as error:
+        load_run(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        (replace(CONFIG, model=replace(CONFIG.model, width=16)), "model.width=8, asked for is 16"),
+        (replace(CONFIG, mask=MaskConfig(plane=0.25)), "mask.plane"),
+        (replace(CONFIG, train=replace(CONFIG.train, seed=1)), "train.seed"),
+        (replace(CONFIG, train=replace(CONFIG.train, batch=1)), "train.batch"),
+        (replace(CONFIG, train=replace(CONFIG.train, window=(0.0, 1.0))), "train.window"),
+    ],
+)
+def test_resuming_with_another_configuration_is_refused(tmp_path, changed, words):
+    save(tmp_path)
+    with pytest.raises(CheckpointError, match=words):
+        require_resumable(load_run(tmp_path), changed, ("abc", "def"), tmp_path)
+
+
+def test_resuming_with_more_steps_is_fine_and_with_other_stores_is_not(tmp_path):
+    save(tmp_path)
+    run = load_run(tmp_path)
+    more = replace(CONFIG, train=replace(CONFIG.train, steps=20, lr=1e-5, device="cpu", log_every=3))
+    require_resumable(run, more, ("abc", "def"), tmp_path)
+    with pytest.raises(CheckpointError, match="the stores changed"):
+        require_resumable(run, CONFIG, ("abc", "xyz"), tmp_path)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from maesil.config import (
+    PRESETS,
+    MaskConfig,
+    ModelConfig,
+    RunConfig,
+    TrainConfig,
+    from_document,
+    load_config,
+    require_tile,
+    to_document,
+    to_toml,
+)
+from maesil.errors import UsageError
+
+
+def test_presets_are_the_sizes_of_their_names():
+    sizes = {name: (c.model.crop, c.model.width, c.model.depth, c.model.heads) for name, c in PRESETS.items()}
+    assert sizes == {
+        "tiny": (64, 192, 6, 3),
+        "small": (128, 384, 12, 6),
+        "base": (128, 768, 12, 12),
+        "large": (128, 1024, 24, 16),
+    }
+    assert all(config.model.decoder_width // config.model.decoder_heads == 64 for config in PRESETS.values())
+    assert PRESETS["base"].model.grid == (16, 16, 16)
+    assert PRESETS["base"].model.tokens == 4096
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_toml_and_document_round_trip(name):
+    config = PRESETS[name]
+    text = to_toml(config)
+    assert from_document(tomllib.loads(text)) == config
+    assert from_document(to_document(config)) == config
+    assert to_toml(from_document(tomllib.loads(text))) == text
+
+
+@given(st.builds(
+    TrainConfig,
+    steps=st.integers(1, 10**9), lr=st.floats(1e-12, 1e3), window=st.just((-175.0, 250.5)),
+    betas=st.tuples(st.floats(0, 0.999), st.floats(0, 0.999)), flips=st.sampled_from(["", "x", "zx"]),
+))  # fmt: skip
+def test_every_possible_value_survives_the_file(train):
+    config = RunConfig(train=train)
+    assert from_document(tomllib.loads(to_toml(config))) == config
+
+
+def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
+    file = tmp_path / "mine.toml"
+    file.write_text('preset = "small"\n[train]\nlr = 0.5\nsteps = 7\n', encoding="utf-8")
+    config = load_config(None, file, ["train.steps=9", "train.window=-175,250", "train.device=cpu", "mask.axis=0.25"])
+    assert config.model == PRESETS["small"].model
+    assert (config.train.lr, config.train.steps, config.train.device) == (0.5, 9, "cpu")
+    assert config.train.window == (-175.0, 250.0)
+    assert config.mask == MaskConfig(axis=0.25)
+    assert load_config("tiny", file).model == PRESETS["tiny"].model
+    assert load_config(base=PRESETS["large"]) == PRESETS["large"]
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rate=1", "no such option"),
+        ("train.stpes=1", "did you mean train.steps"),
+        ("trian.steps=1", "did you mean train?"),
+        ("train.steps", "SECTION.NAME=VALUE"),
+        ("steps=1", "SECTION.NAME=VALUE"),
+        ("train.steps=1.5", "a whole number"),
+        ("train.steps=true", "a whole number"),
+        ("train.lr=fast", "a number"),
+        ("train.lr=nan", "a number"),
+        ("train.window=1,2,3", "2 numbers"),
+        ("train.device=5", "a word"),
+        ("train.steps=0", "at least 1"),
+        ("train.lr=0", "greater than 0"),
+        ("train.window=5,5", "a lower and an upper end"),
+        ("train.betas=0.9,1.0", "[0, 1)"),
+        ("train.flips=xq", "letters z, y, x"),
+        ("train.device=gpu", "cuda:N"),
+        ("train.validation=1.0", "below 1"),
+        ("train.seed=-1", "at least 0"),
+        ("mask.plane=1.0", "between 0 and 1"),
+        ("mask.plane=0.001", "hides some, not all, of 64"),
+        ("mask.axis=0.99", "hides some, not all, of 32"),
+        ("mask.kind=tube", "one of dual"),
+        ("model.crop=60", "a multiple of 8"),
+        ("model.crop=8", "at least two patches"),
+        ("model.patch=6", "a multiple or a divisor of 8"),
+        ("model.patch=0", "a multiple or a divisor of 8"),
+        ("model.width=100", "a multiple of 64"),
+        ("model.decoder_width=4", "8 to 63"),
+        ("model.depth=0", "at least 1"),
+    ],
+)
+def test_impossible_values_end_in_a_usage_error_that_says_what_would_do(override, words):
+    with pytest.raises(UsageError) as error:
+        load_config("tiny", None, [override])
+    assert words in str(error.value)
+    assert override.partition(".")[0] in str(error.value)
+
+
+def test_unknown_options_list_the_known_ones():
+    with pytest.raises(UsageError) as error:
+        load_config("tiny", None, ["mask.ratio=0.5"])
+    assert all(f"mask.{f.name}" in str(error.value) for f in fields(MaskConfig))
+    with pytest.raises(UsageError, match="there are tiny, small, base, large"):
+        load_config("huge")
+
+
+def test_files_that_are_no_configuration_are_named(tmp_path):
+    with pytest.raises(UsageError, match=r"missing\.toml: cannot read"):
+        load_config(None, tmp_path / "missing.toml")
+    (tmp_path / "bad.toml").write_text("[train\n", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"bad\.toml: expected TOML"):
+        load_config(None, tmp_path / "bad.toml")
+    (tmp_path / "flat.toml").write_text("train = 3\n", encoding="utf-8")
+    with pytest.raises(UsageError, match="expected a table"):
+        load_config(None, tmp_path / "flat.toml")
+
+
+def test_crops_must_fit_the_superpatches_of_the_store():
+    require_tile(ModelConfig(crop=64), 128, "S")
+    require_tile(ModelConfig(crop=128), 128, "S")
+    for crop, tile in ((128, 64), (48, 128)):
+        with pytest.raises(UsageError, match=rf"S: its superpatches have an edge of {tile}"):
+            require_tile(replace(ModelConfig(), crop=crop), tile, "S")
+
+
+def test_config_imports_no_torch():
+    code = "import sys, maesil.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

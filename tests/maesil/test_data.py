@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.stores import add_volume, make_store, synthetic_hu
+
+from maesil.config import ModelConfig, TrainConfig
+from maesil.data import (
+    CropLoader,
+    CropSampler,
+    Sources,
+    grid_crops,
+    measure_intensity,
+    patch_shares,
+    split_groups,
+    validation_crops,
+    window_sums,
+)
+from maesil.errors import NoInputError, StoreError, UsageError
+from maesil.model import patchify
+from maesil.types import AIR_HU
+
+MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
+CONFIG = TrainConfig(min_body=0.3, batch=3)
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stores")
+    make_store(folder / "a", [(40, 50, 45), (33, 40, 64)], superpatch=32)
+    make_store(folder / "b", [(32, 32, 32)], superpatch=32, seed=10)
+    return [folder / "a", folder / "b"]
+
+
+@pytest.fixture(scope="module")
+def sources(stores):
+    return Sources.open(stores, MODEL)
+
+
+@pytest.fixture(scope="module")
+def sampler(sources):
+    return CropSampler(sources, sources.groups, 16, CONFIG)
+
+
+def test_the_order_of_the_stores_changes_nothing(stores, sources):
+    other_way = Sources.open(stores[::-1], MODEL)
+    assert other_way.fingerprints == sources.fingerprints
+    ids = [[volume.volume_id for _, volume in s.volumes(s.groups)] for s in (sources, other_way)]
+    assert ids[0] == ids[1]
+    assert len(ids[0]) == 3
+
+
+def test_stores_that_do_not_fit_or_are_none_are_named(stores, tmp_path):
+    with pytest.raises(UsageError, match=r"/[ab]: its superpatches have an edge of 32"):
+        Sources.open(stores, replace(MODEL, crop=48))
+    with pytest.raises(StoreError, match="nowhere"):
+        Sources.open([tmp_path / "nowhere"], MODEL)
+    make_store(tmp_path / "empty", [])
+    with pytest.raises(NoInputError, match="empty: no volumes"):
+        Sources.open([tmp_path / "empty"], MODEL)
+
+
+@pytest.mark.parametrize(
+    ("patients", "share", "held_out"),
+    [(1, 0.2, 0), (2, 0.2, 1), (3, 0.2, 1), (4, 0.2, 1), (10, 0.2, 2), (10, 0.01, 1), (3, 0.9, 2), (50, 0.0, 0)],
+)
+def test_split_holds_out_whole_patients(patients, share, held_out):
+    groups = [f"patient-{n}" for n in range(patients)]
+    split = split_groups(groups * 3, share, seed=0)
+    assert len(split.validation) == held_out
+    assert sorted(split.train + split.validation) == sorted(groups)
+    assert split == split_groups(reversed(groups), share, seed=0)
+
+
+def test_split_depends_on_the_seed_and_a_new_patient_moves_at_most_one():
+    groups = [f"patient-{n}" for n in range(40)]
+    assert split_groups(groups, 0.2, 0) != split_groups(groups, 0.2, 1)
+    before, after = split_groups(groups, 0.2, 0), split_groups([*groups, "new"], 0.2, 0)
+    assert len(set(before.validation) - set(after.validation)) <= 1
+
+
+def test_intensity_is_that_of_the_wholly_valid_cells(tmp_path):
+    store = make_store(tmp_path / "s", [])
+    rng = np.random.default_rng(0)
+    hu = rng.integers(-1024, 3072, (40, 48, 56)).astype(np.int16)
+    valid = np.ones(hu.shape, bool)
+    valid[:3] = False  # the first layer of cells is partly invalid
+    valid[20:, 30:, :] = False
+    hu[~valid] = 2000
+    add_volume(store, hu, valid=valid)
+    sources = Sources.open([tmp_path / "s"], MODEL)
+    window = (-500.0, 700.0)
+    found = measure_intensity(sources, sources.groups, window)
+    cells = [slice(n, n + 8) for n in range(0, 56, 8)]
+    kept = [hu[box] for box in itertools.product(cells[:5], cells[:6], cells) if valid[box].all()]
+    values = (np.clip(np.stack(kept).astype(np.float64), *window) + 500) / 1200
+    assert (found.mean, found.std) == (pytest.approx(values.mean(), rel=1e-12), pytest.approx(values.std(), rel=1e-12))
+    assert measure_intensity(sources, sources.groups, window, workers=1) == found
+
+
+def test_training_volumes_without_contrast_are_refused(sources):
+    with pytest.raises(NoInputError, match="no contrast"):
+        measure_intensity(sources, sources.groups, (3100.0, 3200.0))
+    with pytest.raises(NoInputError, match="0 valid voxels"):
+        measure_intensity(sources, [], (-1000.0, 1000.0))
+
+
+def test_window_sums_equal_the_loop():
+    cells = np.random.default_rng(0).integers(0, 256, (5, 6, 4)).astype(np.uint8)
+    sums = window_sums(cells, 3)
+    assert sums.shape == (3, 4, 2)
+    for z, y, x in np.ndindex(*sums.shape):
+        assert sums[z, y, x] == cells[z : z + 3, y : y + 3, x : x + 3].sum(dtype=np.int64)
+
+
+def test_a_draw_is_a_function_of_seed_step_and_sample(sources, sampler):
+    draws = [sampler.draw(step, sample) for step in range(3) for sample in range(3)]
+    again = CropSampler(sources, sources.groups, 16, CONFIG)
+    assert [again.draw(step, sample) for step in reversed(range(3)) for sample in reversed(range(3))] == draws[::-1]
+    assert len({draw.mask_seed for draw in draws}) == 9
+    other = CropSampler(sources, sources.groups, 16, replace(CONFIG, seed=1))
+    assert [other.draw(0, sample) for sample in range(3)] != draws[:3]
+
+
+def test_crops_hold_enough_body_lie_inside_their_tile_and_on_the_cells(sampler):
+    for step in range(200):
+        draw = sampler.draw(step, 0)
+        assert all(o % 8 == 0 and 0 <= o <= 16 for o in draw.offset)
+        start = tuple(t * 32 + o for t, o in zip(draw.tile, draw.offset, strict=True))
+        body = draw.reader.read_map_region(draw.volume.volume_id, "body", start, (16, 16, 16))
+        assert body.mean() >= 0.3 * 255
+
+
+def test_tiles_are_drawn_by_their_body_share_and_offsets_evenly(sources, sampler):
+    draws = [sampler.draw(step, 1) for step in range(3000)]
+    expected = {}
+    for reader, volume in sources.volumes(sources.groups):
+        for tile in volume.superpatches:
+            if len(sampler._offsets(reader, volume, tile.index)):
+                expected[volume.volume_id, tile.index] = tile.body
+    total = sum(expected.values())
+    for key, body in expected.items():
+        share, found = body / total, np.mean([(d.volume.volume_id, d.tile) == key for d in draws])
+        assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / len(draws))
+    assert {(d.volume.volume_id, d.tile) for d in draws} <= set(expected)
+    heaviest = max(expected, key=lambda key: expected[key])
+    offsets = [d.offset for d in draws if (d.volume.volume_id, d.tile) == heaviest]
+    even = len(offsets) / len(set(offsets))
+    assert len(set(offsets)) > 20
+    assert all(abs(offsets.count(offset) - even) < 5 * np.sqrt(even) for offset in set(offsets))
+
+
+def test_flips_are_those_asked_for(sources):
+    both = CropSampler(sources, sources.groups, 16, replace(CONFIG, flips="zx"))
+    flips = {both.draw(step, 0).flip for step in range(60)}
+    assert flips == {(z, False, x) for z in (False, True) for x in (False, True)}
+    none = CropSampler(sources, sources.groups, 16, replace(CONFIG, flips=""))
+    assert {none.draw(step, 0).flip for step in range(20)} == {(False, False, False)}
+
+
+def test_a_store_without_enough_body_is_refused(tmp_path):
+    store = make_store(tmp_path / "s", [])
+    add_volume(store, np.full((32, 32, 32), AIR_HU, np.int16))
+    sources = Sources.open([tmp_path / "s"], MODEL)
+    with pytest.raises(NoInputError, match=r"body share of 0\.3.*train\.min_body"):
+        CropSampler(sources, sources.groups, 16, CONFIG)
+
+
+@pytest.mark.parametrize("crop", [16, 32])
+def test_batches_hold_the_voxels_and_maps_of_their_draws(sources, crop):
+    sampler = CropSampler(sources, sources.groups, crop, replace(CONFIG, min_body=0.05))
+    with CropLoader(sampler, batch=3, readers=2) as loader:
+        for step, batch in enumerate(loader.batches(4, 10), 4):
+            assert batch.hu.dtype is torch.int16
+            assert batch.draws == tuple(sampler.draw(step, sample) for sample in range(3))
+            for b, draw in enumerate(batch.draws):
+                start = tuple(t * 32 + o for t, o in zip(draw.tile, draw.offset, strict=True))
+                size = (crop, crop, crop)
+                hu = draw.reader.read_region(draw.volume.volume_id, start, size)
+                np.testing.assert_array_equal(batch.hu[b].numpy(), hu)
+                for name in ("valid", "body"):
+                    cells = draw.reader.read_map_region(draw.volume.volume_id, name, start, size)
+                    np.testing.assert_array_equal(getattr(batch, name)[b].numpy(), cells)
+                assert batch.flip[b].tolist() == list(draw.flip)
+
+
+def test_damage_is_raised_where_the_batch_is_asked_for(tmp_path):
+    make_store(tmp_path / "s", [(32, 32, 32)])
+    (shard,) = (tmp_path / "s").glob("volumes/*/*/*/0/c/0/0/0")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.chmod(0o644)
+    shard.write_bytes(data)
+    sources = Sources.open([tmp_path / "s"], MODEL)
+    sampler = CropSampler(sources, sources.groups, 16, CONFIG)
+    with CropLoader(sampler, batch=2) as loader, pytest.raises(StoreError, match="damaged"):
+        next(loader.batches(0, 5))
+
+
+def test_leaving_the_block_early_ends_the_threads(sampler):
+    loader = CropLoader(sampler, batch=2, readers=2)
+    with pytest.raises(KeyboardInterrupt), loader:
+        for _ in loader.batches(0, 100):
+            raise KeyboardInterrupt
+    assert not any(thread.is_alive() for thread in loader._pool._threads)
+
+
+def test_grid_crops_cover_every_valid_voxel_once_padded_at_the_end(sources):
+    reader, volume = next(sources.volumes(sources.groups))
+    z, y, x = volume.shape
+    whole = np.full([-(-n // 16) * 16 for n in volume.shape], AIR_HU, np.int16)
+    whole[:z, :y, :x] = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    covered = np.zeros(whole.shape, int)
+    for crop in grid_crops(reader, [volume.volume_id], 16):
+        box = tuple(slice(o, o + 16) for o in crop.origin)
+        covered[box] += 1
+        np.testing.assert_array_equal(crop.hu, whole[box])
+        assert crop.valid.shape == crop.body.shape == (2, 2, 2)
+    assert (covered == 1).all()
+    full = list(grid_crops(reader, [volume.volume_id], 16, min_valid=1.0))
+    assert len(full) == (z // 16) * (y // 16) * (x // 16)
+
+
+def test_grid_crops_leave_out_what_lies_outside_the_scan(tmp_path):
+    store = make_store(tmp_path / "s", [])
+    valid = np.zeros((32, 32, 32), bool)
+    valid[:16, :16, :] = True
+    volume = add_volume(store, synthetic_hu((32, 32, 32)), valid=valid)
+    (reader,) = Sources.open([tmp_path / "s"], MODEL).readers
+    origins = [crop.origin for crop in grid_crops(reader, [volume.volume_id], 16)]
+    assert origins == [(0, 0, 0), (0, 0, 16)]
+
+
+def test_validation_crops_are_few_spread_out_and_always_the_same(sources):
+    config = replace(CONFIG, validation_crops=5)
+    crops = validation_crops(sources, sources.groups, 16, config)
+    again = validation_crops(sources, sources.groups, 16, config)
+    assert [(c.volume_id, c.origin) for c in crops] == [(c.volume_id, c.origin) for c in again]
+    assert len(crops) == 5
+    assert len({c.volume_id for c in crops}) >= 2
+    assert all(c.body.mean() >= 0.3 * 255 for c in crops)
+    assert validation_crops(sources, [], 16, config) == []
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_patch_shares_are_those_of_the_mirrored_voxels(patch):
+    rng = np.random.default_rng(0)
+    cells = torch.from_numpy(rng.integers(0, 256, (3, 4, 4, 4)).astype(np.uint8))
+    flip = torch.tensor([[False, False, False], [True, False, False], [True, False, True]])
+    voxels = cells.double()
+    for axis in (1, 2, 3):
+        voxels = voxels.repeat_interleave(8, dim=axis)
+    for shares, turned in (
+        (patch_shares(cells, patch), voxels),
+        (patch_shares(cells, patch, flip), torch.stack([voxels[0], voxels[1].flip(0), voxels[2].flip(0, 2)])),
+    ):
+        torch.testing.assert_close(shares.double(), patchify(turned, patch).mean(dim=-1) / 255)

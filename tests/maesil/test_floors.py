@@ -1,0 +1,119 @@
+"""The floors against analytic fields and a direct sparse solve."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from scipy.sparse.linalg import spsolve
+
+from maesil.floors import InterpolationFloor, MeanFloor, _prolong, _restrict, spline_in_tension
+from maesil.masking import masks_from_hidden
+from maesil.metrics import expand_cells
+
+WINDOW = (-1000.0, 1000.0)
+
+
+def random_patches(grid, hidden, seed=0, batch=1):
+    """bool [B, *grid]: True at exactly ``hidden`` patches of each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = int(np.prod(grid))
+    order = torch.rand(batch, tokens, generator=generator).argsort(dim=1)
+    return (order < hidden).view(batch, *grid)
+
+
+def coordinates(edge):
+    axis = torch.arange(edge, dtype=torch.float64)
+    return torch.meshgrid(axis, axis, axis, indexing="ij")
+
+
+@pytest.mark.parametrize("field", ["linear", "x*y", "x*y*z"])
+def test_fields_without_curvature_are_reproduced_inside_the_box(field):
+    z, y, x = coordinates(40)
+    truth = {"linear": 3 * z - 2 * y + x + 5, "x*y": 0.1 * x * y - z, "x*y*z": 0.01 * x * y * z}[field][None]
+    hidden = torch.zeros(1, 5, 5, 5, dtype=torch.bool)
+    hidden[:, 1:4, 1:4, 1:4] = random_patches((3, 3, 3), 20)
+    known = ~expand_cells(hidden, 8)
+    filled = spline_in_tension(torch.where(known, truth, 1e6), known, iterations=120)
+    assert torch.equal(filled[known], truth[known])
+    assert (filled - truth).abs().max() < 1e-6 * (truth.max() - truth.min())
+
+
+@pytest.mark.parametrize("patch", [3, 4, 8])
+def test_solution_equals_a_direct_sparse_solve(patch):
+    edge = 4 * patch if patch < 8 else 16
+    hidden = random_patches((edge // patch,) * 3, int(0.75 * (edge // patch) ** 3), seed=patch)
+    known = ~expand_cells(hidden, patch)
+    values = torch.randn(1, edge, edge, edge, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    tension = 0.1
+    filled = spline_in_tension(values, known, coarsest=patch, tension=tension, iterations=200)
+
+    chain = sparse.diags([[1.0] + [2.0] * (edge - 2) + [1.0], [-1.0] * (edge - 1), [-1.0] * (edge - 1)], [0, 1, -1])
+    one = sparse.identity(edge)
+    laplacian = sum(
+        sparse.kron(sparse.kron(a, b), c) for a, b, c in ((chain, one, one), (one, chain, one), (one, one, chain))
+    )
+    energy = (tension * laplacian + laplacian @ laplacian).tocsr()
+    free = ~known.flatten().numpy()
+    expected = values.flatten().numpy().copy()
+    expected[free] = spsolve(energy[free][:, free].tocsc(), -energy[free][:, ~free] @ expected[~free])
+    np.testing.assert_allclose(filled.flatten().numpy(), expected, atol=1e-7)
+
+
+def test_default_iterations_have_converged_for_ct_like_fields():
+    z, y, x = coordinates(64)
+    tube = 1000 * torch.sigmoid((10 - torch.hypot(y - 30, x - 25 - 0.2 * z)) / 2) + 20 * torch.sin(z * y / 40)
+    known = ~expand_cells(random_patches((8, 8, 8), 384), 8)
+    quick = spline_in_tension(tube.float()[None], known)
+    settled = spline_in_tension(tube[None], known, iterations=200)
+    error, settled_error = (float((filled - tube).square().mean().sqrt()) for filled in (quick, settled))
+    assert error == pytest.approx(settled_error, rel=0.02)  # 0.2 dB
+
+
+def test_restriction_is_the_transpose_of_prolongation():
+    generator = torch.Generator().manual_seed(0)
+    fine = torch.randn(2, 8, 6, 10, generator=generator, dtype=torch.float64)
+    coarse = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((_restrict(fine) * coarse).sum(), (fine * _prolong(coarse)).sum())
+    expected = torch.nn.functional.interpolate(coarse[:, None], scale_factor=2, mode="trilinear")[:, 0]
+    torch.testing.assert_close(_prolong(coarse), expected)
+
+
+def batch_of_two():
+    hu = torch.randint(-1500, 1500, (2, 32, 32, 32), generator=torch.Generator().manual_seed(3)).to(torch.int16)
+    hidden = random_patches((4, 4, 4), 48, seed=5, batch=2)
+    valid = torch.ones(2, 32, 32, 32, dtype=torch.bool)
+    valid[:, :, 20:] = False
+    return hu, masks_from_hidden(hidden.flatten(1)), valid, expand_cells(hidden, 8)
+
+
+def test_mean_floor_is_the_mean_of_the_visible_valid_voxels():
+    hu, masks, valid, hidden = batch_of_two()
+    predicted = MeanFloor(WINDOW, patch=8).predict_hu(hu, masks, valid)
+    assert predicted.shape == hu.shape and predicted.dtype == torch.float32
+    for sample in range(2):
+        expected = hu[sample].double().clamp(*WINDOW)[valid[sample] & ~hidden[sample]].mean()
+        torch.testing.assert_close(predicted[sample].double(), expected.expand(32, 32, 32), rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("floor", [MeanFloor, InterpolationFloor])
+def test_floors_see_neither_hidden_nor_invalid_voxels(floor):
+    hu, masks, valid, hidden = batch_of_two()
+    noise = torch.randint(-3000, 3000, hu.shape, generator=torch.Generator().manual_seed(4)).to(torch.int16)
+    predictor = floor(WINDOW, patch=8)
+    expected = predictor.predict_hu(hu, masks, valid)
+    assert torch.equal(predictor.predict_hu(torch.where(hidden | ~valid, noise, hu), masks, valid), expected)
+
+
+def test_interpolation_keeps_visible_voxels_and_the_window():
+    hu, masks, valid, hidden = batch_of_two()
+    predicted = InterpolationFloor(WINDOW, patch=8).predict_hu(hu, masks, valid)
+    known = valid & ~hidden
+    assert torch.equal(predicted[known], hu.float().clamp(*WINDOW)[known])
+    assert predicted.min() >= WINDOW[0] and predicted.max() <= WINDOW[1]
+
+
+@pytest.mark.parametrize("floor", [MeanFloor, InterpolationFloor])
+def test_a_crop_without_a_visible_valid_voxel_gets_air(floor):
+    hu, masks, valid, _ = batch_of_two()
+    predicted = floor(WINDOW, patch=8).predict_hu(hu, masks, torch.zeros_like(valid))
+    assert torch.equal(predicted, torch.full(hu.shape, -1000.0))

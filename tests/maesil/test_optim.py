@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from maesil.config import ModelConfig, TrainConfig
+from maesil.model import MaskedAutoencoder
+from maesil.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+
+SMALL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
+
+
+def test_only_matrices_decay_and_every_parameter_is_in_one_group():
+    model = MaskedAutoencoder(SMALL)
+    decaying, free = (group["params"] for group in parameter_groups(model, 0.05))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert {names[id(p)] for p in free} == {
+        n for n in names.values() if n.endswith("bias") or "norm" in n or n == "mask_token"
+    }
+    assert all(names[id(p)].endswith("weight") for p in decaying)
+    assert len(decaying) + len(free) == len(names)
+
+
+def test_learning_rate_rises_then_falls_along_a_cosine():
+    config = TrainConfig(steps=100, lr=2.0, warmup=0.1)
+    rates = [learning_rate(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)
+    assert all(earlier > later for earlier, later in pairwise(rates[10:]))
+    assert 0 < rates[99] == pytest.approx(1 + math.cos(math.pi * 89 / 90))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_learning_rate_of_the_shortest_runs_is_positive(steps):
+    assert all(learning_rate(step, TrainConfig(steps=steps)) > 0 for step in range(steps))
+
+
+def test_a_step_without_gradient_decays_matrices_by_lr_times_decay_alone():
+    model = MaskedAutoencoder(SMALL)
+    model.init_weights(torch.Generator().manual_seed(0))
+    optimizer = make_optimizer(model, TrainConfig(lr=1.0, weight_decay=0.5))
+    set_learning_rate(optimizer, 0.1)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if parameter.ndim > 1 else 1.0))

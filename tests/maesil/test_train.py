@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from support.stores import add_volume, make_store, synthetic_hu
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from maesil.checkpoint import CHECKPOINT, load_run
+from maesil.config import ModelConfig, RunConfig, TrainConfig, from_document
+from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
+from maesil.runlog import truncate_metrics
+from maesil.store import Store
+from maesil.train import interrupts_deferred, pick_device, prepare, train
+
+CONFIG = RunConfig(
+    ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1),
+    train=TrainConfig(steps=8, batch=2, checkpoint_every=3, validate_every=4, validation_crops=3, device="cpu"),
+)
+
+
+def with_train(**changes):
+    return replace(CONFIG, train=replace(CONFIG.train, **changes))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("store") / "s"
+    make_store(path, [(32, 40, 36), (40, 32, 33), (32, 32, 48)], superpatch=32)
+    return path
+
+
+def run(store, out, config=CONFIG, **options):
+    console = Console(file=io.StringIO(), width=200)
+    summary = train([store], config, out, console=console, **options)
+    return summary, console.file.getvalue()
+
+
+def metrics(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "undisturbed"
+    return out, *run(store, out)
+
+
+def test_a_run_leaves_what_it_promises(undisturbed, store):
+    out, summary, printed = undisturbed
+    records = metrics(out)
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert all({"loss", "lr", "grad_norm", "superpatches_per_s"} <= set(record) for record in records)
+    assert [record["step"] for record in records if "validation_loss" in record] == [4, 8]
+    assert summary.last == records[-1]
+    assert summary.steps == 8
+    split = json.loads((out / "split.json").read_text(encoding="utf-8"))
+    assert (len(split["train"]), len(split["validation"])) == (2, 1)
+    assert split["stores"] == [Store.open(store).fingerprint]
+    assert from_document(tomllib.loads((out / "config.toml").read_text(encoding="utf-8"))) == CONFIG
+    assert load_run(out).split.validation == tuple(split["validation"])
+    (picture,) = (out / "pictures").iterdir()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "2 patients to train on, 1 held out" in printed
+    assert "step 8/8" in printed
+
+
+def test_tensorboard_holds_the_same_numbers(undisturbed):
+    out, _, _ = undisturbed
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    for name in ("loss", "lr", "validation_loss"):
+        expected = [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in metrics(out) if name in r]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == expected
+
+
+def test_validation_psnr_belongs_to_its_loss(undisturbed):
+    out, _, _ = undisturbed
+    last, std = metrics(out)[-1], load_run(out).intensity.std
+    assert 10 ** (-last["validation_psnr"] / 10) == pytest.approx(last["validation_loss"] * std**2)
+
+
+def test_the_same_run_again_is_the_same_to_the_bit(undisturbed, store, tmp_path):
+    out, _, _ = undisturbed
+    run(store, tmp_path / "again", with_train(readers=1))
+    losses = [
+        [(r["loss"], r["grad_norm"], r.get("validation_loss")) for r in metrics(o)] for o in (out, tmp_path / "again")
+    ]
+    assert losses[0] == losses[1]
+    a, b = (load_run(o).model.state_dict() for o in (out, tmp_path / "again"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+KILLED = """
+import io, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from rich.console import Console
+import test_train
+from maesil.train import train
+
+torch = test_train.torch
+torch.set_num_threads(int(sys.argv[5]))
+train([Path(sys.argv[2])], test_train.with_train(steps=400, checkpoint_every=7), Path(sys.argv[3]),
+      resume=sys.argv[4] == "resume", console=Console(file=io.StringIO()))
+"""
+
+
+def start(store, out, resume):
+    here, tests = Path(__file__).parent, Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": str(tests)}
+    command = [sys.executable, "-c", KILLED, here, store, out, "resume" if resume else "anew", torch.get_num_threads()]
+    return subprocess.Popen([str(word) for word in command], env=environment)
+
+
+def wait_for_lines(out, count, process):
+    path = out / "metrics.jsonl"
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None, "training ended before it could be killed"
+        time.sleep(0.002)
+
+
+def test_killed_twice_and_resumed_the_losses_are_those_of_an_undisturbed_run(store, tmp_path):
+    out = tmp_path / "killed"
+    for resume, lines in ((False, 12), (True, 25)):
+        process = start(store, out, resume)
+        wait_for_lines(out, lines, process)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    step = load_run(out).step
+    assert step % 7 == 0
+    assert metrics(out)[-1]["step"] >= step
+    last = step + 10
+    # The cosine depends on the number of steps, so the undisturbed run is told the same and stopped there.
+    config = with_train(steps=400, checkpoint_every=7)
+    expected = first_losses(store, tmp_path / "undisturbed", config, last)
+    assert first_losses(store, out, config, last, resume=True) == expected
+
+
+def first_losses(store, out, config, count, resume=False):
+    trainer_step = threading.Event()
+
+    def stop_at(step):
+        if step >= count:
+            os.kill(os.getpid(), signal.SIGINT)
+            trainer_step.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        from maesil.runlog import RunLog
+
+        show = RunLog.show
+        patch.setattr(RunLog, "show", lambda self, step, loss: (show(self, step, loss), stop_at(step)))
+        with pytest.raises(KeyboardInterrupt):
+            run(store, out, config, resume=resume)
+    assert trainer_step.is_set()
+    records = metrics(out)
+    assert [record["step"] for record in records] == list(range(1, count + 1))
+    return [(record["loss"], record["grad_norm"], record.get("validation_loss")) for record in records]
+
+
+def test_an_interrupt_writes_the_checkpoint_of_its_step(store, tmp_path):
+    first_losses(store, tmp_path / "r", with_train(checkpoint_every=1000), 5)
+    assert load_run(tmp_path / "r").step == 5
+
+
+def test_resume_before_the_first_checkpoint_starts_over_and_a_complete_run_stays(undisturbed, store, tmp_path):
+    out, _, _ = undisturbed
+    began = tmp_path / "began"
+    began.mkdir()
+    (began / "config.toml").write_text("", encoding="utf-8")
+    (began / "metrics.jsonl").write_text('{"step": 1, "loss": 5}\n{"st', encoding="utf-8")
+    run(store, began, resume=True)
+    assert [r["loss"] for r in metrics(began)] == [r["loss"] for r in metrics(out)]
+    before = metrics(began)
+    summary, _ = run(store, began, resume=True)
+    assert summary.last == {}
+    assert metrics(began) == before
+
+
+def test_runs_are_neither_overwritten_nor_resumed_by_mistake(undisturbed, store, tmp_path):
+    out, _, _ = undisturbed
+    with pytest.raises(UsageError, match="--resume, or name another --out"):
+        run(store, out)
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        run(store, tmp_path / "nowhere", resume=True)
+    with pytest.raises(CheckpointError, match="model.width=16, asked for is 32"):
+        run(store, out, replace(CONFIG, model=replace(CONFIG.model, width=32)), resume=True)
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    with pytest.raises(UsageError, match="found a file"):
+        run(store, tmp_path / "file")
+
+
+def test_a_store_that_changed_since_the_checkpoint_is_refused(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 32, 32)])
+    run(store.path, tmp_path / "r")
+    add_volume(store, synthetic_hu((32, 32, 32), 9), name="later")
+    with pytest.raises(CheckpointError, match="stores changed"):
+        run(store.path, tmp_path / "r", with_train(steps=20), resume=True)
+
+
+def test_one_patient_is_trained_on_and_nobody_is_held_out(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 32, 32)])
+    summary, printed = run(store.path, tmp_path / "r")
+    assert "validation_loss" not in summary.last
+    assert "no validation" in printed
+
+
+def test_a_loss_that_blows_up_names_step_and_crops_and_keeps_nothing(store, tmp_path):
+    config = with_train(lr=1e38, warmup=0.0)
+    with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, superpatch"):
+        run(store, tmp_path / "r", config)
+    assert not (tmp_path / "r" / CHECKPOINT).exists()
+
+
+def test_damage_met_on_the_way_ends_the_run(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 32, 32), (32, 32, 32)])
+    console = Console(file=io.StringIO())
+    trainer = prepare([store.path], CONFIG, tmp_path / "r", resume=False, console=console)
+    group = trainer.split.train[0]
+    (shard,) = store.path.glob(f"volumes/*/{group}/*/0/c/0/0/0")
+    shard.chmod(0o644)
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(StoreError):
+        run(store.path, tmp_path / "r")
+
+
+def test_training_learns_on_the_crops_it_sees(store, tmp_path):
+    config = with_train(steps=60, batch=4, lr=3e-3, flips="", validate_every=1000)
+    run(store, tmp_path / "r", config)
+    losses = [record["loss"] for record in metrics(tmp_path / "r")]
+    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+
+
+def test_metrics_are_cut_to_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    truncate_metrics(path, 3)
+    assert not path.exists()
+    path.write_text('{"step": 2, "loss": 1}\n{"step": 3}\n{"step": 4}\n{"step": 1', encoding="utf-8")
+    truncate_metrics(path, 3)
+    assert path.read_text(encoding="utf-8") == '{"step": 2, "loss": 1}\n{"step": 3}\n'
+
+
+def test_the_first_signal_waits_and_the_second_interrupts():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), interrupts_deferred() as interrupted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupted.wait(1)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        pytest.fail("the second signal did not interrupt")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_devices_that_are_not_there_are_refused():
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UsageError, match="CUDA devices"):
+        pick_device("cuda:99")
