@@ -20,6 +20,8 @@ from maesil.store import Store
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
 
 MAPS = ("valid", "body")
+_ZARR_RAISES = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, FileNotFoundError)
+"""What zarr-python raises on damaged metadata and chunks."""
 
 
 class SuperpatchReader:
@@ -48,6 +50,8 @@ class SuperpatchReader:
         volume = self.volumes[volume_id]
         if out is None:
             out = np.empty(size, dtype=np.int16)
+        elif out.shape != tuple(size) or out.dtype != np.int16:
+            raise ValueError(f"expected an int16 buffer of shape {tuple(size)}, found {out.dtype} {out.shape}")
         if size == (volume.tile,) * 3 and all(s % volume.tile == 0 for s in start) and out.flags.c_contiguous:
             index = (start[0] // volume.tile, start[1] // volume.tile, start[2] // volume.tile)
             if (volume_id, index) in self._superpatches:
@@ -86,12 +90,14 @@ def load_map(storage: Storage, volume: Volume, name: str) -> MapArray:
         raise ValueError(f"expected a map of {MAPS}, found {name!r}")
     where = f"{storage.root}: volume {volume.volume_id}, map {name!r}"
     if not storage.exists(f"{volume.prefix}/{name}/c/0/0/0"):
-        raise StoreError(f"{where}: its chunk is missing; run `maesil store verify`, then ingest again")
+        raise StoreError(f"{where}: its chunk is missing; delete the volume's folder below commits/ and ingest again")
     try:
         array = zarr.open_array(storage.zarr(f"{volume.prefix}/{name}", read_only=True), mode="r")
         cells = np.asarray(array[:])
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
-        raise StoreError(f"{where}: damaged ({error}); run `maesil store verify`, then ingest again") from error
+    except _ZARR_RAISES as error:
+        raise StoreError(
+            f"{where}: damaged ({error}); delete the volume's folder below commits/ and ingest again"
+        ) from error
     expected = tuple(-(-n // MAP_CELL) for n in volume.shape)
     if cells.shape != expected or cells.dtype != np.uint8:
         raise StoreError(f"{where}: expected uint8 {expected}, found {cells.dtype} {cells.shape}")

@@ -6,12 +6,13 @@ slice by slice, in floating point. Nothing is inverted (MONOCHROME1 concerns dis
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import pydicom
@@ -24,6 +25,9 @@ from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, 
 
 from maesil.errors import Refused
 from maesil.types import AIR_HU
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -103,6 +107,19 @@ class InstanceHeader:
     technical: dict[str, Any]
 
 
+def _without_warnings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Silence pydicom, which warns of each odd value when it is read; what matters is checked here."""
+
+    @functools.wraps(function)
+    def quiet(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+@_without_warnings
 def read_header(path: Path) -> InstanceHeader:
     """Read one header; `Refused` with code ``not_ct...`` for other objects, or with what is broken."""
     wanted = list(dict.fromkeys((*_IDENTITY_TAGS, *_GEOMETRY_TAGS, *_SPLIT_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS)))
@@ -152,6 +169,7 @@ def technical_tags(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
+@_without_warnings
 def pixel_digest(path: Path) -> bytes:
     """Return a SHA-256 over all that decides the voxels of one instance: geometry, rescale, padding, pixel data."""
     dataset = _read(path)
@@ -163,6 +181,13 @@ def pixel_digest(path: Path) -> bytes:
     return digest.digest()
 
 
+def hu_digest(path: Path) -> bytes:
+    """Return a SHA-256 over the HU of one slice: equal for copies that differ in encoding or UIDs alone."""
+    hu, valid, _ = read_slice_hu(path)
+    return hashlib.sha256(hu.tobytes() + valid.tobytes()).digest()
+
+
+@_without_warnings
 def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], set[str]]:
     """Return one slice as HU ``[y, x]``, which of its pixels are inside the scan, and notes.
 
@@ -197,9 +222,7 @@ def rescale_of(dataset: Dataset) -> tuple[float, float]:
 
 def _read(path: Path, **options: Any) -> FileDataset:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom warns of each odd value; what matters is checked here
-            return pydicom.dcmread(path, force=True, **options)
+        return pydicom.dcmread(path, force=True, **options)
     except (InvalidDicomError, EOFError, ValueError, NotImplementedError, AttributeError, KeyError, TypeError) as error:
         raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
 
@@ -230,12 +253,10 @@ def _decode(path: Path, dataset: FileDataset, slope: float, intercept: float) ->
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise Refused("colour", f"expected one sample a pixel, found {dataset.SamplesPerPixel}")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if syntax in _SITK_SYNTAXES:
-                stored = _decode_with_sitk(path, slope, intercept)
-            else:
-                stored = pixel_array(dataset, raw=True)
+        if syntax in _SITK_SYNTAXES:
+            stored = _decode_with_sitk(path, slope, intercept)
+        else:
+            stored = pixel_array(dataset, raw=True)
     except Exception as error:  # decoders raise anything; a slice that does not decode costs one volume
         raise Refused(*_decode_failure(syntax, error)) from error
     if stored.shape != (dataset.Rows, dataset.Columns):

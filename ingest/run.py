@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maesil.errors import MaesilError, NoInputError, Refused, ResourceError
-from maesil.index import write_index
+from maesil.index import index_is_current, write_index
 from maesil.ingest.execute import Executor, executor
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key
@@ -126,7 +126,7 @@ class _Run:
             self._quarantine(self.key.hash("volume", series.identity), series.refusal, {"files": series.files})
         stale = self._leave_fresh_alone(self._hash(plan.volumes))
         self._build(stale)
-        if self.summary.committed or not self.store.storage.exists("index/volumes.parquet"):
+        if not index_is_current(self.store):
             write_index(self.store)
         self._require_all_accounted_for(plan)
         known = {volume.volume_id for volume in self.summary.volumes}

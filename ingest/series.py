@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.geometry import Affine, from_dicom
-from maesil.ingest.dicom import InstanceHeader, pixel_digest
+from maesil.ingest.dicom import InstanceHeader, hu_digest
 
 MIN_SLICES = 16
 MAX_EDGE = 8192
@@ -200,7 +200,7 @@ def _resolve_same_positions(
     for same in together:
         by_pixels: dict[bytes, InstanceHeader] = {}
         for i in same:
-            digest = pixel_digest(ordered[i].path) if len(same) > 1 else b""
+            digest = hu_digest(ordered[i].path) if len(same) > 1 else b""
             if digest in by_pixels:
                 duplicates.append(ordered[i])
             else:

@@ -114,9 +114,7 @@ def _check_patches(
 ) -> None:
     """Refuse shapes that the lookup would misread; values are looked at only on a CPU, where that is free."""
     if volume.ndim != 4 or ids.ndim != 2 or len(volume) != len(ids):
-        raise ValueError(
-            f"volume [B, Z, Y, X] and ids [B, N] expected, not {list(volume.shape)}, {list(ids.shape)}"
-        )
+        raise ValueError(f"volume [B, Z, Y, X] and ids [B, N] expected, not {list(volume.shape)}, {list(ids.shape)}")
     edges = reference.superpatch_edges(volume, size)
     if any(edge % patch for edge in edges):
         raise ValueError(f"superpatch edges {edges} are not all divisible by the patch edge {patch}")

@@ -85,9 +85,7 @@ def save_checkpoint(
         temporary.replace(path)
         _sync_folder(run_dir)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: could not be written ({error.strerror}); free space, then --resume"
-        ) from error
+        raise ResourceError(f"{path}: could not be written ({error.strerror}); free space, then --resume") from error
 
 
 def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
@@ -101,9 +99,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
         state, step, stores = document["model"], document["step"], tuple(document["stores"])
         optimizer_state, rng_state, version = document["optimizer"], document["rng"], document["torch"]
     except (KeyError, TypeError, AttributeError, UsageError) as error:
-        raise CheckpointError(
-            f"{path}: expected a whole maesil checkpoint, found it incomplete ({error!r})"
-        ) from error
+        raise CheckpointError(f"{path}: expected a whole maesil checkpoint, found it incomplete ({error!r})") from error
     model = _rebuild_model(path, config.model, state).to(device)
     return Run(model, intensity, config, split, step, stores, optimizer_state, rng_state, version)
 
@@ -115,9 +111,7 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def require_resumable(
-    run: Run, config: RunConfig, store_fingerprints: tuple[str, ...], run_dir: Path
-) -> None:
+def require_resumable(run: Run, config: RunConfig, store_fingerprints: tuple[str, ...], run_dir: Path) -> None:
     """Raise CheckpointError unless going on with ``config`` and these stores means going on with the same run."""
     saved, wanted = to_document(run.config), to_document(config)
     for section, values in saved.items():
@@ -128,9 +122,7 @@ def require_resumable(
                     f"{wanted[section][name]}; resume without changing it, or train anew with another --out"
                 )
     if run.store_fingerprints != store_fingerprints:
-        before, now = (
-            ", ".join(f[:12] for f in prints) for prints in (run.store_fingerprints, store_fingerprints)
-        )
+        before, now = (", ".join(f[:12] for f in prints) for prints in (run.store_fingerprints, store_fingerprints))
         raise CheckpointError(
             f"{run_dir}: the stores changed since the checkpoint (volumes were added, removed or remade; fingerprint "
             f"{before} -> {now}); resume on the stores it was trained on, or train anew with another --out"
@@ -141,9 +133,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent}: expected a run folder made by `maesil train`, found none")
     if not path.exists():
-        raise CheckpointError(
-            f"{path.parent}: expected a run folder made by `maesil train`, found no {CHECKPOINT}"
-        )
+        raise CheckpointError(f"{path.parent}: expected a run folder made by `maesil train`, found no {CHECKPOINT}")
     try:
         document = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load fails in a dozen ways on what is no checkpoint
@@ -152,9 +142,7 @@ def _read_document(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: expected a checkpoint of maesil, found one of another program")
     if document.get("version") != _VERSION:
-        raise CheckpointError(
-            f"{path}: expected checkpoint version {_VERSION}, found {document.get('version')}"
-        )
+        raise CheckpointError(f"{path}: expected checkpoint version {_VERSION}, found {document.get('version')}")
     return document
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -137,18 +138,16 @@ def store_verify(store: StorePath, as_json: AsJson = False) -> None:
     from maesil.verify import verify
 
     opened = Store.open(store)
-    volumes = opened.volumes()
     with progress({"verify": "volumes"}) as report:
-        problems = verify(opened, lambda done, total: report("verify", done, total))
+        verified = verify(opened, lambda done, total: report("verify", done, total))
     if as_json:
-        typer.echo(json.dumps({"volumes": len(volumes), "problems": problems}, indent=1))
+        typer.echo(json.dumps(asdict(verified), indent=1))
     else:
-        for problem in problems:
+        for problem in verified.problems:
             typer.echo(f"damaged: {problem}")
-        superpatches = sum(len(volume.superpatches) for volume in volumes)
-        found = f"{len(problems)} problems found" if problems else "all intact"
-        typer.echo(f"{len(volumes)} volumes, {superpatches} superpatches: {found}")
-    if problems:
+        found = f"{len(verified.problems)} problems found" if verified.problems else "all intact"
+        typer.echo(f"{verified.volumes} volumes, {verified.superpatches} superpatches: {found}")
+    if verified.problems:
         raise typer.Exit(EXIT_STORE)
 
 

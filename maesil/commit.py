@@ -109,14 +109,26 @@ class Volume:
         """Return the volume that a commit file describes; `StoreError` if the file is damaged."""
         try:
             document = json.loads(data)
+            canonical = canonical_json(document)
             stated = document.pop("checksum_crc32c")
             found = google_crc32c.value(canonical_json(document))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise StoreError(f"{key}: expected a commit record, found damaged JSON ({error})") from error
-        if stated != found:
+        # Byte for byte besides: 1e-5 and 1E-5 are the same number, but only one of them was written.
+        if stated != found or canonical != data:
+            raise StoreError(f"{key}: the commit does not match its own checksum; it was altered")
+        try:
+            volume = cls._from_document(document)
+        except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"{key}: the commit's checksum is {found:08x}, its record says {stated:08x}; it was altered"
-            )
+                f"{key}: expected a commit this version of maesil knows, found another ({error})"
+            ) from error
+        if volume.key != key:
+            raise StoreError(f"{key}: expected the commit of this name, found {volume.key}; it was moved")
+        return volume
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Volume:
         document["superpatches"] = tuple(
             Superpatch(**{**entry, "index": tuple(entry["index"])}) for entry in document["superpatches"]
         )

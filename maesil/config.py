@@ -47,10 +47,10 @@ class ModelConfig:
     """Edge of the cube the model sees (voxels); divides the store's superpatch."""
     patch: int = 8
     """Edge of one patch, one token (voxels); a multiple of 8, or 1, 2 or 4, so that it lies on the maps."""
-    width: int = 192
-    depth: int = 6
-    decoder_width: int = 192
-    decoder_depth: int = 2
+    width: int = 128
+    depth: int = 4
+    decoder_width: int = 128
+    decoder_depth: int = 1
 
     def __post_init__(self) -> None:
         on_maps = self.patch > 0 and (MAP_CELL % self.patch == 0 or self.patch % MAP_CELL == 0)
@@ -107,14 +107,14 @@ class TrainConfig:
     """How to train. Whatever changes the loss is a function of these values, the model and the stores alone."""
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 500
     batch: int = 8
     """Crops a step."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
-    warmup: float = 0.05
+    warmup: float = 0.1
     """Share of the steps in which the learning rate rises from 0."""
     clip: float = 1.0
     """Largest gradient norm; longer gradients are scaled down to it."""
@@ -122,7 +122,7 @@ class TrainConfig:
     """Intensity window (HU), see `maesil.types.Intensity`."""
     min_body: float = 0.1
     """Least body share of a crop that is trained on (0..1)."""
-    flips: str = "zyx"
+    flips: str = "x"
     """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
     validation: float = 0.2
     """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
@@ -151,15 +151,9 @@ class TrainConfig:
         for name in ("lr", "clip"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
         for name in ("warmup", "validation", "min_body"):
-            _require(
-                0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1"
-            )
-        _require(
-            all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)"
-        )
-        _require(
-            self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU"
-        )
+            _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1")
+        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
+        _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
@@ -316,7 +310,5 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     inner = typing.get_args(kind)
     if inner and isinstance(value, list | tuple) and len(value) == len(inner):
         return tuple(_typed(name, item, item_kind) for item, item_kind in zip(value, inner, strict=True))
-    described = (
-        f"{len(inner)} numbers" if inner else {float: "a number", int: "a whole number", str: "a word"}[kind]
-    )
+    described = f"{len(inner)} numbers" if inner else {float: "a number", int: "a whole number", str: "a word"}[kind]
     raise UsageError(f"{name}={value!r}: expected {described}")

@@ -42,13 +42,9 @@ class Sources:
         stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
         for store in stores:
             require_tile(model, store.superpatch, store.path)
-        sources = cls(
-            tuple(SuperpatchReader(store) for store in stores), tuple(store.fingerprint for store in stores)
-        )
+        sources = cls(tuple(SuperpatchReader(store) for store in stores), tuple(store.fingerprint for store in stores))
         if not sources.groups:
-            raise NoInputError(
-                f"{', '.join(map(str, paths))}: no volumes to train on; run `maesil ingest` first"
-            )
+            raise NoInputError(f"{', '.join(map(str, paths))}: no volumes to train on; run `maesil ingest` first")
         return sources
 
     @property
@@ -103,9 +99,7 @@ def measure_intensity(sources: Sources, groups: Iterable[str], window: Window, w
     mean = float((histogram * values).sum() / count) if count else 0.0
     std = math.sqrt(float((histogram * (values - mean) ** 2).sum() / count)) if count else 0.0
     if std == 0:
-        raise NoInputError(
-            f"the training volumes hold no contrast inside the window {window} HU: {count} valid voxels"
-        )
+        raise NoInputError(f"the training volumes hold no contrast inside the window {window} HU: {count} valid voxels")
     return Intensity(window=window, mean=mean, std=std)
 
 
@@ -211,9 +205,7 @@ class CropLoader:
     damage) is raised where the batch is asked for; leaving the block ends the threads.
     """
 
-    def __init__(
-        self, sampler: CropSampler, batch: int, readers: int = 2, ahead: int = 2, pin: bool = False
-    ) -> None:
+    def __init__(self, sampler: CropSampler, batch: int, readers: int = 2, ahead: int = 2, pin: bool = False) -> None:
         self._sampler, self._batch = sampler, batch
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="maesil-reader")
         c, k = sampler.crop, sampler.crop // MAP_CELL
@@ -252,9 +244,7 @@ class CropLoader:
         if crop == draw.volume.tile:
             draw.reader.read_superpatch(draw.volume.volume_id, draw.tile, hu)
         else:
-            superpatch = draw.reader.read_superpatch(
-                draw.volume.volume_id, draw.tile, self._scratch(draw.volume.tile)
-            )
+            superpatch = draw.reader.read_superpatch(draw.volume.volume_id, draw.tile, self._scratch(draw.volume.tile))
             hu[:] = superpatch[tuple(slice(o, o + crop) for o in draw.offset)]
         tile_z, tile_y, tile_x = _tile_start(draw.volume, draw.tile)
         z, y, x = draw.offset
@@ -309,8 +299,7 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
         (reader, volume.volume_id, origin)
         for reader, volume in sources.volumes(groups)
         for origin in grid_origins(volume, crop)
-        if reader.read_map_region(volume.volume_id, "body", origin, size).mean()
-        >= max(255 * config.min_body, 1e-9)
+        if reader.read_map_region(volume.volume_id, "body", origin, size).mean() >= max(255 * config.min_body, 1e-9)
     ]
     count = min(len(places), config.validation_crops)
     chosen = [places[i * len(places) // count] for i in range(count)]

@@ -56,7 +56,11 @@ class InterpolationFloor:
         returned as they are (clipped to the window). A crop without any gets air.
         """
         values, known = _visible(volume_BZYX, masks, valid_BZYX, self.window, self.patch)
-        return spline_in_tension(values, known, coarsest=self.patch).clamp(*self.window)
+        # One crop at a time on a CPU: its dozen fields then stay in the cache.
+        at_once = len(values) if values.is_cuda else 1
+        parts = [slice(start, start + at_once) for start in range(0, len(values), at_once)]
+        filled = [spline_in_tension(values[part], known[part], coarsest=self.patch) for part in parts]
+        return torch.cat(filled).clamp(*self.window)
 
 
 def spline_in_tension(

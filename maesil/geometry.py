@@ -108,7 +108,9 @@ def orthogonal_grid(shape: Zyx, affine: Affine, spacing: Spacing) -> tuple[Zyx, 
     count = np.maximum(1, np.floor((high - low) / step + 0.5 + 1e-6)).astype(int)
     grid = np.eye(4)
     grid[:3, :3] = directions * step
-    grid[:3, 3] = directions @ (low + step / 2)
+    # A scan thinner than one voxel lies in the middle of it, not at its edge.
+    first = np.where(count == 1, (low + high) / 2, low + step / 2)
+    grid[:3, 3] = directions @ first
     return (int(count[0]), int(count[1]), int(count[2])), grid
 
 

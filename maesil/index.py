@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from typing import Any
 
@@ -9,19 +10,49 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from maesil.commit import Volume
+from maesil.errors import StoreError
 from maesil.store import Store
 
 VOLUMES_KEY = "index/volumes.parquet"
 SUPERPATCHES_KEY = "index/superpatches.parquet"
+_STATE = b"maesil.live_commits"
 
 
 def write_index(store: Store) -> tuple[int, int]:
     """Make both tables anew from the live commits; return how many volumes and superpatches they list."""
     volumes = store.volumes()
-    rows = [_superpatch_row(volume, patch) for volume in volumes for patch in volume.superpatches]
-    store.storage.put(VOLUMES_KEY, _parquet([_volume_row(volume) for volume in volumes], _VOLUME_SCHEMA))
-    store.storage.put(SUPERPATCHES_KEY, _parquet(rows, _SUPERPATCH_SCHEMA))
-    return len(volumes), len(rows)
+    while True:
+        rows = [_superpatch_row(volume, patch) for volume in volumes for patch in volume.superpatches]
+        state = {_STATE: _state(volumes)}
+        for key, table, schema in (
+            (VOLUMES_KEY, [_volume_row(volume) for volume in volumes], _VOLUME_SCHEMA),
+            (SUPERPATCHES_KEY, rows, _SUPERPATCH_SCHEMA),
+        ):
+            store.storage.put(key, _parquet(table, schema.with_metadata(state)))
+        # Another process may have committed meanwhile; whoever writes last must have seen everything.
+        if _state(volumes := store.volumes()) == state[_STATE]:
+            return len(volumes), len(rows)
+
+
+def index_is_current(store: Store) -> bool:
+    """Return whether both tables are there, whole, and made from the commits that are live now."""
+    try:
+        found = {_stated(store, key) for key in (VOLUMES_KEY, SUPERPATCHES_KEY)}
+    except (StoreError, pa.ArrowException, OSError):
+        return False
+    return found == {_state(store.volumes())}
+
+
+def _stated(store: Store, key: str) -> bytes | None:
+    metadata = pq.read_schema(io.BytesIO(store.storage.read(key))).metadata or {}
+    return metadata.get(_STATE)
+
+
+def _state(volumes: list[Volume]) -> bytes:
+    digest = hashlib.sha256()
+    for volume in volumes:
+        digest.update(f"{volume.volume_id} {volume.attempt} {volume.generation}\n".encode())
+    return digest.hexdigest().encode()
 
 
 def _fields(kind: pa.DataType, *names: str) -> list[Any]:

@@ -30,14 +30,10 @@ class Masks:
 
     def to(self, device: torch.device | str) -> Masks:
         """Return the masks on another device."""
-        return Masks(
-            *(ids.to(device) for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask))
-        )
+        return Masks(*(ids.to(device) for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask)))
 
 
-def make_masks(
-    config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu"
-) -> Masks:
+def make_masks(config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu") -> Masks:
     """Draw one mask a seed. Equal seeds give equal masks on every device; every sample hides equally many.
 
     Dual masking (MAESIL, arXiv 2604.00514; the ratios are ours): a *plane* mask hides a share of the (y, x)

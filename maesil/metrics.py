@@ -65,7 +65,7 @@ class ErrorSums:
 
     def add(self, reference_ZYX: Tensor, predicted_ZYX: Tensor, hidden_ZYX: Tensor, region_ZYX: Tensor) -> None:
         """Add the errors at the voxels of ``region_ZYX``; ``hidden_ZYX`` is True where the model saw nothing."""
-        error = clip(predicted_ZYX, self.window)[region_ZYX] - clip(reference_ZYX, self.window)[region_ZYX]
+        error = clip(predicted_ZYX[region_ZYX], self.window) - clip(reference_ZYX[region_ZYX], self.window)
         hidden_error = error[hidden_ZYX[region_ZYX]]
         self.voxels += error.numel()
         self.hidden_voxels += hidden_error.numel()

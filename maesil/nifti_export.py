@@ -37,9 +37,10 @@ def write_nifti(path: Path, hu: HuArray, affine: Affine) -> None:
     temporary = path.with_name(f".{uuid4().hex}.nii.gz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        nib.save(image, temporary)
-        os.replace(temporary, path)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UsageError(f"{path.parent}: expected a folder to write NIfTI files into ({error.strerror})") from error
+    try:
+        nib.save(image, temporary)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

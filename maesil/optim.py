@@ -11,10 +11,9 @@ from maesil.config import TrainConfig
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Make AdamW (arXiv 1711.05101) over two groups; fused on a GPU. The step sets the learning rate."""
-    on_gpu = next(model.parameters()).is_cuda
+    """Make AdamW (arXiv 1711.05101) over two groups, one kernel a step; the trainer sets the learning rate."""
     groups = parameter_groups(model, config.weight_decay)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=on_gpu)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

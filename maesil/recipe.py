@@ -12,6 +12,7 @@ from maesil.errors import UsageError
 from maesil.types import AIR_HU, MAP_CELL, Spacing
 
 CODECS = ("fast", "compact", "raw")
+_LARGEST_SUPERPATCH = 512
 _LIBRARIES = ("SimpleITK", "pydicom", "highdicom", "nibabel", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls")
 
 
@@ -22,7 +23,7 @@ def _library_versions() -> tuple[tuple[str, str], ...]:
             found.append((name, version(name)))
         except PackageNotFoundError:
             found.append((name, "absent"))
-    return tuple(found)
+    return tuple(sorted(found))
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Recipe:
             raise UsageError(
                 f"--superpatch: expected a positive multiple of {MAP_CELL} voxels, found {self.superpatch}"
             )
+        if self.superpatch > _LARGEST_SUPERPATCH:
+            raise UsageError(f"--superpatch: expected at most {_LARGEST_SUPERPATCH} voxels, found {self.superpatch}")
         if self.spacing is not None and not all(0.1 <= mm <= 20 for mm in self.spacing):
             raise UsageError(f"--spacing: expected 'native' or 0.1 to 20 mm an axis, found {self.spacing}")
         if self.codec not in CODECS:
@@ -54,9 +57,10 @@ class Recipe:
     def document(self) -> dict[str, Any]:
         """Return the recipe as JSON-ready values."""
         return {
-            "spacing_zyx_mm": list(self.spacing) if self.spacing else "native",
-            "superpatch_voxels": self.superpatch,
-            "hu_range": list(self.hu_range),
+            # Plain numbers, so that 2 and 2.0 are the same recipe.
+            "spacing_zyx_mm": [float(mm) for mm in self.spacing] if self.spacing else "native",
+            "superpatch_voxels": int(self.superpatch),
+            "hu_range": [int(hu) for hu in self.hu_range],
             "codec": self.codec,
             "method": self.method,
             "libraries": dict(self.libraries),
@@ -83,8 +87,18 @@ class Recipe:
 
     def difference(self, other: Recipe) -> str:
         """Return in words what sets another recipe apart, for messages."""
-        mine, theirs = self.document(), other.document()
-        return "; ".join(f"{name}: {mine[name]} -> {theirs[name]}" for name in mine if mine[name] != theirs[name])
+        mine, theirs = _flat(self.document()), _flat(other.document())
+        names = [*mine, *(name for name in theirs if name not in mine)]
+        return "; ".join(
+            f"{name}: {mine.get(name)} -> {theirs.get(name)}" for name in names if mine.get(name) != theirs.get(name)
+        )
+
+
+def _flat(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's document with each library a value of its own."""
+    flat = {name: value for name, value in document.items() if name != "libraries"}
+    flat.update(document["libraries"])
+    return flat
 
 
 def canonical_json(document: Any) -> bytes:

@@ -29,9 +29,14 @@ class RunLog:
         self._console = console
         self._last_line = time.monotonic()
         self._progress = Progress(
-            TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}{task.fields[psnr]}"), console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}{task.fields[psnr]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._task = self._progress.add_task("training", total=steps, completed=start, loss=math.nan, psnr="")
         self._steps, self._psnr = steps, ""
 

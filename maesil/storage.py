@@ -45,12 +45,12 @@ class Storage:
         buffer = bytearray(length)
         with _missing_is_damage(self.root / key):
             descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            done = os.preadv(descriptor, [buffer], offset)
-            while 0 < done < length and (more := os.preadv(descriptor, [memoryview(buffer)[done:]], offset + done)):
-                done += more
-        finally:
-            os.close(descriptor)
+            try:
+                done = os.preadv(descriptor, [buffer], offset)
+                while 0 < done < length and (more := os.preadv(descriptor, [memoryview(buffer)[done:]], offset + done)):
+                    done += more
+            finally:
+                os.close(descriptor)
         if done != length:
             raise StoreError(f"{self.root / key}: expected {length} bytes at {offset}, found {done}; the file was cut")
         return buffer
@@ -58,7 +58,7 @@ class Storage:
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys of all files below a folder, sorted, without the temporary ones."""
         base = self.root / prefix
-        for folder, subfolders, files in os.walk(base):
+        for folder, subfolders, files in os.walk(base, onerror=_unless_missing):
             subfolders.sort()
             for name in sorted(files):
                 if not name.startswith(_TEMPORARY):
@@ -105,7 +105,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
         try:
             with temporary.open("xb") as file:
@@ -115,6 +115,20 @@ class Storage:
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder and the missing ones above it, durably: a file is not safe before the way to it is."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        _sync(path.parent)
+
+
+def _unless_missing(error: OSError) -> None:
+    """A folder that cannot be listed must not pass for an empty one."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync(path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from maesil.storage import Storage
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 1
 _ROOT_KEY = "zarr.json"
+_COMMIT_KEY = re.compile(r"commits/[^/]+/(?P<volume_id>[^/]+)/\d{8}\.json")
 
 
 class Store:
@@ -50,6 +52,8 @@ class Store:
             ) from error
         if name != FORMAT_NAME or version != FORMAT_VERSION:
             raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {name} version {version}")
+        if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
+            raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
         return cls(storage, attributes)
 
     @classmethod
@@ -88,12 +92,14 @@ class Store:
     @property
     def recipe(self) -> Recipe:
         """The live recipe."""
+        damaged = f"{self.path}: the record of recipe {self.recipe_hash[:12]} is damaged"
         try:
-            return Recipe.from_document(json.loads(self.storage.read(f"recipes/{self.recipe_hash}.json")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(
-                f"{self.path}: the record of recipe {self.recipe_hash[:12]} is damaged ({error})"
-            ) from error
+            recipe = Recipe.from_document(json.loads(self.storage.read(f"recipes/{self.recipe_hash}.json")))
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise StoreError(f"{damaged} ({error})") from error
+        if recipe.hash != self.recipe_hash:
+            raise StoreError(f"{damaged}: its hash is {recipe.hash[:12]}")
+        return recipe
 
     @property
     def superpatch(self) -> int:
@@ -102,10 +108,23 @@ class Store:
 
     def volumes(self) -> list[Volume]:
         """Return the live volumes, by id; `StoreError` on a damaged commit."""
+        return [self.read_commit(key) for key in self.live_commits()]
+
+    def live_commits(self, prefix: str = "commits") -> list[str]:
+        """Return the keys of the live commits below a folder, by volume id: of each volume the highest generation."""
         newest: dict[str, str] = {}
-        for key in self.storage.list("commits"):
-            newest[key.split("/")[2]] = key  # keys come sorted: the highest generation is last
-        return [Volume.from_json(self.storage.read(key), key) for _, key in sorted(newest.items())]
+        for key in self.storage.list(prefix):
+            if found := _COMMIT_KEY.fullmatch(key):  # other files may lie about: .DS_Store, .nfs...
+                newest[found["volume_id"]] = key  # keys come sorted: the highest generation is last
+        return [key for _, key in sorted(newest.items())]
+
+    def read_commit(self, key: str) -> Volume:
+        """Return the volume of one commit; `StoreError` if the record is damaged."""
+        data = self.storage.read(key)
+        try:
+            return Volume.from_json(data, key)
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from error
 
     def volume(self, volume_id: str) -> Volume:
         """Return one live volume by its id or by a beginning of it that is unique; `UsageError` if there is none."""
@@ -118,8 +137,8 @@ class Store:
 
     def live(self, volume_id: str) -> Volume | None:
         """Return the live commit of exactly this id, or None."""
-        keys = list(self.storage.list(f"commits/{volume_id[:2]}/{volume_id}"))
-        return Volume.from_json(self.storage.read(keys[-1]), keys[-1]) if keys else None
+        keys = self.live_commits(f"commits/{volume_id[:2]}/{volume_id}")
+        return self.read_commit(keys[0]) if keys else None
 
     def commit(self, volume: Volume) -> Volume:
         """Record a volume whose attempt is complete and durable; return the live commit.
@@ -129,7 +148,8 @@ class Store:
         while True:
             live = self.live(volume.volume_id)
             if live is not None and live.same_content(volume):
-                self.storage.remove(volume.prefix)
+                if live.attempt != volume.attempt:
+                    self.storage.remove(volume.prefix)
                 return live
             candidate = volume.at_generation(live.generation + 1 if live else 1)
             if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
@@ -137,15 +157,26 @@ class Store:
 
     def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
         """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
-        self.storage.put(quarantine_key(volume_id), canonical_json(document))
+        key, data = quarantine_key(volume_id), canonical_json(document)
+        if (
+            not self.storage.exists(key) or self.storage.read(key) != data
+        ):  # a run that finds nothing new writes nothing
+            self.storage.put(key, data)
 
     def release(self, volume_id: str) -> None:
         """Drop the record of a refusal, once the source has become a volume after all."""
         self.storage.delete(quarantine_key(volume_id))
 
     def quarantined(self) -> list[dict[str, Any]]:
-        """Return the records of all refused sources."""
-        return [json.loads(self.storage.read(key)) for key in self.storage.list("quarantine")]
+        """Return the records of all refused sources; `StoreError` on a damaged one."""
+        return [self._refusal(key) for key in self.storage.list("quarantine") if key.endswith(".json")]
+
+    def _refusal(self, key: str) -> dict[str, Any]:
+        try:
+            record: dict[str, Any] = json.loads(self.storage.read(key))
+            return {name: record[name] for name in ("volume_id", "code", "detail")} | record
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path}: {key}: expected the record of a refusal, found damage ({error})") from error
 
     @property
     def fingerprint(self) -> str:

@@ -83,16 +83,12 @@ def train(
                 if end or (settings.picture_every and step % settings.picture_every == 0):
                     trainer.draw_picture(out / "pictures" / f"step_{step:07d}.png")
                 if interrupted.is_set() and not end:
-                    console.print(
-                        f"interrupted after step {step}; the checkpoint is written, go on with --resume"
-                    )
+                    console.print(f"interrupted after step {step}; the checkpoint is written, go on with --resume")
                     raise KeyboardInterrupt
     return TrainSummary(out, trainer.step, time.monotonic() - started, last)
 
 
-def prepare(
-    stores: Sequence[Path], config: RunConfig, out: Path, *, resume: bool, console: Console
-) -> Trainer:
+def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: bool, console: Console) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     device = pick_device(config.train.device)
     if config.train.threads:
@@ -135,9 +131,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"train.device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
-        )
+        raise UsageError(f"train.device={name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
     return device
 
 
@@ -170,9 +164,7 @@ def _memory_errors_named() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise ResourceError(
-            f"out of GPU memory; lower train.batch or model.width ({str(error)[:100]})"
-        ) from error
+        raise ResourceError(f"out of GPU memory; lower train.batch or model.width ({str(error)[:100]})") from error
 
 
 def _require_run_folder(out: Path, resume: bool) -> None:
@@ -202,6 +194,4 @@ def _announce(trainer: Trainer, console: Console) -> None:
         highlight=False,
     )
     if not trainer.validation:
-        console.print(
-            "no validation: nobody is held out, or no crop of theirs holds enough body", highlight=False
-        )
+        console.print("no validation: nobody is held out, or no crop of theirs holds enough body", highlight=False)

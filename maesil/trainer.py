@@ -117,9 +117,7 @@ class Trainer:
             store_fingerprints=self.store_fingerprints,
         )
 
-    def _loss(
-        self, hu: Tensor, masks: Masks, shares_BL: Tensor, flip: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def _loss(self, hu: Tensor, masks: Masks, shares_BL: Tensor, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the loss over hidden patches, and their weights ``[B, M]``: the valid share of each."""
         weight_BM = shares_BL.gather(1, masks.ids_masked)
         with self._autocast():

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from maesil.cache.reader import MAPS, SuperpatchReader, load_map
+from maesil.cache.reader import MAPS, load_map
 from maesil.commit import Volume
 from maesil.errors import StoreError
 from maesil.shard import decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
@@ -15,18 +18,40 @@ from maesil.store import Store
 from maesil.types import AIR_HU
 
 
-def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, total: None) -> list[str]:
-    """Return one line for each piece of damage found in the live volumes; an empty list means all is well."""
-    problems: list[str] = []
-    volumes = SuperpatchReader(store).volumes
-    for done, volume in enumerate(volumes.values(), start=1):
-        problems.extend(_volume_problems(store, volume))
-        on_volume(done, len(volumes))
-    return problems
+@dataclass(frozen=True)
+class Verified:
+    """What was checked, and one line for each piece of damage found."""
+
+    volumes: int
+    superpatches: int
+    problems: tuple[str, ...]
+
+
+def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, total: None) -> Verified:
+    """Check recipe, commits, superpatches, maps and Zarr metadata of all live volumes; damage never ends the check."""
+    problems = list(_recipe_problems(store))
+    superpatches = 0
+    keys = store.live_commits()
+    for done, key in enumerate(keys, start=1):
+        try:
+            volume = store.read_commit(key)
+            superpatches += len(volume.superpatches)
+            problems.extend(dict.fromkeys(_volume_problems(store, volume)))
+        except StoreError as error:
+            problems.append(str(error))
+        on_volume(done, len(keys))
+    return Verified(len(keys), superpatches, tuple(problems))
+
+
+def _recipe_problems(store: Store) -> Iterator[str]:
+    try:
+        _ = store.recipe
+    except StoreError as error:
+        yield str(error)
 
 
 def _volume_problems(store: Store, volume: Volume) -> Iterator[str]:
-    for check in (_array_problems, _shard_problems, _superpatch_problems, _map_problems):
+    for check in (_image_problems, _array_problems, _shard_problems, _superpatch_problems, _map_problems):
         try:
             yield from check(store, volume)
         except StoreError as error:
@@ -35,29 +60,56 @@ def _volume_problems(store: Store, volume: Volume) -> Iterator[str]:
 
 def _array_problems(store: Store, volume: Volume) -> Iterator[str]:
     """The array must say what the commit says, or other Zarr readers would see something else."""
-    key = f"{volume.prefix}/0/zarr.json"
+    tile = (volume.tile,) * 3
+    shard = tuple(n * volume.tile for n in tiles_per_shard(volume.grid))
+    expected = (volume.shape, "int16", AIR_HU, shard, tile)
+
+    def found_in(metadata: Any) -> tuple[Any, ...]:
+        outer, inner = metadata["chunk_grid"]["configuration"], metadata["codecs"][0]["configuration"]
+        chunks = tuple(outer["chunk_shape"]), tuple(inner["chunk_shape"])
+        return tuple(metadata["shape"]), metadata["data_type"], metadata["fill_value"], *chunks
+
+    yield from _metadata_problems(store, f"{volume.prefix}/0/zarr.json", found_in, expected)
+
+
+def _image_problems(store: Store, volume: Volume) -> Iterator[str]:
+    """The OME-Zarr metadata must give spacing and origin as the commit does."""
+    origin = tuple(volume.affine_lps[row][3] for row in (2, 1, 0))
+
+    def found_in(metadata: Any) -> tuple[Any, ...]:
+        scale, translation = metadata["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+        return tuple(scale["scale"]), tuple(translation["translation"])
+
+    yield from _metadata_problems(store, f"{volume.prefix}/zarr.json", found_in, (volume.spacing, origin))
+
+
+def _metadata_problems(
+    store: Store, key: str, found_in: Callable[[Any], tuple[Any, ...]], expected: tuple[Any, ...]
+) -> Iterator[str]:
     try:
-        metadata = json.loads(store.storage.read(key))
-        found = (tuple(metadata["shape"]), metadata["data_type"], metadata["fill_value"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = found_in(json.loads(store.storage.read(key)))
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         yield f"{store.path}: {key}: damaged ({error})"
         return
-    if found != (volume.shape, "int16", AIR_HU):
-        yield f"{store.path}: {key}: expected shape {volume.shape}, int16, fill value {AIR_HU}, found {found}"
+    if found != expected:
+        yield f"{store.path}: {key}: expected {expected}, found {found}; it was altered"
 
 
 def _shard_problems(store: Store, volume: Volume) -> Iterator[str]:
     """The shards' own indices must lead other Zarr readers to the same bytes as the commit does."""
     per_shard = tiles_per_shard(volume.grid)
-    tables = {}
+    tables: dict[str, NDArray[np.uint64] | None] = {}
     for patch in volume.superpatches:
         where = f"{store.path}: volume {volume.volume_id}, superpatch {patch.index}"
         shard, inner = locate(patch.index, per_shard)
         key = f"{volume.prefix}/0/{shard}"
         try:
             if key not in tables:
+                tables[key] = None  # a damaged index is one problem, not one a superpatch
                 tables[key] = read_shard_index(store.storage, key, per_shard)
-            entry = shard_entry(tables[key], inner, where)
+            if (table := tables[key]) is None:
+                continue
+            entry = shard_entry(table, inner, where)
         except StoreError as error:
             yield str(error)
             continue

@@ -107,9 +107,7 @@ def test_unshuffle_equals_the_loop_whole_and_as_a_subset():
 
 def test_unshuffle_keeps_the_dtype_of_the_visible_tokens_and_passes_gradcheck():
     ids_restore = torch.tensor([[2, 0, 3, 1], [0, 3, 1, 2]])
-    leaves = [
-        torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 2, 3), (3,), (4, 3)]
-    ]
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in [(2, 2, 3), (3,), (4, 3)]]
     assert torch.autograd.gradcheck(lambda *args: kernels.unshuffle_tokens(*args, ids_restore), leaves)
     visible = leaves[0].detach().to(torch.bfloat16)
     found = kernels.unshuffle_tokens(visible, leaves[1].float(), leaves[2].float(), ids_restore)
@@ -183,9 +181,7 @@ def test_loss_is_float32_for_bfloat16_and_zero_where_nothing_weighs():
     pred, volume, ids, common = loss_setup(torch.float32)
     low = kernels.masked_reconstruction_loss(pred.bfloat16(), volume, ids, **common)
     assert low.dtype is torch.float32
-    assert low.item() == pytest.approx(
-        kernels.masked_reconstruction_loss(pred, volume, ids, **common).item(), rel=1e-2
-    )
+    assert low.item() == pytest.approx(kernels.masked_reconstruction_loss(pred, volume, ids, **common).item(), rel=1e-2)
     pred.requires_grad_()
     nothing = kernels.masked_reconstruction_loss(pred, volume, ids, weight=torch.zeros(ids.shape), **common)
     nothing.backward()

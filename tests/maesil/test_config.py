@@ -27,7 +27,7 @@ from maesil.errors import UsageError
 def test_presets_are_the_sizes_of_their_names():
     sizes = {name: (c.model.crop, c.model.width, c.model.depth, c.model.heads) for name, c in PRESETS.items()}
     assert sizes == {
-        "tiny": (64, 192, 6, 3),
+        "tiny": (64, 128, 4, 2),
         "small": (128, 384, 12, 6),
         "base": (128, 768, 12, 12),
         "large": (128, 1024, 24, 16),

@@ -13,6 +13,15 @@ from maesil.metrics import expand_cells
 WINDOW = (-1000.0, 1000.0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Fields this small are no work for two threads, least of all when other tests run beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def random_patches(grid, hidden, seed=0, batch=1):
     """bool [B, *grid]: True at exactly ``hidden`` patches of each sample."""
     generator = torch.Generator().manual_seed(seed)

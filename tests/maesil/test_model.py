@@ -98,7 +98,7 @@ def test_positions_are_distinct_sines_and_cosines_padded_with_zeros(width):
     codes = sincos_positions(grid, width).double().numpy()
     frequencies = width // 6
     for token, (z, y, x) in enumerate(np.ndindex(*grid)):
-        angles = [p * 10_000.0 ** (-i / frequencies) for p in (z, y, x) for i in range(frequencies)]
+        angles = [p * 10.0 ** (-i / frequencies) for p in (z, y, x) for i in range(frequencies)]
         a = np.array(angles).reshape(3, frequencies)
         expected = np.concatenate([np.sin(a), np.cos(a)], axis=1).ravel()
         np.testing.assert_allclose(codes[token, : 6 * frequencies], expected, atol=1e-6)

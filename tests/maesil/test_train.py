@@ -23,11 +23,13 @@ from maesil.config import ModelConfig, RunConfig, TrainConfig, from_document
 from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
 from maesil.runlog import truncate_metrics
 from maesil.store import Store
-from maesil.train import interrupts_deferred, pick_device, prepare, train
+from maesil.train import interrupts_deferred, pick_device, train
 
 CONFIG = RunConfig(
     ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1),
-    train=TrainConfig(steps=8, batch=2, checkpoint_every=3, validate_every=4, validation_crops=3, device="cpu"),
+    train=TrainConfig(
+        steps=8, batch=2, checkpoint_every=3, validate_every=4, validation_crops=3, device="cpu", threads=1
+    ),
 )
 
 
@@ -110,8 +112,6 @@ from rich.console import Console
 import test_train
 from maesil.train import train
 
-torch = test_train.torch
-torch.set_num_threads(int(sys.argv[5]))
 train([Path(sys.argv[2])], test_train.with_train(steps=400, checkpoint_every=7), Path(sys.argv[3]),
       resume=sys.argv[4] == "resume", console=Console(file=io.StringIO()))
 """
@@ -120,7 +120,7 @@ train([Path(sys.argv[2])], test_train.with_train(steps=400, checkpoint_every=7),
 def start(store, out, resume):
     here, tests = Path(__file__).parent, Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": str(tests)}
-    command = [sys.executable, "-c", KILLED, here, store, out, "resume" if resume else "anew", torch.get_num_threads()]
+    command = [sys.executable, "-c", KILLED, here, store, out, "resume" if resume else "anew"]
     return subprocess.Popen([str(word) for word in command], env=environment)
 
 
@@ -194,7 +194,7 @@ def test_runs_are_neither_overwritten_nor_resumed_by_mistake(undisturbed, store,
         run(store, out)
     with pytest.raises(CheckpointError, match="nothing to resume"):
         run(store, tmp_path / "nowhere", resume=True)
-    with pytest.raises(CheckpointError, match="model.width=16, asked for is 32"):
+    with pytest.raises(CheckpointError, match=r"model\.width=16, asked for is 32"):
         run(store, out, replace(CONFIG, model=replace(CONFIG.model, width=32)), resume=True)
     (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(UsageError, match="found a file"):
@@ -217,29 +217,30 @@ def test_one_patient_is_trained_on_and_nobody_is_held_out(tmp_path):
 
 
 def test_a_loss_that_blows_up_names_step_and_crops_and_keeps_nothing(store, tmp_path):
-    config = with_train(lr=1e38, warmup=0.0)
+    config = with_train(lr=1e30, warmup=0.0)
     with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, superpatch"):
         run(store, tmp_path / "r", config)
     assert not (tmp_path / "r" / CHECKPOINT).exists()
 
 
-def test_damage_met_on_the_way_ends_the_run(tmp_path):
+def test_damage_met_on_the_way_ends_the_run_and_keeps_the_checkpoint(tmp_path):
     store = make_store(tmp_path / "s", [(32, 32, 32), (32, 32, 32)])
-    console = Console(file=io.StringIO())
-    trainer = prepare([store.path], CONFIG, tmp_path / "r", resume=False, console=console)
-    group = trainer.split.train[0]
+    run(store.path, tmp_path / "r")
+    (group,) = load_run(tmp_path / "r").split.train
     (shard,) = store.path.glob(f"volumes/*/{group}/*/0/c/0/0/0")
     shard.chmod(0o644)
-    shard.write_bytes(shard.read_bytes()[:-10])
-    with pytest.raises(StoreError):
-        run(store.path, tmp_path / "r")
+    shard.write_bytes(shard.read_bytes()[:1000])
+    with pytest.raises(StoreError, match=group):
+        run(store.path, tmp_path / "r", with_train(steps=20), resume=True)
+    assert load_run(tmp_path / "r").step == 8
 
 
-def test_training_learns_on_the_crops_it_sees(store, tmp_path):
-    config = with_train(steps=60, batch=4, lr=3e-3, flips="", validate_every=1000)
+def test_training_learns(store, tmp_path):
+    config = with_train(steps=120, batch=4, lr=3e-3, flips="", validate_every=1000)
+    config = replace(config, model=replace(config.model, crop=32, width=32, decoder_width=32))
     run(store, tmp_path / "r", config)
     losses = [record["loss"] for record in metrics(tmp_path / "r")]
-    assert sum(losses[-10:]) < 0.75 * sum(losses[:10])
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
 
 def test_metrics_are_cut_to_the_checkpoint(tmp_path):

@@ -227,7 +227,7 @@ def one_slice_aside(folder: Path, who: str) -> None:
     save_all(folder, slices)
 
 
-@case(shape=None, max_error=70.0, mean_error=4.0)  # interpolated
+@case(shape=None, max_error=32.0, mean_error=3.5)  # interpolated
 def gantry_tilt(folder: Path, who: str) -> None:
     affine = base_affine()
     turned = rotated(affine, (15.0, 0.0, 0.0))

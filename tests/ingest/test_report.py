@@ -1,0 +1,64 @@
+"""The summary: rows sum to the files found, and the last line says what happened."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from support.stores import make_store
+
+from maesil.ingest.report import Summary
+from maesil.ingest.verdict import STATUSES, FileVerdict
+
+verdicts = st.builds(
+    FileVerdict,
+    path=st.text("abc/[]", min_size=1, max_size=12).map(Path),
+    status=st.sampled_from(STATUSES),
+    code=st.sampled_from(["gap", "fresh", "empty", "[red]"]),
+    detail=st.text("a[]\\/ :", max_size=10),
+)
+
+
+def printed(*renderables) -> str:
+    console = Console(file=io.StringIO(), width=160)
+    for renderable in renderables:
+        console.print(renderable, markup=False, highlight=False)
+    return console.file.getvalue()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(verdicts, max_size=30))
+def test_rows_sum_to_the_files_found(files):
+    summary = Summary(files=files)
+    table = summary.table()
+    counts = [int(cell) for cell in table.columns[2]._cells]
+    assert sum(counts) == len(files) == int(table.columns[2].footer)
+    assert sum(summary.counts.values()) == len(files)
+    assert list(summary.counts) == list(STATUSES)
+    json.dumps(summary.document())
+    printed(table)  # names with brackets are names, not markup
+
+
+def test_brackets_of_names_and_details_are_printed_as_they_are():
+    summary = Summary(files=[FileVerdict(Path("a[bold]b"), "quarantined", "gap", detail="[1] missing")])
+    text = printed(summary.table())
+    assert "a[bold]b" in text and "[1] missing" in text
+
+
+def test_refusals_are_listed_once_each_and_the_rest_counted():
+    files = [FileVerdict(Path(f"/f{n}/{k}"), "quarantined", "gap", detail=f"{n}") for n in range(12) for k in range(3)]
+    lines = Summary(files=files).refusals()
+    assert len(lines) == 9 and "4 more" in lines[-1]
+
+
+def test_conclusions(tmp_path):
+    volumes = make_store(tmp_path / "s", [(9, 9, 9)] * 2, superpatch=16).volumes()
+    assert Summary(committed=volumes).conclusion("s").startswith("2 volumes committed to s, 0 were up to date")
+    assert Summary(fresh=volumes, absent=3).conclusion("s").startswith("nothing to do: 2 volumes")
+    assert "3 volumes of the store have no source" in Summary(fresh=volumes, absent=3).conclusion("s")
+    assert Summary(committed=volumes, refused_volumes=1).conclusion("s").endswith("1 refused")
+    assert "1 volumes would be made" in Summary(planned=["a"]).conclusion("s")

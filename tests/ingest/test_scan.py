@@ -1,0 +1,192 @@
+"""Finding files: every one of them, once, by content, without following links; broken headers end nothing."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import random
+from pathlib import Path
+
+import pytest
+from support.ct_phantom import SHAPE, base_affine
+from support.sources import phantom_hu, write_sources
+
+from maesil.dicom_writer import SeriesIdentity, ct_series
+from maesil.errors import MaesilError, NoInputError
+from maesil.ingest.plan import make_plan
+from maesil.ingest.scan import find_files, scan
+from maesil.ingest.verdict import STATUSES
+from maesil.nifti_export import write_nifti
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    write_sources(root)
+    return root
+
+
+def test_everything_found_is_planned_from_or_judged(tree):
+    result = scan([tree])
+    assert result.found == sum(path.is_file() for path in tree.rglob("*"))
+    assert (len(result.instances), len(result.niftis), len(result.verdicts)) == (2 * SHAPE[0], 1, 1)
+    plan = make_plan(result)
+    assert len(plan.volumes) == 3
+    used = [path for item in plan.volumes for path in item.source.paths]
+    assert sorted(used + [v.path for v in plan.verdicts]) == sorted(path for path in tree.rglob("*") if path.is_file())
+    # Nothing of the identity goes to a worker.
+    for item in plan.volumes:
+        assert not any(word in str(item.source.technical) for word in ("DOE", "ROE", "study", "1.2.826"))
+
+
+def test_the_plan_does_not_depend_on_names_or_order(tree, tmp_path):
+    def described(root: Path) -> list[tuple]:
+        volumes = make_plan(scan([root])).volumes
+        return sorted((str(v.identity), str(v.patient), v.source.kind, len(v.source.paths)) for v in volumes)
+
+    rng = random.Random(0)
+    for path in sorted(tree.rglob("*")):
+        if path.is_file():
+            target = tmp_path / str(rng.randrange(4)) / f"{rng.random()}{'.nii.gz' * path.name.endswith('.gz')}"
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    assert described(tmp_path) == described(tree)
+
+
+def junk(folder: Path) -> dict[str, str]:
+    """Write files that are no CT; return the code each must get."""
+    image = io.BytesIO()
+    with gzip.open(image, "wb") as stream:
+        stream.write(b"plain text, compressed" * 100)
+    content = {
+        ".DS_Store": (b"\0\0\0\1Bud1" + bytes(600), "not_medical"),
+        "empty": (b"", "empty"),
+        "one byte": (b"\x02", "not_medical"),
+        "report.pdf": (b"%PDF-1.7\n" + bytes(1000), "not_medical"),
+        "picture.png": (b"\x89PNG\r\n\x1a\n" + bytes(1000), "not_medical"),
+        "notes.txt.gz": (image.getvalue(), "gzip_of_something_else"),
+        "cut.gz": (image.getvalue()[:20], "gzip_of_something_else"),
+        "export.zip": (b"PK\x03\x04" + bytes(100), "archive"),
+        "zeros.dcm": (bytes(4096), "not_medical"),
+        "DICOMDIR": (bytes(128) + b"DICM" + bytes(100), "dicomdir"),
+    }
+    for name, (data, _) in content.items():
+        (folder / name).write_bytes(data)
+    return {name: code for name, (_, code) in content.items()}
+
+
+def test_junk_is_ignored_by_code(tmp_path):
+    expected = junk(tmp_path)
+    result = scan([tmp_path])
+    assert {v.path.name: v.code for v in result.verdicts} == expected
+    assert {v.status for v in result.verdicts} == {"ignored"}
+    assert not result.instances and not result.niftis
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", bytes(1000), b"\x1f\x8b\x08"])
+@pytest.mark.parametrize("name", ["ct.nii.gz", "CT.NII"])
+def test_a_name_that_claims_nifti_is_followed_up(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    assert [path.name for path in scan([tmp_path]).niftis] == [name]
+
+
+def test_nifti_is_known_by_content(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", phantom_hu().astype("int16"), base_affine())
+    (tmp_path / "a.nii.gz").rename(tmp_path / "no name")
+    assert [path.name for path in scan([tmp_path]).niftis] == ["no name"]
+
+
+def test_links_are_not_followed_and_no_loop_is_entered(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "file").write_text("x")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "link").symlink_to(tmp_path / "a" / "file")
+    (tmp_path / "a" / "dangling").symlink_to("nowhere")
+    codes = sorted((v.path.name, v.code) for v in scan([tmp_path]).verdicts)
+    assert codes == [("dangling", "symlink"), ("file", "not_medical"), ("link", "symlink")]
+
+
+def test_links_that_the_user_names_are_followed(tree, tmp_path):
+    nifti = next(tree.rglob("*.nii.gz"))
+    (tmp_path / "file.nii.gz").symlink_to(nifti)
+    (tmp_path / "folder").symlink_to(nifti.parent)
+    assert len(scan([tmp_path / "folder"]).niftis) == 1
+    assert len(scan([tmp_path / "file.nii.gz"]).niftis) == 1
+
+
+def test_a_pipe_holds_up_nothing(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "file").write_text("x")
+    assert scan([tmp_path]).found == 1
+
+
+def test_each_file_once_however_it_is_named(tree):
+    nifti = next(tree.rglob("*.nii.gz"))
+    found = list(find_files([nifti, tree, nifti.parent, Path(os.path.relpath(tree))]))
+    assert len(found) == len(set(found)) == sum(path.is_file() for path in tree.rglob("*"))
+
+
+def test_stores_are_no_sources(tree, tmp_path):
+    (tmp_path / "s.zarr" / "deep").mkdir(parents=True)
+    (tmp_path / "s.zarr" / "zarr.json").write_text("{}")
+    (tmp_path / "s.zarr" / "deep" / "file").write_text("x")
+    (tmp_path / "other").write_text("x")
+    assert [path.name for path in find_files([tmp_path])] == ["other"]
+
+
+def test_a_missing_source_is_named(tmp_path):
+    with pytest.raises(NoInputError, match="not here"):
+        scan([tmp_path, tmp_path / "not here"])
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    """Tests may run as root, who may list everything: so the system call is refused here."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "file").write_text("x")
+    real = os.scandir
+
+    def forbidden(path):
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    try:
+        verdicts = scan([tmp_path]).verdicts
+    except (PermissionError, MaesilError):
+        return
+    assert "secret" in {v.path.name for v in verdicts}
+
+
+def test_broken_headers_end_no_scan(tmp_path):
+    """Three hundred files with bytes altered, inserted or cut: each still ends as one verdict or one header."""
+    rng = random.Random(7)
+    folder = tmp_path / "fuzzed"
+    folder.mkdir()
+    originals = []
+    for data in ct_series(phantom_hu()[:3], base_affine(), SeriesIdentity()):
+        buffer = io.BytesIO()
+        data.save_as(buffer, enforce_file_format=True)
+        originals.append(buffer.getvalue())
+    header = originals[0].index(b"\xe0\x7f\x10\x00")
+    for number in range(300):
+        data = bytearray(rng.choice(originals))
+        for _ in range(rng.randrange(1, 6)):
+            at = rng.randrange(132, min(len(data), header + 8))
+            action = rng.randrange(4)
+            if action == 0:
+                data[at] = rng.randrange(256)
+            elif action == 1:
+                data[at : at + 4] = bytes(rng.randrange(256) for _ in range(4))
+            elif action == 2:
+                data[at:at] = bytes(rng.randrange(256) for _ in range(rng.randrange(1, 9)))
+            elif number % 5 == 0:
+                del data[max(at, 200) :]
+        (folder / str(number)).write_bytes(data)
+    result = scan([tmp_path])
+    assert result.found == 300
+    plan = make_plan(result)
+    judged = [v.path for v in plan.verdicts] + [path for item in plan.volumes for path in item.source.paths]
+    assert sorted(judged) == sorted(folder.iterdir())
+    assert all(v.status in STATUSES and v.code for v in plan.verdicts)

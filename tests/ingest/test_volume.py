@@ -1,0 +1,132 @@
+"""From a source to an attempt: rounding, clipping, statistics, hashes, and that bad writes are noticed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.ct_phantom import base_affine
+from support.sources import NATIVE, edit_pixel, phantom_hu
+from support.stores import add_volume, make_store, synthetic_hu
+
+from maesil.cache.reader import SuperpatchReader
+from maesil.dicom_writer import SeriesIdentity, write_dicom_series
+from maesil.errors import Refused, StoreError
+from maesil.ingest import tile as tile_module
+from maesil.ingest.plan import Source, make_plan
+from maesil.ingest.scan import scan
+from maesil.ingest.volume import BuildOrder, build, read, source_hash
+from maesil.nifti_export import write_nifti
+from maesil.store import Store
+from maesil.types import AIR_HU
+
+
+def source_in(folder: Path) -> Source:
+    (item,) = make_plan(scan([folder])).volumes
+    return item.source
+
+
+@pytest.fixture
+def series(tmp_path) -> Path:
+    write_dicom_series(tmp_path / "in", phantom_hu(), base_affine(), SeriesIdentity(rescale=(0.37, -1024.0)), seed=1)
+    return tmp_path / "in"
+
+
+def built(tmp_path: Path, source: Source, recipe=NATIVE):
+    store = Store.create(tmp_path / "s.zarr", recipe, "0" * 16)
+    order = BuildOrder(store.path, recipe, "ab" * 16, "cd" * 16, source_hash(source), "ef" * 16)
+    volume = store.commit(build(source, order))
+    return volume, SuperpatchReader(store)
+
+
+def test_hu_are_rounded_once(tmp_path, series):
+    source = source_in(series)
+    volume, reader = built(tmp_path, source)
+    exact = read(source).hu
+    stored = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    assert np.abs(stored - exact).max() <= 0.5 + 1e-3
+    np.testing.assert_array_equal(stored, np.rint(exact))
+
+
+def test_statistics_are_those_of_the_stored_valid_voxels(tmp_path):
+    hu = phantom_hu()
+    hu[:, :4] = -3000  # outside the field of view, not declared
+    hu[12, 20, 10:14] = 5000  # metal
+    write_nifti(tmp_path / "in" / "a.nii.gz", hu.astype(np.int16), base_affine())
+    volume, reader = built(tmp_path, source_in(tmp_path / "in"))
+    stored = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    inside = stored[:, 4:].astype(np.float64)
+    assert (stored[:, :4] == AIR_HU).all()
+    assert volume.hu["mean"] == pytest.approx(inside.mean())
+    assert volume.hu["std"] == pytest.approx(inside.std())
+    assert (volume.hu["min"], volume.hu["max"]) == (inside.min(), 3071)
+    assert volume.hu["median"] == np.sort(inside.ravel())[(inside.size - 1) // 2]
+    for name, percent in (("p01", 1), ("p99", 99)):
+        assert abs(volume.hu[name] - np.percentile(inside, percent)) <= 2
+    assert volume.hu["valid_share"] == pytest.approx(36 / 40)
+    assert volume.hu["clipped_high_share"] == pytest.approx(4 / inside.size)
+    assert volume.hu["clipped_low_share"] == 0
+    assert 0.1 < volume.hu["body_share"] < 0.9
+
+
+def test_the_hash_of_a_series_knows_pixels_not_names(tmp_path, series):
+    before = source_hash(source_in(series))
+    for number, path in enumerate(sorted(series.iterdir())):
+        path.rename(path.with_name(f"renamed {number}"))
+    assert source_hash(source_in(series)) == before
+    edit_pixel(sorted(series.iterdir())[3])
+    assert source_hash(source_in(series)) != before
+
+
+def test_the_hash_of_a_nifti_knows_voxels_and_place_not_packing(tmp_path):
+    import gzip
+
+    hu = phantom_hu().astype(np.int16)
+    write_nifti(tmp_path / "a" / "a.nii.gz", hu, base_affine())
+    before = source_hash(source_in(tmp_path / "a"))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "b.nii").write_bytes(gzip.decompress((tmp_path / "a" / "a.nii.gz").read_bytes()))
+    assert source_hash(source_in(tmp_path / "b")) == before
+    write_nifti(tmp_path / "c" / "a.nii.gz", hu, base_affine(origin=(0, 0, 1)))
+    hu[0, 0, 0] += 1
+    write_nifti(tmp_path / "d" / "a.nii.gz", hu, base_affine())
+    assert len({source_hash(source_in(tmp_path / name)) for name in "acd"}) == 3
+
+
+def test_slices_of_another_size_are_refused(tmp_path, series):
+    source = source_in(series)
+    write_dicom_series(tmp_path / "other", phantom_hu()[:1, 1:, 1:], base_affine(), SeriesIdentity())
+    shutil.copy(next((tmp_path / "other").iterdir()), source.paths[5])
+    with pytest.raises(Refused, match="another size"):
+        read(source)
+
+
+def test_building_twice_gives_two_attempts_of_the_same_bytes(tmp_path, series):
+    source = source_in(series)
+    store = Store.create(tmp_path / "s.zarr", NATIVE, "0" * 16)
+    order = BuildOrder(store.path, NATIVE, "ab" * 16, "cd" * 16, "hash", "ef" * 16)
+    first, second = build(source, order), build(source, order)
+    assert first.attempt != second.attempt
+    strip = [(p.index, p.offset, p.length, p.crc32c, p.valid, p.body, p.air) for p in first.superpatches]
+    assert strip == [(p.index, p.offset, p.length, p.crc32c, p.valid, p.body, p.air) for p in second.superpatches]
+    assert store.volumes() == []  # nothing refers to them yet
+    assert store.commit(second).attempt == second.attempt
+    store.commit(first)
+    assert not (store.path / first.prefix).exists()
+
+
+def test_other_voxels_read_back_than_written_are_noticed(tmp_path, monkeypatch):
+    """A disk or memory that alters one voxel between writing and committing."""
+    store = make_store(tmp_path / "s", [], superpatch=16)
+    real = tile_module._write_hu
+
+    def altered(group, image, tile, codec):
+        real(group, image, tile, codec)
+        group["0"][3, 4, 5] = group["0"][3, 4, 5] + 1
+
+    monkeypatch.setattr(tile_module, "_write_hu", altered)
+    with pytest.raises(StoreError, match="read back other voxels"):
+        add_volume(store, synthetic_hu((20, 20, 20)))
+    assert store.volumes() == []

@@ -1,0 +1,383 @@
+"""The command line: exit codes, one line on standard error, help with examples, nothing heavy before its time."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import typer
+from support.sources import PATIENTS, Workplace, slices_of, write_sources
+from support.stores import make_store
+from typer.testing import CliRunner
+
+from maesil import errors
+from maesil.cli import app
+
+HEAVY = (
+    "torch",
+    "zarr",
+    "dask",
+    "distributed",
+    "numpy",
+    "pydicom",
+    "nibabel",
+    "SimpleITK",
+    "matplotlib",
+    "pyarrow",
+    "rich",
+)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> dict[str, str]:
+    """No test touches the user's own key and cache."""
+    root = str(tmp_path_factory.mktemp("home"))
+    return {"HOME": root, "XDG_CONFIG_HOME": f"{root}/config", "XDG_CACHE_HOME": f"{root}/cache"}
+
+
+@pytest.fixture(autouse=True)
+def own_home(home, monkeypatch):
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """Run a command in this process; return exit code, standard output and standard error."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def fails(code: int, *arguments: object) -> str:
+    """Run a command that must end with this code and one plain line; return the line."""
+    found, _, stderr = run(*arguments)
+    lines = [line for line in stderr.splitlines() if line.strip()]
+    assert found == code, stderr
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sources")
+    write_sources(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("store") / "s.zarr", [(20, 33, 17), (16, 16, 16)], superpatch=16).path
+
+
+# --- help
+
+
+def commands(group=None, path=()) -> list[tuple[str, ...]]:
+    group = typer.main.get_command(app) if group is None else group
+    found = []
+    for name, command in group.commands.items():
+        here = (*path, name)
+        found += commands(command, here) if hasattr(command, "commands") else [here]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_has_help_with_an_example_that_parses(command):
+    code, stdout, _ = run(*command, "--help")
+    assert code == 0
+    text = " ".join(stdout.split())
+    example = re.search(r"Example: (maesil .*?)(?= Arguments| Options|$)", text)
+    assert example, text
+    words = example[1].split()
+    assert tuple(words[1 : 1 + len(command)]) == command
+    options = {word for word in words if word.startswith("--")}
+    assert all(option in text.replace(example[1], "") for option in options)
+
+
+def test_all_commands_of_this_version_are_there():
+    names = {" ".join(command) for command in commands()}
+    assert names >= {"ingest", "train", "evaluate", "demo", "store info", "store verify", "store export", "store index"}
+
+
+def test_version():
+    from maesil import __version__
+
+    assert run("--version")[:2] == (0, f"{__version__}\n")
+
+
+def test_help_needs_no_heavy_package():
+    code = (
+        "import sys; from typer.testing import CliRunner; import maesil.cli\n"
+        f"early = [m for m in {HEAVY!r} if m in sys.modules and m != 'rich']\n"
+        "r = CliRunner().invoke(maesil.cli.app, ['--help']); assert r.exit_code == 0\n"
+        "r = CliRunner().invoke(maesil.cli.app, ['ingest', '--help']); assert r.exit_code == 0\n"
+        f"print(sorted(set(early) | {{m for m in {HEAVY!r} if m in sys.modules and m != 'rich'}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# --- errors
+
+
+def ingest(source: object, out: object, *more: object) -> tuple[object, ...]:
+    return ("ingest", source, "--out", out, "--workers", 0, *more)
+
+
+def test_a_wrong_path(tmp_path):
+    line = fails(errors.EXIT_NO_INPUT, *ingest(tmp_path / "nowhere", tmp_path / "s.zarr"))
+    assert "nowhere" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)])
+@pytest.mark.parametrize("kind", ["empty", "junk"])
+def test_a_folder_without_ct(tmp_path, kind, dry):
+    (tmp_path / "in").mkdir()
+    if kind == "junk":
+        (tmp_path / "in" / "notes.txt").write_text("x")
+    fails(errors.EXIT_NO_INPUT, *ingest(tmp_path / "in", tmp_path / "s.zarr", *dry))
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--spacing", "isotropic"), ("--spacing", "0"), ("--spacing", "-1"), ("--spacing", "1,2"), ("--spacing", "nan"),
+        ("--superpatch", "0"), ("--superpatch", "100"), ("--superpatch", "4096"), ("--codec", "zip"),
+        ("--key-file", "/nowhere/at/all/key"), ("--key-file", "/"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_bad_options(tmp_path, sources, options):
+    fails(errors.EXIT_USAGE, *ingest(sources, tmp_path / "s.zarr", *options))
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("ingest",),
+        ("ingest", "x"),
+        ("nonsense",),
+        ("ingest", "x", "--out", "y", "--superpatch", "many"),
+        ("store",),
+        (),
+    ],
+    ids=" ".join,
+)
+def test_wrong_use_is_2(arguments):
+    code, _, _ = run(*arguments)
+    assert code == errors.EXIT_USAGE
+
+
+def not_a_store(folder: Path, kind: str) -> Path:
+    path = folder / "x.zarr"
+    if kind == "file":
+        path.write_text("x")
+    elif kind == "folder":
+        path.mkdir()
+        (path / "thesis.tex").write_text("x")
+    elif kind == "other zarr":
+        import zarr
+
+        zarr.create_group(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["missing", "file", "folder", "other zarr"])
+@pytest.mark.parametrize("command", ["info", "verify", "export", "index", "train", "evaluate"])
+def test_a_store_that_is_none(tmp_path, kind, command):
+    path = not_a_store(tmp_path, kind)
+    more = ("--out", tmp_path / "out") if command in ("export", "train") else ()
+    if command == "evaluate":
+        code, _, stderr = run("evaluate", tmp_path / "no run", path)
+        assert code in (errors.EXIT_USAGE, errors.EXIT_STORE) and len(stderr.splitlines()) == 1
+        return
+    words = (command, path) if command == "train" else ("store", command, path)
+    if command == "train":
+        more = (*more, "--preset", "tiny", "--device", "cpu")
+    fails(errors.EXIT_STORE, *words, *more)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "other zarr"])
+def test_ingest_never_writes_into_what_is_no_store(tmp_path, sources, kind):
+    path = not_a_store(tmp_path, kind)
+    before = sorted(tmp_path.rglob("*"))
+    fails(errors.EXIT_STORE, *ingest(sources, path, "--key-file", tmp_path.parent / "k"))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("damage", ["shard", "commit", "map", "recipe"])
+def test_a_damaged_store(tmp_path, store, damage):
+    from maesil.store import Store
+
+    shutil.copytree(store, tmp_path / "s.zarr")
+    opened = Store.open(tmp_path / "s.zarr")
+    volume = opened.volumes()[0]
+    path = (
+        opened.path
+        / {
+            "shard": volume.superpatches[0].path,
+            "commit": volume.key,
+            "map": f"{volume.prefix}/valid/c/0/0/0",
+            "recipe": f"recipes/{opened.recipe_hash}.json",
+        }[damage]
+    )
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    code, stdout, stderr = run("store", "verify", opened.path)
+    assert code == errors.EXIT_STORE
+    assert "damaged: " in stdout and "problems found" in stdout and "Traceback" not in stdout + stderr
+    code, stdout, _ = run("store", "verify", opened.path, "--json")
+    assert code == errors.EXIT_STORE
+    assert json.loads(stdout)["problems"]
+    if damage in ("shard", "commit"):
+        fails(errors.EXIT_STORE, "store", "export", opened.path, "--out", tmp_path / "out")
+    if damage in ("recipe", "commit"):
+        fails(errors.EXIT_STORE, "store", "info", opened.path)
+
+
+@pytest.mark.parametrize("name", ["zz", "", "0" * 32])
+def test_an_unknown_volume(tmp_path, store, name):
+    fails(errors.EXIT_USAGE, "store", "export", store, "--out", tmp_path / "out", name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_into_a_file(tmp_path, store):
+    (tmp_path / "file").write_text("x")
+    fails(errors.EXIT_USAGE, "store", "export", store, "--out", tmp_path / "file")
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty", "file", "junk"])
+def test_a_run_that_is_none(tmp_path, store, kind):
+    path = tmp_path / "run"
+    if kind == "file":
+        path.write_text("x")
+    elif kind != "missing":
+        path.mkdir()
+        if kind == "junk":
+            for name in ("checkpoint.safetensors", "checkpoint.pt", "config.toml", "run.json", "state.json"):
+                (path / name).write_bytes(b"\xff junk")
+    fails(errors.EXIT_USAGE, "evaluate", path, store)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--preset", "gigantic"), ("--preset", "tiny", "--steps", "-1"), ("--preset", "tiny", "--device", "abacus"),
+        ("--preset", "tiny", "--set", "train.nonsense=1"), ("--preset", "tiny", "--set", "nonsense"),
+        ("--preset", "tiny", "--set", "train.lr=fast"), ("--preset", "tiny", "--config", "/nowhere.toml"),
+        ("--preset", "tiny", "--validation", "2"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_bad_training_options(tmp_path, store, options):
+    fails(errors.EXIT_USAGE, "train", store, "--out", tmp_path / "run", "--device", "cpu", *options)
+
+
+def test_a_model_larger_than_the_superpatches(tmp_path, store):
+    """The store's superpatches are of 16 voxels; tiny wants crops of 64."""
+    fails(errors.EXIT_USAGE, "train", store, "--out", tmp_path / "run", "--preset", "tiny", "--device", "cpu")
+
+
+def test_a_full_disk_is_5(tmp_path, sources, monkeypatch):
+    from maesil.storage import Storage
+
+    def full(self, key, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Storage, "put_new", full)
+    fails(errors.EXIT_RESOURCES, *ingest(sources, tmp_path / "s.zarr"))
+
+
+def test_an_interrupt_is_130(tmp_path, sources, monkeypatch):
+    import maesil.ingest.run
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(maesil.ingest.run, "ingest", interrupted)
+    code, _, stderr = run(*ingest(sources, tmp_path / "s.zarr"))
+    assert code == errors.EXIT_INTERRUPTED and "interrupted" in stderr and len(stderr.splitlines()) == 1
+
+
+# --- the commands as they are used
+
+
+def test_ingest_info_verify_export_index(tmp_path, sources):
+    out, key = tmp_path / "s.zarr", tmp_path / "key"
+    more = ("--spacing", "native", "--superpatch", 32, "--key-file", key)
+    code, stdout, _ = run(*ingest(sources, out, *more, "--dry-run"))
+    assert code == 0 and "3 volumes would be made" in stdout and not out.exists() and not key.exists()
+    code, stdout, _ = run(*ingest(sources, out, *more))
+    assert code == 0 and "3 volumes committed" in stdout
+    code, stdout, _ = run(*ingest(sources, out, *more, "--json"))
+    assert code == 0
+    document = json.loads(stdout)
+    assert document["files_found"] == sum(document["counts"].values()) == 50
+    assert len(document["fresh"]) == 3 and document["committed"] == []
+    code, stdout, _ = run(*ingest(sources, out, *more))
+    assert code == 0 and "nothing to do: 3 volumes are up to date" in stdout
+    line = fails(errors.EXIT_USAGE, *ingest(sources, out, "--superpatch", 64, "--key-file", key))
+    assert "--update" in line
+    code, stdout, _ = run("store", "info", out)
+    assert code == 0 and "3 volumes of 3 patients" in stdout
+    info = json.loads(run("store", "info", out, "--json")[1])
+    assert len(info["volumes"]) == 3
+    assert run("store", "verify", out)[:2] == (0, "3 volumes, 12 superpatches: all intact\n")
+    volume_id = info["volumes"][0]["volume_id"]
+    code, stdout, _ = run("store", "export", out, "--out", tmp_path / "nifti", volume_id[:12])
+    assert (code, stdout.strip()) == (0, str(tmp_path / "nifti" / f"{volume_id}.nii.gz"))
+    assert nib.load(stdout.strip()).shape == tuple(info["volumes"][0]["shape_zyx"])[::-1]
+    (out / "index" / "volumes.parquet").unlink()
+    assert run("store", "index", out)[:2] == (0, "indexed 3 volumes, 12 superpatches\n")
+
+
+def test_a_refusal_is_1_unless_allowed(tmp_path, sources):
+    place = Workplace(tmp_path)
+    shutil.copytree(sources, place.sources)
+    nifti = next(place.sources.rglob("*.nii.gz"))
+    nifti.write_bytes(nifti.read_bytes()[:-40])
+    more = ("--spacing", "native", "--superpatch", 32, "--key-file", place.key)
+    code, stdout, _ = run(*ingest(place.sources, place.out, *more))
+    assert code == errors.EXIT_REFUSED and "damaged_file" in stdout
+    assert run(*ingest(place.sources, place.out, *more))[0] == errors.EXIT_REFUSED
+    assert run(*ingest(place.sources, place.out, *more, "--max-refused", 1))[0] == 0
+
+
+def test_as_a_process_of_its_own(tmp_path, home):
+    """What a shell sees: the exit code, one line on standard error, nothing on standard output, no traceback."""
+    environment = {**os.environ, **home}
+    command = [sys.executable, "-m", "maesil", "ingest", str(tmp_path / "nowhere"), "--out", str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stdout) == (errors.EXIT_NO_INPUT, "")
+    assert len(done.stderr.splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_odd_values_in_headers_make_no_noise(tmp_path, sources, home):
+    """pydicom warns and logs what it finds odd, quoting it: neither may reach the screen, where logs keep it."""
+    import pydicom
+
+    place = Workplace(tmp_path)
+    for path in slices_of(sources, PATIENTS[0]):
+        data = pydicom.dcmread(path)
+        data["StudyInstanceUID"]._value = data.StudyInstanceUID + ".0DOE01"
+        place.sources.mkdir(exist_ok=True)
+        data.save_as(place.sources / path.name)
+    command = [sys.executable, "-m", "maesil", "ingest", str(place.sources), "--out", str(place.out), "--workers", "0"]
+    command += ["--spacing", "native", "--superpatch", "32", "--key-file", str(place.key)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **home})
+    assert done.returncode == 0, done.stderr
+    assert "DOE" not in done.stderr + done.stdout and "Warning" not in done.stderr
+    assert np.all([re.match(r"(scan|hash|build): ", line) for line in done.stderr.splitlines()]), done.stderr

@@ -1,0 +1,226 @@
+"""A real store, a real (tiny, untrained) run, the whole evaluation."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from support.stores import add_volume, make_store, synthetic_hu
+
+from maesil.checkpoint import load_run, save_checkpoint
+from maesil.config import ModelConfig, RunConfig
+from maesil.data import Split, grid_crops
+from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
+from maesil.evaluate import ModelPredictor, evaluate, make_predictors, mask_seed, reconstruct
+from maesil.masking import make_masks
+from maesil.metrics import expand_cells
+from maesil.model import MaskedAutoencoder
+from maesil.types import Intensity
+
+ROW_KEYS = {
+    "model", "table", "input", "region", "mask", "seed", "window", "psnr_hidden", "psnr_whole", "psnr_pasted",
+    "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio", "volumes",
+}  # fmt: skip
+CPU = torch.device("cpu")
+
+
+def save_run(path, split):
+    """A run of an untrained model of 32^3 crops and 8^3 patches."""
+    config = RunConfig(ModelConfig(crop=32, patch=8, width=48, depth=1, decoder_width=48, decoder_depth=1))
+    model = MaskedAutoencoder(config.model)
+    model.init_weights(torch.Generator().manual_seed(0))
+    path.mkdir()
+    save_checkpoint(
+        path,
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameters()),
+        step=3,
+        intensity=Intensity(mean=0.4, std=0.3),
+        config=config,
+        split=split,
+        store_fingerprints=(),
+    )
+    return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Volumes this small are no work for two threads, least of all when other tests run beside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A store of four volumes of three patients, a run trained on the first, and its report on the others."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    store = make_store(folder / "store", [(40, 48, 45), (33, 40, 64)], superpatch=64)
+    # A third patient with two scans: below z 24 the second one holds no scan, only what padding may hold.
+    add_volume(store, synthetic_hu((40, 40, 40), 5), name="third a", group="third", spacing=(3.0, 1.0, 1.0))
+    valid = np.ones((40, 40, 40), dtype=bool)
+    valid[:24] = False
+    add_volume(
+        store, synthetic_hu((40, 40, 40), 6), name="third b", group="third", valid=valid, spacing=(5.0, 1.0, 1.0)
+    )
+    volumes = store.volumes()
+    trained = next(volume for volume in volumes if volume.group != "third")
+    run = save_run(folder / "run", Split(train=(trained.group,), validation=()))
+    report = evaluate(run, folder / "store", device="cpu", json_path=folder / "out" / "scores.json")
+    return folder, store, run, report, trained
+
+
+def of(rows, **wanted):
+    (row,) = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    return row
+
+
+def test_rows_are_those_of_the_protocol(world):
+    folder, _, run, report, trained = world
+    document = json.loads((folder / "out" / "scores.json").read_text())
+    assert document == json.loads((run / "evaluation" / "scores.json").read_text())
+    assert document["rows"] == report.rows
+    found = [(row["region"], row["model"]) for row in report.rows]
+    assert found == [(region, model) for region in ("body", "whole") for model in ("maesil", "mean", "interpolation")]
+    for row in report.rows:
+        assert set(row) == ROW_KEYS
+        assert (row["table"], row["input"], row["mask"], row["seed"]) == ("A", "masked", "dual", 0)
+        assert row["window"] == [-1000, 1000] and row["lpips"] is None and row["volumes"] == 3
+        assert (row["border_ratio"] is None) == (row["model"] == "mean")
+        assert all(isinstance(row[name], float) for name in ("psnr_hidden", "psnr_whole", "psnr_pasted", "mae_hu"))
+        assert row["psnr_pasted"] > row["psnr_hidden"] and -1 <= row["ssim_3d"] <= 1
+    assert trained.volume_id not in {row["volume_id"] for row in report.per_volume}
+
+
+def test_interpolation_beats_the_mean_and_an_untrained_model(world):
+    rows = world[3].rows
+    for region in ("body", "whole"):
+        best = of(rows, region=region, model="interpolation")
+        for model in ("mean", "maesil"):
+            assert best["psnr_hidden"] > of(rows, region=region, model=model)["psnr_hidden"] + 2
+
+
+def test_rows_are_means_over_volumes_of_independent_sums(world):
+    """The mean floor, once more, by NumPy, from crops and maps alone."""
+    _, store, run, report, trained = world
+    from maesil.cache.reader import SuperpatchReader
+
+    reader, config = SuperpatchReader(store), load_run(run).config
+    scores = []
+    for volume in store.volumes():
+        if volume.volume_id == trained.volume_id:
+            continue
+        errors = []
+        for crop in grid_crops(reader, [volume.volume_id], 32):
+            masks = make_masks(config.mask, (4, 4, 4), [mask_seed(0, volume.volume_id, crop.origin)])
+            hidden = expand_cells(masks.mask.view(4, 4, 4), 8).numpy() > 0
+            valid = np.kron(crop.valid == 255, np.ones((8, 8, 8), dtype=bool))
+            body = np.kron(crop.body >= 128, np.ones((8, 8, 8), dtype=bool)) & valid
+            hu = np.clip(crop.hu.astype(np.float64), -1000, 1000)
+            known = hu[valid & ~hidden]
+            errors.append(hu[body & hidden] - (known.mean() if known.size else -1000))
+        squared = np.concatenate(errors) ** 2
+        scores.append(10 * np.log10(2000**2 / squared.mean()))
+    assert of(report.rows, region="body", model="mean")["psnr_hidden"] == pytest.approx(np.mean(scores), abs=1e-4)
+    assert of(report.rows, region="body", model="mean")["volumes"] == len(scores)
+
+
+def test_other_rows_split_hidden_body_voxels(world):
+    others = world[3].rows_other
+    thickness = {row["group_name"] for row in others if row["group_by"] == "slice_thickness"}
+    assert thickness == {"<= 2 mm", "2-3.5 mm", "> 3.5 mm"}
+    for row in others:
+        assert set(row) == ROW_KEYS | {"group_by", "group_name"}
+    columns = [of(others, group_by="column", group_name=name, model="interpolation", region="body")
+               for name in ("hidden everywhere", "partly visible")]  # fmt: skip
+    assert columns[0]["psnr_hidden"] < columns[1]["psnr_hidden"]  # further from anything visible
+    lung = of(others, group_by="hu_class", group_name="lung", model="mean", region="body")
+    assert lung["volumes"] == 3 and lung["ssim_3d"] is None
+
+
+def test_pictures_and_table(world):
+    from rich.console import Console
+
+    report = world[3]
+    assert len(report.pictures) == 6 and all(path.stat().st_size > 10_000 for path in report.pictures)
+    console = Console(width=160, file=io.StringIO())
+    console.print(report.table())
+    text = console.file.getvalue()
+    assert "interpolation" in text and "±" in text and "3 volumes" in text
+    shown = f"{of(report.rows, region='whole', model='maesil')['psnr_hidden']:.2f}"
+    assert shown in text
+
+
+def test_equal_seeds_give_equal_scores_and_voxels_outside_the_scan_do_not_count(world, tmp_path):
+    _, _, run, report, _ = world
+    again = make_store(tmp_path / "store", [(40, 48, 45), (33, 40, 64)], superpatch=32)
+    hu = synthetic_hu((40, 40, 40), 6)
+    noise = np.random.default_rng(0).integers(-1024, 3000, hu.shape).astype(np.int16)
+    valid = np.ones(hu.shape, dtype=bool)
+    valid[:24] = False
+    body = (hu > -950) & valid
+    add_volume(again, np.where(valid, hu, noise), name="third b", group="third", valid=valid, body=body)
+    (volume,) = [volume for volume in again.volumes() if volume.group == "third"]
+    second = evaluate(run, tmp_path / "store", out=tmp_path / "out", device="cpu", volumes=[volume.volume_id[:12]])
+    for model in ("mean", "interpolation"):
+        before = of(report.per_volume, volume_id=volume.volume_id, region="body", model=model)
+        after = of(second.per_volume, volume_id=volume.volume_id, region="body", model=model)
+        for name in ("psnr_hidden", "psnr_whole", "ssim_3d", "ssim_axial", "mae_hu"):
+            assert after[name] == pytest.approx(before[name], rel=1e-5), (model, name)
+
+
+def test_another_seed_hides_other_patches(world):
+    _, store, run, _, _ = world
+    from maesil.cache.reader import SuperpatchReader
+
+    loaded, reader, volume = load_run(run), SuperpatchReader(store), store.volumes()[0]
+    first, same, other = (
+        reconstruct(reader, volume, predictor, loaded.config, seed, CPU)
+        for predictor, seed in zip(make_predictors(loaded), (0, 0, 1), strict=True)
+    )
+    assert torch.equal(first.hidden, same.hidden)
+    assert not torch.equal(first.hidden, other.hidden)
+    assert (first.column_hidden & ~first.hidden).sum() == 0 < first.column_hidden.sum() < first.hidden.sum()
+
+
+def test_model_predictor_agrees_with_the_loss(world):
+    """Its hidden voxels, in HU, give the loss that training would report."""
+    run = load_run(world[2])
+    hu = torch.from_numpy(synthetic_hu((32, 32, 32), 1))[None]
+    masks = make_masks(run.config.mask, (4, 4, 4), [7])
+    predicted = ModelPredictor(run.model, run.intensity).predict_hu(hu, masks)
+    hidden = expand_cells(masks.mask.view(1, 4, 4, 4) > 0, 8)
+    in_units = (predicted - hu.float().clamp(-1000, 1000))[hidden] / 2000 / run.intensity.std
+    with torch.no_grad():
+        loss = run.model.forward_loss(run.model(hu, masks, run.intensity), hu, masks, run.intensity)
+    assert in_units.square().mean().item() == pytest.approx(loss.item(), rel=0.02)  # but for clipping to the window
+
+
+def test_training_volumes_are_never_scored_silently(world, tmp_path):
+    folder, store, run, _, trained = world
+    everybody = save_run(tmp_path / "run", Split(train=tuple(v.group for v in store.volumes()), validation=()))
+    with pytest.raises(UsageError, match="--volumes all"):
+        evaluate(everybody, folder / "store", device="cpu")
+    report = evaluate(run, folder / "store", out=tmp_path / "o", device="cpu", volumes=[trained.volume_id])
+    assert "1 of 1 volumes are of patients the run was trained on" in report.notes[0]
+
+
+def test_wrong_paths_end_in_one_clear_line(world, tmp_path):
+    folder, _, run, _, _ = world
+    with pytest.raises(StoreError, match="maesil ingest"):
+        evaluate(run, tmp_path / "nothing", device="cpu")
+    with pytest.raises(CheckpointError):
+        evaluate(tmp_path / "nothing", folder / "store", device="cpu")
+    make_store(tmp_path / "empty", [])
+    with pytest.raises(NoInputError, match="no volumes"):
+        evaluate(run, tmp_path / "empty", device="cpu")
+    with pytest.raises(UsageError, match="volume"):
+        evaluate(run, folder / "store", device="cpu", volumes=["no such id"])
+
+
+def test_mask_seeds_are_stable():
+    assert mask_seed(0, "volume", (0, 64, 128)) == mask_seed(0, "volume", (0, 64, 128)) == 5675628946705765209
+    others = {mask_seed(s, v, o) for s in (0, 1) for v in ("volume", "v") for o in ((0, 0, 0), (64, 0, 0), (0, 64, 0))}
+    assert len(others) == 12 and all(0 <= seed < 2**63 for seed in others)

@@ -1,0 +1,116 @@
+"""Shard files: the codecs round trip, and what is cut, absent or foreign is named."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import google_crc32c
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.stores import make_store
+
+from maesil.errors import StoreError
+from maesil.recipe import CODECS
+from maesil.shard import (
+    compressors,
+    decode_superpatch,
+    locate,
+    read_shard_index,
+    shard_entry,
+    tiles_per_shard,
+)
+from maesil.storage import Storage
+
+grids = st.tuples(*[st.integers(1, 12)] * 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(grids)
+def test_every_tile_has_a_place_of_its_own(grid):
+    per_shard = tiles_per_shard(grid)
+    assert 1 <= np.prod(per_shard) <= 64
+    assert np.prod(grid) > 64 or per_shard == grid
+    places = {locate(index, per_shard) for index in np.ndindex(*grid)}
+    assert len(places) == np.prod(grid)
+    assert all(0 <= i < n for _, inner in places for i, n in zip(inner, per_shard, strict=True))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("s") / "s.zarr", [(20, 33, 16)], superpatch=16)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_codecs_end_with_a_checksum_and_zarr_undoes_them(tmp_path, codec):
+    rng = np.random.default_rng(0)
+    tile = rng.integers(-1024, 3072, (16, 16, 16)).astype(np.int16)
+    array = zarr.create_array(
+        tmp_path, shape=tile.shape, chunks=tile.shape, dtype="int16", compressors=compressors(codec), filters=None
+    )
+    array[...] = tile
+    data = (tmp_path / "c/0/0/0").read_bytes()
+    assert google_crc32c.value(data[:-4]) == struct.unpack("<I", data[-4:])[0]
+    np.testing.assert_array_equal(zarr.open_array(tmp_path, mode="r")[...], tile)
+
+
+def test_an_index_leads_zarr_and_the_commit_to_the_same_bytes(store):
+    volume = store.volumes()[0]
+    per_shard = tiles_per_shard(volume.grid)
+    for patch in volume.superpatches:
+        shard, inner = locate(patch.index, per_shard)
+        assert patch.path == f"{volume.prefix}/0/{shard}"
+        table = read_shard_index(store.storage, patch.path, per_shard)
+        assert shard_entry(table, inner, "here") == (patch.offset, patch.length)
+
+
+@pytest.mark.parametrize("size", [0, 10, 99])
+def test_an_emptied_shard_is_named(tmp_path, size):
+    Storage(tmp_path).put_new("c/0", bytes(size))
+    with pytest.raises(StoreError, match="c/0: expected at least 100 bytes, found"):
+        read_shard_index(Storage(tmp_path), "c/0", (1, 2, 3))
+
+
+def test_an_absent_chunk_is_named(tmp_path):
+    table = np.full((1, 1, 1, 2), 2**64 - 1, "<u8").tobytes()
+    Storage(tmp_path).put_new("c/0", table + struct.pack("<I", google_crc32c.value(table)))
+    found = read_shard_index(Storage(tmp_path), "c/0", (1, 1, 1))
+    with pytest.raises(StoreError, match="tile 7: missing"):
+        shard_entry(found, (0, 0, 0), "tile 7")
+
+
+def test_a_codec_outside_the_list_is_refused(store):
+    patch = store.volumes()[0].superpatches[0]
+    with pytest.raises(StoreError, match="pickle"):
+        decode_superpatch(store.storage, patch, "pickle", np.empty((16,) * 3, np.int16), "here")
+
+
+@pytest.mark.parametrize("codec", ["compact", "raw"])
+def test_a_commit_with_another_codec_decodes_or_is_refused(store, codec):
+    """Blosc names its own compressor inside; raw bytes of the wrong length are refused."""
+    volume = store.volumes()[0]
+    patch, out = volume.superpatches[0], np.empty((16,) * 3, np.int16)
+    if codec == "raw":
+        with pytest.raises(StoreError, match="decoded bytes"):
+            decode_superpatch(store.storage, patch, codec, out, "here")
+    else:
+        decode_superpatch(store.storage, patch, codec, out, "here")
+        right = np.empty_like(out)
+        decode_superpatch(store.storage, patch, volume.codec, right, "here")
+        np.testing.assert_array_equal(out, right)
+
+
+def test_a_chunk_of_another_size_is_refused(store):
+    patch = store.volumes()[0].superpatches[0]
+    with pytest.raises(StoreError, match="here: expected 65536 decoded bytes, found 8192"):
+        decode_superpatch(store.storage, patch, "fast", np.empty((32,) * 3, np.int16), "here")
+
+
+def test_bytes_of_another_place_are_refused(store):
+    first, second = store.volumes()[0].superpatches[:2]
+    moved = replace(first, offset=second.offset, length=second.length)
+    with pytest.raises(StoreError, match="checksum"):
+        decode_superpatch(store.storage, moved, "fast", np.empty((16,) * 3, np.int16), "here")

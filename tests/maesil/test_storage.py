@@ -1,0 +1,156 @@
+"""Records appear whole, once, or not at all, whoever else writes at the same time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from maesil.errors import ResourceError, StoreError
+from maesil.storage import Storage
+
+KEYS = [f"a/b/record-{number}.json" for number in range(12)]
+
+
+def _claim_all(root: Path, writer: int) -> list[str]:
+    """Try to write every record first; return those this writer won."""
+    storage = Storage(root)
+    return [key for key in KEYS if storage.put_new(key, _content(writer))]
+
+
+def _content(writer: int) -> bytes:
+    return f"{writer}:".encode() + bytes([writer]) * 200_000
+
+
+@pytest.mark.parametrize("pool", ["threads", "processes"])
+def test_one_of_eight_writers_wins_each_record(tmp_path, pool):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["maesil.storage"])
+    with ThreadPoolExecutor(8) if pool == "threads" else ProcessPoolExecutor(8, mp_context=context) as executor:
+        won = list(executor.map(_claim_all, [tmp_path] * 8, range(8)))
+    assert sorted(key for keys in won for key in keys) == sorted(KEYS)
+    for writer, keys in enumerate(won):
+        for key in keys:
+            assert Storage(tmp_path).read(key) == _content(writer)
+    assert {path.name for path in (tmp_path / "a/b").iterdir()} == {Path(key).name for key in KEYS}
+
+
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_reader_never_sees_half_a_record(tmp_path, replacing):
+    storage, stop = Storage(tmp_path), threading.Event()
+    sizes = set()
+
+    def watch() -> None:
+        while not stop.is_set():
+            for key in storage.list("a"):
+                sizes.add(len(storage.read(key)))
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    for number in range(30):
+        if replacing:
+            storage.put("a/same", bytes(500_000))
+        else:
+            storage.put_new(f"a/{number}", bytes(500_000))
+    stop.set()
+    watcher.join()
+    assert sizes <= {500_000}
+    assert [size for size in map(storage.size, storage.list("a")) if size != 500_000] == []
+
+
+def test_put_replaces_and_put_new_does_not(tmp_path):
+    storage = Storage(tmp_path)
+    assert storage.put_new("r", b"first")
+    assert not storage.put_new("r", b"second")
+    assert storage.read("r") == b"first"
+    storage.put("r", b"third")
+    assert storage.read("r") == b"third"
+    assert list(tmp_path.iterdir()) == [tmp_path / "r"]
+
+
+def test_a_writer_that_died_leaves_nothing_listed(tmp_path):
+    storage = Storage(tmp_path)
+    storage.put_new("c/one", b"1")
+    (tmp_path / "c" / ".tmp-0123").write_bytes(b"ha")  # what a kill between write and link leaves
+    assert list(storage.list("c")) == ["c/one"]
+
+
+def test_list_is_sorted_and_recursive(tmp_path):
+    storage = Storage(tmp_path)
+    keys = ["c/b/2", "c/b/10", "c/a/1", "c/b/d/0"]
+    for key in keys:
+        storage.put_new(key, b"")
+    assert list(storage.list("c")) == ["c/a/1", "c/b/10", "c/b/2", "c/b/d/0"]
+    assert list(storage.list("nothing/here")) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_not_an_empty_one(tmp_path, monkeypatch):
+    storage = Storage(tmp_path)
+    storage.put_new("c/one", b"1")
+    real = os.scandir
+
+    def forbidden(path):
+        if Path(path).name == "c":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)  # tests may run as root, who may list everything
+    with pytest.raises(PermissionError):
+        list(storage.list("c"))
+
+
+def test_read_range_reads_exactly_what_was_asked(tmp_path):
+    storage = Storage(tmp_path)
+    data = os.urandom(1000)
+    storage.put_new("f", data)
+    assert storage.read_range("f", 100, 50) == data[100:150]
+    assert storage.read_range("f", 0, 1000) == data
+    assert storage.size("f") == 1000
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 1001), (999, 2), (1000, 1), (5000, 10)])
+def test_read_range_beyond_the_end_is_damage(tmp_path, offset, length):
+    storage = Storage(tmp_path)
+    storage.put_new("f", bytes(1000))
+    with pytest.raises(StoreError, match=r"the file was cut"):
+        storage.read_range("f", offset, length)
+
+
+@pytest.mark.parametrize("key", ["missing", "folder", "file/below"])
+def test_what_is_no_file_is_damage(tmp_path, key):
+    storage = Storage(tmp_path)
+    (tmp_path / "folder").mkdir()
+    storage.put_new("file", b"x")
+    with pytest.raises(StoreError, match=key.split("/")[0]):
+        storage.read(key)
+    with pytest.raises(StoreError, match=key.split("/")[0]):
+        storage.read_range(key, 0, 1)
+
+
+@pytest.mark.parametrize("errno", [28, 122])
+@pytest.mark.parametrize("put", ["put", "put_new"])
+def test_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, errno, put):
+    def full(descriptor):
+        raise OSError(errno, os.strerror(errno))
+
+    storage = Storage(tmp_path)
+    storage.put_new("c/one", b"1")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="disk is full"):
+        getattr(storage, put)("c/two", b"2")
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["one"]
+
+
+def test_delete_and_remove(tmp_path):
+    storage = Storage(tmp_path)
+    storage.put_new("v/a/1", b"")
+    storage.put_new("v/a/2", b"")
+    storage.delete("v/a/1")
+    storage.delete("v/a/1")
+    assert list(storage.list("v")) == ["v/a/2"]
+    storage.remove("v/a")
+    assert not storage.exists("v/a") and storage.exists("v")
