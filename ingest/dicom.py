@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ import pydicom
 import SimpleITK as sitk
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.pixels import get_decoder, pixel_array
 from pydicom.uid import UID, JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLossless, JPEGLosslessSV1, JPEGLSNearLossless
 
@@ -54,6 +54,7 @@ _IDENTITY_TAGS = (
     "PatientID",
     "IssuerOfPatientID",
 )
+_PATIENT_TAGS = ("IssuerOfPatientID", "PatientID")
 _GEOMETRY_TAGS = (
     "Rows",
     "Columns",
@@ -124,6 +125,15 @@ def read_header(path: Path) -> InstanceHeader:
     """Read one header; `Refused` with code ``not_ct...`` for other objects, or with what is broken."""
     wanted = list(dict.fromkeys((*_IDENTITY_TAGS, *_GEOMETRY_TAGS, *_SPLIT_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS)))
     dataset = _read(path, stop_before_pixels=True, specific_tags=wanted)
+    try:
+        return _instance_header(path, dataset)
+    except Refused:
+        raise
+    except Exception as error:  # values are parsed when they are asked for, and pydicom raises anything then
+        raise Refused("bad_header", f"a value of the header cannot be read ({error})") from error
+
+
+def _instance_header(path: Path, dataset: FileDataset) -> InstanceHeader:
     meta = dataset.file_meta
     sop_class = str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
     if sop_class not in (CT_IMAGE, *ENHANCED_CT):
@@ -131,30 +141,25 @@ def read_header(path: Path) -> InstanceHeader:
         raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
     if (modality := str(dataset.get("Modality") or "CT")) != "CT":
         raise Refused("not_ct_modality", f"expected modality CT, found {modality}")
-    try:
-        return InstanceHeader(
-            path=path,
-            sop_instance=str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or ""),
-            sop_class=sop_class,
-            patient="|".join(str(dataset.get(tag) or "").strip() for tag in ("IssuerOfPatientID", "PatientID")).strip(
-                "|"
-            ),
-            study=str(dataset.get("StudyInstanceUID") or ""),
-            series=str(dataset.get("SeriesInstanceUID") or ""),
-            modality=modality,
-            image_type=tuple(str(value).upper() for value in dataset.get("ImageType") or ()),
-            rows=int(dataset.get("Rows") or 0),
-            columns=int(dataset.get("Columns") or 0),
-            frames=int(dataset.get("NumberOfFrames") or 1),
-            position=_numbers(dataset, "ImagePositionPatient", 3),
-            orientation=_numbers(dataset, "ImageOrientationPatient", 6),
-            pixel_spacing=_numbers(dataset, "PixelSpacing", 2),
-            acquisition=tuple(str(dataset.get(tag) or "") for tag in _SPLIT_TAGS),
-            transfer_syntax=str(meta.get("TransferSyntaxUID") or ""),
-            technical=technical_tags(dataset),
-        )
-    except (ValueError, TypeError) as error:
-        raise Refused("bad_header", f"a value of the header cannot be read ({error})") from error
+    return InstanceHeader(
+        path=path,
+        sop_instance=str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or ""),
+        sop_class=sop_class,
+        patient="|".join(filter(None, (str(dataset.get(tag) or "").strip() for tag in _PATIENT_TAGS))),
+        study=str(dataset.get("StudyInstanceUID") or ""),
+        series=str(dataset.get("SeriesInstanceUID") or ""),
+        modality=modality,
+        image_type=tuple(str(value).upper() for value in dataset.get("ImageType") or ()),
+        rows=int(dataset.get("Rows") or 0),
+        columns=int(dataset.get("Columns") or 0),
+        frames=int(dataset.get("NumberOfFrames") or 1),
+        position=_numbers(dataset, "ImagePositionPatient", 3),
+        orientation=_numbers(dataset, "ImageOrientationPatient", 6),
+        pixel_spacing=_numbers(dataset, "PixelSpacing", 2),
+        acquisition=tuple(str(dataset.get(tag) or "") for tag in _SPLIT_TAGS),
+        transfer_syntax=str(meta.get("TransferSyntaxUID") or ""),
+        technical=technical_tags(dataset),
+    )
 
 
 def technical_tags(dataset: Dataset) -> dict[str, Any]:
@@ -163,7 +168,9 @@ def technical_tags(dataset: Dataset) -> dict[str, Any]:
     for tag in TECHNICAL_TAGS:
         value = dataset.get(tag)
         if value not in (None, ""):
-            found[tag] = float(value) if isinstance(value, (int, float)) else str(value)
+            number = float(value) if isinstance(value, (int, float)) else None
+            if number is None or math.isfinite(number):
+                found[tag] = str(value) if number is None else number
     if "ContrastBolusAgent" in found:
         found["ContrastBolusAgent"] = "given"  # free text; that there was one is all that is needed
     return found
@@ -223,7 +230,11 @@ def rescale_of(dataset: Dataset) -> tuple[float, float]:
 def _read(path: Path, **options: Any) -> FileDataset:
     try:
         return pydicom.dcmread(path, force=True, **options)
-    except (InvalidDicomError, EOFError, ValueError, NotImplementedError, AttributeError, KeyError, TypeError) as error:
+    except FileNotFoundError as error:
+        raise Refused("vanished", "the file was there when the folder was scanned and is gone now") from error
+    except OSError:
+        raise
+    except Exception as error:  # a broken file makes pydicom raise anything
         raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
 
 

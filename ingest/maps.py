@@ -29,7 +29,8 @@ def body_map(hu: HuArray, valid: MapArray, spacing: Spacing) -> MapArray:
     Found on voxels merged to about 3 mm, which is as fine as shares of 8^3 cells need.
     """
     factor = tuple(max(f for f in (1, 2, 4, 8) if f == 1 or f * mm <= _COARSE_MM) for mm in spacing)
-    coarse = _block_mean(hu.astype(np.float32), factor, fill=float(AIR_HU))
+    whole = np.pad(hu, [(0, -n % f) for n, f in zip(hu.shape, factor, strict=True)], mode="edge")
+    coarse = _block_mean(whole.astype(np.float32), factor, fill=float(AIR_HU))
     body = _body_mask(coarse > _TISSUE_ABOVE_HU, tuple(f * mm for f, mm in zip(factor, spacing, strict=True)))
     share = _block_mean(body.astype(np.float32), tuple(MAP_CELL // f for f in factor), fill=0.0)
     cells = np.zeros(valid.shape, dtype=np.uint8)

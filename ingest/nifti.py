@@ -63,8 +63,11 @@ def _open(path: Path) -> SpatialImage:
             return _from_stream(stream)
     except (ImageFileError, HeaderDataError, WrapStructError, ValueError, KeyError) as error:
         raise Refused("not_nifti", f"expected NIfTI, found something else ({error})") from error
+    except FileNotFoundError as error:
+        raise Refused("vanished", "the file was there when the folder was scanned and is gone now") from error
     except (EOFError, zlib.error, OSError) as error:
-        raise Refused("damaged_file", f"the file cannot be read to its end ({error}); it was cut or altered") from error
+        why = getattr(error, "strerror", None) or error  # the full text of an OSError names the path
+        raise Refused("damaged_file", f"the file cannot be read to its end ({why}); it was cut or altered") from error
 
 
 def _from_stream(stream: Any) -> SpatialImage:

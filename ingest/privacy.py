@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 
 import platformdirs
@@ -37,15 +38,23 @@ class IdentityKey:
         return self.hash("fingerprint", "")[:16]
 
 
+def without_paths(text: str, paths: Iterable[Path]) -> str:
+    """Return a message with every path, folder and name of the given files replaced: names of files name patients."""
+    words = {str(word) for path in paths for word in (path, path.absolute(), path.parent, path.name)}
+    for word in sorted(words - {".", ""}, key=len, reverse=True):
+        text = text.replace(word, "<source>")
+    return text
+
+
 def default_key_file() -> Path:
     """Return where the user's key lies: in the configuration folder of the platform."""
     return Path(platformdirs.user_config_dir("maesil")) / "identity.key"
 
 
 def load_or_create_key(path: Path | None = None) -> IdentityKey:
-    """Return the key of a file; the default one is created (mode 0600) on first use.
+    """Return the key of a file, which is created (mode 0600) on first use; the user's own if none is named.
 
-    `UsageError` if a named file is missing or too short to be a key.
+    `UsageError` if the path cannot be a key file, or its content no key.
     """
     named = path is not None
     path = path or default_key_file()
@@ -53,6 +62,8 @@ def load_or_create_key(path: Path | None = None) -> IdentityKey:
         if named and not path.parent.is_dir():
             raise UsageError(f"{path}: expected a key file or a folder to create it in, found neither")
         _create(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: expected a key file, found a folder")
     secret = path.read_bytes().strip()
     if len(secret) < _KEY_BYTES:
         raise UsageError(f"{path}: expected an identity key of at least {_KEY_BYTES} bytes, found {len(secret)}")

@@ -23,6 +23,7 @@ class Summary:
     """Made by this run."""
     fresh: list[Volume] = field(default_factory=list)
     """Already in the store, from the same source and recipe."""
+    dry_run: bool = False
     planned: list[str] = field(default_factory=list)
     """Sources that would become volumes (dry run only)."""
     refused_volumes: int = 0
@@ -77,7 +78,7 @@ class Summary:
 
     def conclusion(self, out: object) -> str:
         """Return the last line: what is in the store now and what this run did."""
-        if self.planned or not (self.volumes or self.refused_volumes):
+        if self.dry_run:
             refused = f"{self.refused_volumes} refused"
             return f"dry run: {len(self.planned)} volumes would be made in {out}, {refused}; nothing was written"
         if not self.committed:

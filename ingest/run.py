@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from maesil.errors import MaesilError, NoInputError, Refused, ResourceError
 from maesil.index import index_is_current, write_index
 from maesil.ingest.execute import Executor, executor
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
-from maesil.ingest.privacy import IdentityKey, load_or_create_key
+from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths
 from maesil.ingest.report import Summary
 from maesil.ingest.scan import scan
 from maesil.ingest.source_cache import SourceCache
@@ -65,10 +68,10 @@ def ingest(
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
     plan = _scan_and_plan(sources, progress)
-    if options.dry_run:
-        return _dry_summary(plan)
     if not plan.volumes and not plan.refused:
         raise NoInputError(_nothing_found(sources, plan))
+    if options.dry_run:
+        return _dry_summary(plan)
     key = load_or_create_key(options.key_file)
     store = Store.create(out, recipe, key.fingerprint, update=options.update)
     with executor(options.workers) as workers:
@@ -90,7 +93,7 @@ def _scan_and_plan(sources: Sequence[Path], progress: Progress) -> Plan:
 def _dry_summary(plan: Plan) -> Summary:
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
-    return Summary(files=plan.verdicts + used, planned=names, refused_volumes=len(plan.refused))
+    return Summary(files=plan.verdicts + used, dry_run=True, planned=names, refused_volumes=len(plan.refused))
 
 
 def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
@@ -123,7 +126,7 @@ class _Run:
     def carry_out(self, plan: Plan) -> Summary:
         self.summary.files.extend(plan.verdicts)
         for series in plan.refused:
-            self._quarantine(self.key.hash("volume", series.identity), series.refusal, {"files": series.files})
+            self._quarantine(self.key.hash("volume", series.identity), series.refusal, (), {"files": series.files})
         stale = self._leave_fresh_alone(self._hash(plan.volumes))
         self._build(stale)
         if not index_is_current(self.store):
@@ -155,7 +158,7 @@ class _Run:
                 self.progress("hash", done, len(todo))
                 plan = plans[todo[number]]
                 if isinstance(result, Exception):
-                    self._refuse(plan, self.key.hash("volume", plan.identity or plan.source.name), _as_refusal(result))
+                    self._refuse(plan, self._provisional_id(plan), _as_refusal(result))
                 else:
                     known[todo[number]] = result
                     cache.put(plan.source.paths, result)
@@ -179,6 +182,7 @@ class _Run:
             refusal = refusals.get(item.volume_id, {})
             if live and (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash):
                 self.summary.fresh.append(live)
+                self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
             elif (refusal.get("source_hash"), refusal.get("recipe_hash")) == (item.source_hash, self.recipe.hash):
                 self.summary.refused_volumes += 1
@@ -195,9 +199,19 @@ class _Run:
                 self._refuse(item.plan, item.volume_id, _as_refusal(result), item.source_hash)
             else:
                 self.summary.committed.append(self.store.commit(result))
-                self.store.release(item.volume_id)
+                self._release(item)
                 self._verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
+
+    def _release(self, item: _Hashed) -> None:
+        """Drop the records of earlier refusals of what is a volume now."""
+        self.store.release(item.volume_id)
+        if item.plan.identity is None:
+            self.store.release(self._provisional_id(item.plan))
+
+    def _provisional_id(self, plan: VolumePlan) -> str:
+        """Return the id under which a source is refused whose content, its identity, could not be read."""
+        return self.key.hash("volume", plan.identity or plan.source.name)
 
     def _order(self, item: _Hashed) -> BuildOrder:
         patient = item.plan.patient
@@ -212,16 +226,27 @@ class _Run:
         )
 
     def _refuse(self, plan: VolumePlan, volume_id: str, refusal: Refused, source_hash: str = "") -> None:
-        self._quarantine(volume_id, refusal, {"files": len(plan.source.paths), "source_hash": source_hash})
+        more = {"files": len(plan.source.paths), "source_hash": source_hash}
+        self._quarantine(volume_id, refusal, plan.source.paths, more)
         self._verdict(plan, "quarantined", refusal.code, volume_id, refusal.detail)
 
-    def _quarantine(self, volume_id: str, refusal: Refused, more: dict[str, Any]) -> None:
+    def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
         self.summary.refused_volumes += 1
-        document = {"volume_id": volume_id, "code": refusal.code, "detail": refusal.detail, "numbers": refusal.numbers}
+        detail, numbers = without_paths(refusal.detail, paths), _json_ready(refusal.numbers)
+        document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
         self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)
 
     def _verdict(self, plan: VolumePlan, status: str, code: str, volume_id: str, detail: str = "") -> None:
         self.summary.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)
+
+
+def _json_ready(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return numbers as JSON knows them: neither numpy's nor infinite ones."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in numbers.items()}
+    return {
+        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in plain.items()
+    }
 
 
 def _as_refusal(error: Exception) -> Refused:

@@ -54,7 +54,7 @@ def find_files(sources: Iterable[Path]) -> Iterator[Path]:
     for source in sources:
         if not source.exists():
             raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
-        for path in [source] if source.is_file() else _walk(source):
+        for path in [source.resolve()] if source.is_file() else _walk(source):  # what is named is followed
             status = path.lstat()
             if (identity := (status.st_dev, status.st_ino)) not in seen:
                 seen.add(identity)
@@ -62,7 +62,10 @@ def find_files(sources: Iterable[Path]) -> Iterator[Path]:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    for base, folders, files in os.walk(folder, followlinks=False):
+    """Yield files, and folders that cannot be listed."""
+    unlisted: list[Path] = []
+    walk = os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename)), followlinks=False)
+    for base, folders, files in walk:
         folders.sort()
         if (Path(base) / "zarr.json").exists():  # a store, ours or another's, is no source
             folders.clear()
@@ -71,12 +74,16 @@ def _walk(folder: Path) -> Iterator[Path]:
             path = Path(base) / name
             if path.is_symlink() or path.is_file():
                 yield path
+    yield from unlisted
 
 
 def _look_at(path: Path, result: ScanResult) -> None:
     try:
         if path.is_symlink():
             result.verdicts.append(FileVerdict(path, "ignored", "symlink"))
+            return
+        if path.is_dir():
+            result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail="the folder cannot be listed"))
             return
         head = _head(path)
         kind = _kind(path, head)

@@ -119,9 +119,7 @@ def write_dicom_series(
     return save_all(folder, slices, names)
 
 
-def save_all(
-    folder: Path, slices: Sequence[pydicom.Dataset], names: Sequence[str] | None = None
-) -> list[Path]:
+def save_all(folder: Path, slices: Sequence[pydicom.Dataset], names: Sequence[str] | None = None) -> list[Path]:
     """Write data sets as DICOM files into ``folder``, which is created where it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / name for name in (names or [f"IM{k:05d}.dcm" for k in range(len(slices))])]

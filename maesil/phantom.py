@@ -73,9 +73,7 @@ class ChestPhantom:
         right_dome = rng.uniform(52.0, 64.0)
         self.domes = (right_dome, right_dome - rng.uniform(8.0, 16.0))  # right, left (mm)
         self.base = rng.uniform(36.0, 50.0)
-        self.heart = np.array(
-            [rng.uniform(16.0, 26.0), -rng.uniform(20.0, 28.0), self.base + rng.uniform(68.0, 80.0)]
-        )
+        self.heart = np.array([rng.uniform(16.0, 26.0), -rng.uniform(20.0, 28.0), self.base + rng.uniform(68.0, 80.0)])
         self.heart_size = rng.uniform(0.9, 1.08)
         self.vertebra = rng.uniform(24.0, 29.0)  # period of vertebra and disc along z
         self.rib_gap = rng.uniform(25.0, 30.0)
@@ -150,9 +148,7 @@ class ChestPhantom:
             [beside(heart, -36, 16, -24), [-24, 26, self.base], [-18, 30, -60.0]], 11.0, self.contrast * 0.45
         )
         for x in (-14.0, 2.0, 20.0):
-            great += tube_path(
-                [[x * 0.6, -4 + abs(x) * 0.3, arch + 4], [x * 1.8, -2, arch + 110]], 4.5, self.contrast
-            )
+            great += tube_path([[x * 0.6, -4 + abs(x) * 0.3, arch + 4], [x * 1.8, -2, arch + 110]], 4.5, self.contrast)
         portal = np.array([-30.0, 0.0, self.base + 8.0])
         liver = tube_tree(rng, portal, np.array([-30.0, 8.0, 12.0]), 6.0, self.liver_hu + 55.0, depth=4)
         liver += tube_tree(rng, portal, np.array([16.0, -26.0, 8.0]), 5.0, self.liver_hu + 55.0, depth=3)
@@ -215,9 +211,7 @@ class _Patient:
         paint(self.canvas, self.skin - fat, MUSCLE + 0.6 * self.texture)
         # Layers of fat between the muscles of the shoulder girdle and of the back.
         sheet = np.abs(np.sin((self.skin + 4.0 * np.sin(self.x / 21.0) + 3.0 * np.sin(self.z / 17.0)) / 5.2))
-        paint(
-            self.canvas, np.minimum(1.6 - 9.0 * sheet, np.minimum(self.skin - fat, -self.cavity - 7.0)), FAT
-        )
+        paint(self.canvas, np.minimum(1.6 - 9.0 * sheet, np.minimum(self.skin - fat, -self.cavity - 7.0)), FAT)
         paint(self.canvas, self.cavity + 1.0, -75.0 + 0.5 * self.texture)
 
     def _abdomen(self) -> None:
@@ -325,10 +319,7 @@ class _Patient:
         met = (low <= self.high).all(axis=1) & (high >= self.low).all(axis=1)
         for i in np.flatnonzero(met):
             near = np.flatnonzero(
-                (self.y >= low[i, 1])
-                & (self.y <= high[i, 1])
-                & (self.x >= low[i, 0])
-                & (self.x <= high[i, 0])
+                (self.y >= low[i, 1]) & (self.y <= high[i, 1]) & (self.x >= low[i, 0]) & (self.x <= high[i, 0])
             )
             depth = capsule(self.points[near], tubes.ends[i].astype(np.float32), tubes.radii[i])
             if within is not None:

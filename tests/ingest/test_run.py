@@ -7,6 +7,9 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -413,6 +416,28 @@ def test_killed_at_any_moment_it_ends_the_same(first, tmp_path):
     assert committed.items() <= {v.volume_id: v.attempt for v in place.store.volumes()}.items()
     assert index_is_current(place.store)
     assert place.ingest().committed == []
+
+
+@pytest.mark.slow
+def test_the_command_killed_with_its_workers_ends_the_same(first, tmp_path):
+    """SIGKILL to the whole process group of `maesil ingest` with two workers, once the first attempt is being written."""
+    place = first.copy(tmp_path)
+    command = [sys.executable, "-m", "maesil", "ingest", str(place.sources), "--out", str(place.out), "--workers", "2"]
+    command += ["--spacing", "native", "--superpatch", "32", "--key-file", str(place.key)]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(place.root / "cache")}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while (
+        process.poll() is None and time.monotonic() < deadline and not list(place.out.glob("volumes/??/*/*/zarr.json"))
+    ):
+        time.sleep(0.005)
+    assert process.poll() is None, "it ended before it could be killed"
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert len(place.store.volumes()) < 3
+    place.ingest()
+    assert contents(place.store) == contents(first.store)
+    assert verify(place.store).problems == ()
 
 
 def test_two_at_once_commit_each_volume_once(first, tmp_path):
