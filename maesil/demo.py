@@ -36,7 +36,7 @@ _SIGINT_GRACE_S = 5.0
 class DemoPlan:
     """What the demo makes and how long it trains. Lengths in mm, axes z y x."""
 
-    dicom_patients: int = 4
+    dicom_patients: int = 3
     nifti_patients: int = 2
     dicom_spacing: Spacing = (2.5, 0.9, 0.9)
     nifti_spacing: Spacing = (1.5, 1.5, 1.5)

@@ -17,10 +17,10 @@ from maesil.metrics import expand_cells
 from maesil.types import AIR_HU, Window
 
 TENSION = 0.03
-"""Weight of the squared gradient against the squared Laplacian (1 / voxel^2); 0.01 to 0.1 score alike."""
+"""Weight of the squared gradient against the squared Laplacian (1 / voxel^2); see ``docs/explanation/metrics.md``."""
 
 ITERATIONS = 30
-"""Conjugate-gradient steps; more change the score by less than 0.02 dB at patches of 8."""
+"""Conjugate-gradient steps; twice as many change the score by less than 0.02 dB at patches of 8."""
 
 
 class MeanFloor:
