@@ -78,7 +78,11 @@ _VOXEL_TAGS = (
     "PixelPaddingValue",
     "PixelPaddingRangeLimit",
     "PixelRepresentation",
+    "BitsAllocated",
     "BitsStored",
+    "HighBit",
+    "SamplesPerPixel",
+    "RescaleType",
 )
 _SITK_SYNTAXES = (JPEGLossless, JPEGLosslessSV1)
 _LOSSY_SYNTAXES = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
@@ -183,6 +187,7 @@ def pixel_digest(path: Path) -> bytes:
     digest = hashlib.sha256()
     for tag in _VOXEL_TAGS:
         digest.update(f"{tag}={dataset.get(tag)!s};".encode())
+    digest.update(b"modality look-up table" if "ModalityLUTSequence" in dataset else b"")
     digest.update(str(dataset.file_meta.get("TransferSyntaxUID")).encode())
     digest.update(_pixel_data(dataset))
     return digest.digest()
@@ -190,7 +195,10 @@ def pixel_digest(path: Path) -> bytes:
 
 def hu_digest(path: Path) -> bytes:
     """Return a SHA-256 over the HU of one slice: equal for copies that differ in encoding or UIDs alone."""
-    hu, valid, _ = read_slice_hu(path)
+    try:
+        hu, valid, _ = read_slice_hu(path)
+    except OSError as error:
+        raise Refused("unreadable", error.strerror or "the file cannot be read") from error
     return hashlib.sha256(hu.tobytes() + valid.tobytes()).digest()
 
 
@@ -278,6 +286,8 @@ def _decode(path: Path, dataset: FileDataset, slope: float, intercept: float) ->
 def _decode_failure(syntax: Any, error: Exception) -> tuple[str, str]:
     if syntax is None:
         return "no_transfer_syntax", "the file does not say how its pixels are encoded"
+    if syntax in _SITK_SYNTAXES:  # decoded by SimpleITK, whose messages hold the path
+        return "bad_pixels", "the pixel data cannot be decoded; the file was cut or damaged"
     try:
         decoder = get_decoder(UID(syntax))
     except NotImplementedError:

@@ -197,7 +197,7 @@ def test_damage_is_raised_where_the_batch_is_asked_for(tmp_path):
     shard.write_bytes(data)
     sources = Sources.open([tmp_path / "s"], MODEL)
     sampler = CropSampler(sources, sources.groups, 16, CONFIG)
-    with CropLoader(sampler, batch=2) as loader, pytest.raises(StoreError, match="damaged"):
+    with CropLoader(sampler, batch=2) as loader, pytest.raises(StoreError, match="checksum mismatch"):
         next(loader.batches(0, 5))
 
 
