@@ -61,4 +61,4 @@ def test_conclusions(tmp_path):
     assert Summary(fresh=volumes, absent=3).conclusion("s").startswith("nothing to do: 2 volumes")
     assert "3 volumes of the store have no source" in Summary(fresh=volumes, absent=3).conclusion("s")
     assert Summary(committed=volumes, refused_volumes=1).conclusion("s").endswith("1 refused")
-    assert "1 volumes would be made" in Summary(dry_run=True, planned=["a"], dry_run=True).conclusion("s")
+    assert "1 volumes would be made" in Summary(planned=["a"], dry_run=True).conclusion("s")
