@@ -296,8 +296,12 @@ def _decode_failure(syntax: Any, error: Exception) -> tuple[str, str]:
         return "missing_decoder", f"{UID(syntax).name} needs one of: {'; '.join(decoder.missing_dependencies)}"
     return (
         "bad_pixels",
-        f"the pixel data cannot be decoded ({type(error).__name__}: {error}); the file was cut or damaged",
+        f"the pixel data cannot be decoded ({_first_line(error)}); the file was cut or damaged",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _decode_with_sitk(path: Path, slope: float, intercept: float) -> NDArray[Any]:

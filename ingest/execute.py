@@ -50,10 +50,23 @@ class LocalDask:
 
     def run(self, task: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See `Executor.run`; a task whose worker died again and again yields Dask's ``KilledWorker``."""
+        numbered = list(enumerate(items))
+        suspects = []
+        for number, result in self._run(task, numbered, self.workers * _IN_FLIGHT_PER_WORKER):
+            if type(result).__name__ == "KilledWorker":
+                suspects.append(number)
+            else:
+                yield number, result
+        # Dask blames all that waited on a worker when it died. Alone, a task can be blamed for itself only.
+        yield from self._run(task, [numbered[number] for number in suspects], 1)
+
+    def _run(
+        self, task: Callable[..., Any], numbered: Iterable[tuple[int, tuple[Any, ...]]], in_flight: int
+    ) -> Iterator[tuple[int, Any]]:
         from distributed import as_completed
 
-        waiting = iter(enumerate(items))
-        first = [self._submit(task, *pair) for pair in islice(waiting, self.workers * _IN_FLIGHT_PER_WORKER)]
+        waiting = iter(numbered)
+        first = [self._submit(task, *pair) for pair in islice(waiting, in_flight)]
         if not first:
             return
         running = as_completed(first, loop=self._client.loop)
@@ -104,7 +117,7 @@ def _start_cluster(workers: int) -> Any:
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     # Loopback only: a scheduler unpickles what it receives.
     cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
+        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
         silence_logs=logging.CRITICAL,
     )  # fmt: skip
     return Client(cluster)

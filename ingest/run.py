@@ -26,6 +26,8 @@ from maesil.store import Store
 Progress = Callable[[str, int, int | None], None]
 """Called with (stage, done, total or None); stages are ``scan``, ``hash`` and ``build``."""
 
+_MAY_PASS = ("out_of_memory", "worker_lost", "unexpected", "vanished", "unreadable")
+"""Refusals that need not be the source's fault: tried again by every run."""
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
 
@@ -184,12 +186,16 @@ class _Run:
                 self.summary.fresh.append(live)
                 self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
-            elif (refusal.get("source_hash"), refusal.get("recipe_hash")) == (item.source_hash, self.recipe.hash):
+            elif self._refused_before(refusal, item):
                 self.summary.refused_volumes += 1
                 self._verdict(item.plan, "quarantined", refusal["code"], item.volume_id, refusal["detail"])
             else:
                 stale.append(item)
         return stale
+
+    def _refused_before(self, refusal: dict[str, Any], item: _Hashed) -> bool:
+        same = (refusal.get("source_hash"), refusal.get("recipe_hash")) == (item.source_hash, self.recipe.hash)
+        return same and refusal["code"] not in _MAY_PASS
 
     def _build(self, stale: Sequence[_Hashed]) -> None:
         orders = [(item.plan.source, self._order(item)) for item in stale]

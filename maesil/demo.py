@@ -42,7 +42,7 @@ class DemoPlan:
     nifti_spacing: Spacing = (1.5, 1.5, 1.5)
     extent: Spacing = (220.0, 345.6, 345.6)
     noise_hu: float = 14.0
-    spacing_mm: float = 1.5
+    spacing_mm: float = 2.0
     superpatch: int = 128
     workers: int = 2
     steps: int = 260
