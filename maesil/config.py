@@ -107,7 +107,7 @@ class TrainConfig:
     """How to train. Whatever changes the loss is a function of these values, the model and the stores alone."""
 
     seed: int = 0
-    steps: int = 600
+    steps: int = 500
     batch: int = 8
     """Crops a step."""
     lr: float = 3e-3

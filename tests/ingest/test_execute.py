@@ -58,7 +58,7 @@ def test_in_this_process():
 @pytest.mark.slow
 def test_on_a_cluster():
     """One worker, so that others wait behind the task that kills it: they are not to blame. Two clusters get along."""
-    items = [*ITEMS[:3], ("die", 12), *[("ok", n) for n in range(13, 16)], ("die", 16), *ITEMS]
+    items = [*ITEMS[:3], ("die", 12), *[("ok", n) for n in range(13, 16)], *ITEMS]
     with executor(1) as workers, warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a port that is taken is nobody's business
         assert list(workers.run(task, [])) == []  # starts nothing
