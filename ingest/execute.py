@@ -72,8 +72,11 @@ class LocalDask:
         running = as_completed(first, loop=self._client.loop)
         for future in running:
             number = int(str(future.key).rsplit("-", 1)[1])
-            error = future.exception()
-            yield number, future.result() if error is None else error
+            try:
+                result = future.result()  # a result dies with its worker: even a finished task may still fail here
+            except Exception as error:
+                result = error
+            yield number, result
             future.release()
             if (pair := next(waiting, None)) is not None:
                 running.add(self._submit(task, *pair))
@@ -113,7 +116,16 @@ def _start_cluster(workers: int) -> Any:
     import dask
     from distributed import Client, LocalCluster
 
-    dask.config.set({"distributed.scheduler.allowed-failures": 1, "distributed.worker.daemon": True})
+    dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": 1,
+            "distributed.worker.daemon": True,
+            # On a busy machine a new worker may take longer to come up than Dask's 15 s, after which it is given up.
+            "distributed.deploy.lost-worker-timeout": "300 s",
+            # Without any worker left, tasks would wait for ever: they fail with NoWorkerError instead.
+            "distributed.scheduler.no-workers-timeout": "300 s",
+        }
+    )
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     # Loopback only: a scheduler unpickles what it receives.
     cluster = LocalCluster(

@@ -265,6 +265,10 @@ def _as_refusal(error: Exception) -> Refused:
         raise error
     if isinstance(error, MemoryError):
         return Refused("out_of_memory", "the volume does not fit in this worker's memory; use fewer workers")
+    if type(error).__name__ == "NoWorkerError":
+        raise ResourceError(
+            "all workers died and none came back; run the same command again, with fewer --workers"
+        ) from error
     if type(error).__name__ == "KilledWorker":
         return Refused("worker_lost", "the worker died while it read this volume (memory, or a decoder crashed)")
     return Refused("unexpected", f"{type(error).__name__}: {error}")
