@@ -18,6 +18,8 @@ _MAX_SAMPLES = 4_000_000
 _FAR_BELOW_AIR_HU = -1500
 _MAX_PADDING_VALUES = 2
 _BONE_HU = 300
+_AIR_BELOW_HU = -900
+_NO_METAL_ABOVE_HU = 16000
 _MIN_SOFT_BESIDE_ODD_PADDING = 0.1
 
 
@@ -58,15 +60,24 @@ def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
         raise Refused("normalised", f"values lie in {least:g} to {most:g}: normalised, not HU", **numbers)
     if least >= 0 and most <= 255:
         raise Refused("eight_bit", f"values lie in {least:g} to {most:g}: a windowed 8-bit image, not HU", **numbers)
+    if (share := float((values > _NO_METAL_ABOVE_HU).mean())) > 0.01:
+        text = f"{share:.0%} of the voxels lie above {_NO_METAL_ABOVE_HU} HU: negative values read as unsigned"
+        raise Refused("unsigned", text, share=share, **numbers)
     soft = _share(values, -200, 300)
     # Tissue + 1024 is a peak; real bone falls off from 300 HU upward, and fat keeps the low end below -100.
     offset = _share(values, 900, 1200)
     if low >= -100 and offset > 0.005 and offset > 2 * _share(values, 500, 800):
         text = f"no air below {low:g}, and {offset:.0%} of the voxels at 900 to 1200: stored values + 1024, not HU"
         raise Refused("offset_1024", text, share=offset, **numbers)
+    if (share := float((values > 700).mean())) > 0.3 and share > 3 * float((values < -700).mean()):
+        raise Refused("too_dense", f"{share:.0%} of the voxels lie above 700 HU: inverted or offset", **numbers)
     if soft < 0.01:
         text = f"{soft:.2%} of the voxels lie at -200 to 300 HU: no soft tissue; rescaled twice, or no CT of a body"
         raise Refused("no_soft_tissue", text, share=soft, **numbers)
+    background = _background(hu, valid)
+    if background is not None and (share := float((values == background).mean())) > 0.05:
+        text = f"all corners and {share:.0%} of the voxels are exactly {background:g}: a background that is not air"
+        raise Refused("odd_background", text, share=share, background=background, **numbers)
     floor = float((values == least).mean())
     if least > -900 and floor > 0.05:
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
@@ -76,6 +87,13 @@ def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
 def _sample(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
     stride = max(1, hu.size // _MAX_SAMPLES)
     return hu.reshape(-1)[::stride][valid.reshape(-1)[::stride]]
+
+
+def _background(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> float | None:
+    """Return the value that all eight corners share, if they are in the scan and it is not that of air."""
+    ends = np.ix_(*[(0, n - 1) for n in hu.shape])
+    corners = np.unique(hu[ends])
+    return float(corners[0]) if valid[ends].all() and len(corners) == 1 and corners[0] > _AIR_BELOW_HU else None
 
 
 def _share(values: NDArray[np.float32], low: float, high: float) -> float:

@@ -18,7 +18,7 @@ from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths
 from maesil.ingest.report import Summary
 from maesil.ingest.scan import scan
 from maesil.ingest.source_cache import SourceCache
-from maesil.ingest.verdict import FileVerdict
+from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, source_hash
 from maesil.recipe import Recipe
 from maesil.store import Store
@@ -95,7 +95,9 @@ def _scan_and_plan(sources: Sequence[Path], progress: Progress) -> Plan:
 def _dry_summary(plan: Plan) -> Summary:
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
-    return Summary(files=plan.verdicts + used, dry_run=True, planned=names, refused_volumes=len(plan.refused))
+    return Summary(
+        files=one_per_file(plan.verdicts + used), dry_run=True, planned=names, refused_volumes=len(plan.refused)
+    )
 
 
 def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
@@ -133,6 +135,7 @@ class _Run:
         self._build(stale)
         if not index_is_current(self.store):
             write_index(self.store)
+        self.summary.files = one_per_file(self.summary.files)
         self._require_all_accounted_for(plan)
         known = {volume.volume_id for volume in self.summary.volumes}
         self.summary.absent = sum(volume.volume_id not in known for volume in self.store.volumes())
@@ -140,7 +143,7 @@ class _Run:
 
     def _require_all_accounted_for(self, plan: Plan) -> None:
         """Every file found must have met exactly one verdict: a lost volume must never pass for a finished run."""
-        expected = sorted([v.path for v in plan.verdicts] + [p for item in plan.volumes for p in item.source.paths])
+        expected = sorted({*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)})
         if sorted(verdict.path for verdict in self.summary.files) != expected:
             raise MaesilError(
                 f"expected a verdict on each of {len(expected)} files, found {len(self.summary.files)}; "
@@ -151,9 +154,9 @@ class _Run:
         """Give every plan its identity; from memory where the files have not changed."""
         cache = SourceCache(self.key, self.options.cache_folder)
         try:
-            known = (
-                {} if self.options.rehash else {n: h for n, p in enumerate(plans) if (h := cache.get(p.source.paths))}
-            )
+            # Asked before anything is read: what changes meanwhile must look changed to the next run.
+            files = [cache.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
+            known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := cache.get(key))}
             todo = [n for n in range(len(plans)) if n not in known]
             items = [(plans[n].source,) for n in todo]
             for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
@@ -163,7 +166,7 @@ class _Run:
                     self._refuse(plan, self._provisional_id(plan), _as_refusal(result))
                 else:
                     known[todo[number]] = result
-                    cache.put(plan.source.paths, result)
+                    cache.put(files[todo[number]], result)
         finally:
             cache.close()
         return [

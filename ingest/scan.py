@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maesil.errors import NoInputError, Refused
-from maesil.ingest.dicom import InstanceHeader, read_header
+from maesil.ingest.header import InstanceHeader, read_headers
 from maesil.ingest.verdict import FileVerdict
 
 _SNIFF = 512
@@ -33,7 +33,7 @@ class ScanResult:
     @property
     def found(self) -> int:
         """How many files were found."""
-        return len(self.instances) + len(self.niftis) + len(self.verdicts)
+        return len({header.path for header in self.instances}) + len(self.niftis) + len(self.verdicts)
 
 
 def scan(sources: Iterable[Path], on_file: Callable[[Path], None] = lambda path: None) -> ScanResult:
@@ -88,7 +88,7 @@ def _look_at(path: Path, result: ScanResult) -> None:
         head = _head(path)
         kind = _kind(path, head)
         if kind == "dicom":
-            result.instances.append(read_header(path))
+            result.instances.extend(read_headers(path))
         elif kind == "nifti":
             result.niftis.append(path)
         else:

@@ -17,14 +17,21 @@ class Scanned:
     """HU as the source states them, on the source's own grid."""
 
     hu: NDArray[np.float32]
-    """HU ``[z, y, x]``; meaningless where not valid."""
+    """HU ``[z, y, x]``; meaningless where neither valid nor filled."""
     valid: NDArray[np.bool_]
-    """Inside the scan: neither padding nor missing."""
+    """Measured: neither padding nor missing nor interpolated."""
     affine: Affine
     """Voxel index to mm LPS; may be oblique or sheared."""
     notes: tuple[str, ...]
     source: dict[str, Any]
     """Technical description, allow-listed."""
+    filled: NDArray[np.bool_] | None = None
+    """Not measured but interpolated from measured neighbours; None where nothing is."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Where HU mean something: measured or interpolated."""
+        return self.valid if self.filled is None else self.valid | self.filled
 
     @property
     def shape(self) -> Zyx:

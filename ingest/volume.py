@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +19,7 @@ from numpy.typing import NDArray
 from maesil.commit import Volume
 from maesil.errors import Refused
 from maesil.geometry import spacing_of
-from maesil.ingest.dicom import pixel_digest, read_slice_hu
-from maesil.ingest.enhanced import read_enhanced
+from maesil.ingest.dicom import pixel_digest, read_slices_hu
 from maesil.ingest.maps import body_map, valid_map
 from maesil.ingest.nifti import read_nifti
 from maesil.ingest.plan import Source
@@ -52,6 +53,7 @@ def source_hash(source: Source) -> str:
     if source.kind == "slices":
         for path in source.paths:
             digest.update(pixel_digest(path))
+        digest.update(_order_of(source))
     else:
         scan = read(source)
         digest.update(str(scan.shape).encode())
@@ -64,9 +66,7 @@ def source_hash(source: Source) -> str:
 def read(source: Source) -> Scanned:
     """Decode a source to HU on its own grid; `Refused` with a code if it cannot be trusted."""
     if source.kind == "nifti":
-        return read_nifti(source.paths[0])
-    if source.kind == "enhanced":
-        return read_enhanced(source.paths[0])
+        return read_nifti(source.paths[0], prefer=source.prefer)
     return _read_slices(source)
 
 
@@ -77,7 +77,7 @@ def build(source: Source, order: BuildOrder) -> Volume:
     check_plausible(scan.hu, scan.valid)
     canonical = to_canonical(scan)
     final = to_grid(canonical, order.recipe.spacing)
-    hu, clipped = _to_int16(final.hu, final.valid, order.recipe.hu_range)
+    hu, clipped = _to_int16(final.hu, final.known, order.recipe.hu_range)
     valid = valid_map(final.valid)
     spacing = spacing_of(final.affine)
     image = Image(hu=hu, affine=final.affine, valid=valid, body=body_map(hu, valid, spacing))
@@ -105,19 +105,40 @@ def build(source: Source, order: BuildOrder) -> Volume:
     return replace(record, superpatches=patches)
 
 
+def _order_of(source: Source) -> bytes:
+    """Return what of a plan decides the voxels beside the files: nothing for a plain stack of single slices."""
+    plain = tuple((n, None) for n in range(len(source.paths)))
+    return b"" if source.planes == plain else repr(source.planes).encode()
+
+
 def _read_slices(source: Source) -> Scanned:
-    first, first_valid, notes = read_slice_hu(source.paths[0])
-    hu = np.empty((len(source.paths), *first.shape), dtype=np.float32)
-    valid = np.empty(hu.shape, dtype=bool)
-    hu[0], valid[0] = first, first_valid
-    for z, path in enumerate(source.paths[1:], start=1):
-        try:
-            hu[z], valid[z], found = read_slice_hu(path)
-        except ValueError as error:
-            raise Refused("bad_pixels", f"slice {z} has another size than the first ({error})") from error
-        notes |= found
+    there = [z for z, plane in enumerate(source.planes) if plane is not None]
+    slices = read_slices_hu((source.paths[n], frame) for n, frame in filter(None, source.planes))
+    first = next(slices)
+    hu = np.empty((len(source.planes), *first.hu.shape), dtype=np.float32)
+    valid = np.zeros(hu.shape, dtype=bool)
+    notes: set[str] = set()
+    for z, found in zip(there, chain([first], slices), strict=True):
+        if found.hu.shape != first.hu.shape:
+            raise Refused(
+                "bad_pixels", f"slice {z} has another size than the first: {found.hu.shape}, {first.hu.shape}"
+            )
+        hu[z], valid[z] = found.hu, found.valid
+        notes |= found.notes
     assert source.affine is not None
-    return Scanned(hu, valid, source.affine, tuple(sorted(notes)), source.technical)
+    scan = Scanned(hu, valid, source.affine, tuple(sorted(notes)), source.technical)
+    return scan if len(there) == len(hu) else replace(scan, filled=_fill_missing(scan, there))
+
+
+def _fill_missing(scan: Scanned, there: Sequence[int]) -> NDArray[np.bool_]:
+    """Interpolate the slices between those that are there, linearly; return which voxels were filled so."""
+    filled = np.zeros(scan.hu.shape, dtype=bool)
+    for below, above in pairwise(there):
+        for z in range(below + 1, above):
+            share = np.float32((z - below) / (above - below))
+            scan.hu[z] = (1 - share) * scan.hu[below] + share * scan.hu[above]
+            filled[z] = scan.valid[below] & scan.valid[above]
+    return filled
 
 
 def _to_int16(

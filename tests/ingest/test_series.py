@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.geometry import shear_mm, world_of
-from maesil.ingest.dicom import CT_IMAGE, InstanceHeader
-from maesil.ingest.series import MIN_SLICES, Outcome, group_series, outcomes_of_series
+from maesil.ingest.header import CT_IMAGE, InstanceHeader
+from maesil.ingest.passes import MIN_SLICES
+from maesil.ingest.series import Outcome, group_series, outcomes_of_blank_series, outcomes_of_series
 from maesil.recipe import canonical_json
 
 
@@ -197,14 +198,22 @@ def test_all_positions_equal_without_pixels_to_read_never_ends_the_run(tmp_path)
     assert all(o.stack is None for o in outcomes)
 
 
-def test_groups_never_mix_patients_studies_series_or_blank_folders():
+def test_groups_never_mix_patients_studies_or_series():
     base = straight(2)
-    others = [
-        header(10, (0, 0, 0), patient="q"),
-        header(11, (0, 0, 0), study="1.9"),
-        header(12, (0, 0, 0), series="1.2.4"),
-        header(13, (0, 0, 0), series="", path=Path("/a/1")),
-        header(14, (0, 0, 0), series="", path=Path("/b/1")),
-    ]
-    groups = group_series([*base, *others])
-    assert sorted(map(len, groups.values())) == [1, 1, 1, 1, 1, 2]
+    others = [header(10, (0, 0, 0), patient="q"), header(11, (0, 0, 0), study="1.9"), header(12, (0, 0, 0), series="1")]
+    groups = group_series([*base, *others, header(13, (0, 0, 0), series="", path=Path("/a/1"))])
+    assert sorted(map(len, groups.values())) == [1, 1, 1, 2]
+
+
+def blank(slices: list[InstanceHeader], folder: str) -> list[InstanceHeader]:
+    return [replace(h, series="", path=Path(folder) / h.path.name) for h in slices]
+
+
+def test_blank_series_are_told_apart_by_their_folders_and_joined_only_to_become_whole():
+    slices = straight(40)
+    apart = outcomes_of_blank_series(blank(straight(20), "/a") + blank(straight(20, start=7.3), "/b"))
+    assert [len(o.stack.slices) for _, o in apart] == [20, 20]
+    joined = outcomes_of_blank_series(blank(slices[0:9], "/a") + blank(slices[9:28], "/b") + blank(slices[28:], "/c"))
+    assert [len(o.stack.slices) for _, o in joined] == [40]
+    holed = outcomes_of_blank_series(blank(slices[0:20], "/a") + blank(slices[21:], "/b"))
+    assert [len(o.stack.slices) for _, o in holed] == [20, 19]

@@ -1,0 +1,237 @@
+"""Reading DICOM headers: what planning needs of every slice, the frames of a multi-frame object among them.
+
+A frame of an Enhanced CT (PS3.3 A.38, C.7.6.16) is a slice like any other, once the attributes of its functional
+groups stand where a single-frame object has them: one set of rules decides on both.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import UID
+
+from maesil.errors import Refused
+from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+MAX_FRAMES = 65536
+
+TECHNICAL_TAGS = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SliceThickness",
+    "KVP",
+    "ConvolutionKernel",
+    "ReconstructionDiameter",
+    "GantryDetectorTilt",
+    "PatientPosition",
+    "ContrastBolusAgent",
+    "LossyImageCompression",
+)
+"""The only tags that reach the store (allow list)."""
+
+_IDENTITY_TAGS = (
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+)
+_PATIENT_TAGS = ("IssuerOfPatientID", "PatientID")
+_GEOMETRY_TAGS = (
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+)
+_ACQUISITION_TAGS = (
+    "AcquisitionNumber",
+    "KVP",
+    "ConvolutionKernel",
+    "TemporalPositionIndex",
+    "NominalPercentageOfCardiacPhase",
+    "TemporalPositionIdentifier",
+    "ImageType",
+    "FrameOfReferenceUID",
+)
+_TIME_TAGS = ("AcquisitionDateTime", "AcquisitionTime", "FrameAcquisitionDateTime", "TriggerTime", "ContentTime")
+_OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber")
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_WANTED = list(
+    dict.fromkeys(
+        (
+            *_IDENTITY_TAGS, *_GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS, *_GROUPS,
+        )
+    )
+)  # fmt: skip
+_FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
+
+
+@dataclass(frozen=True)
+class InstanceHeader:
+    """What planning needs of one slice. Lengths in mm, LPS."""
+
+    path: Path
+    sop_instance: str
+    sop_class: str
+    patient: str
+    study: str
+    series: str
+    modality: str
+    image_type: tuple[str, ...]
+    rows: int
+    columns: int
+    frames: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None
+    acquisition: tuple[str, ...]
+    """What tells two passes over the same positions apart: acquisition number, kernel, tube voltage, phase..."""
+    transfer_syntax: str
+    technical: dict[str, Any]
+    moment: tuple[str, ...] = ()
+    """When it was acquired, and the object it is a frame of: tells passes apart where nothing better does."""
+    frame: int | None = None
+    """Index within a multi-frame object."""
+    burned_in: bool = False
+    """The header says that the pixels may show the patient's identity."""
+
+
+def without_warnings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Silence pydicom, which warns of each odd value when it is read; what matters is checked here."""
+
+    @functools.wraps(function)
+    def quiet(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+@without_warnings
+def read_headers(path: Path) -> list[InstanceHeader]:
+    """Read the header of each slice of a file; `Refused` with code ``not_ct...`` for other objects, or what is broken.
+
+    One header for a single-frame object, one a frame for a multi-frame object.
+    """
+    dataset = read_dataset(path, tags=_WANTED, max_bytes=MAX_HEADER_BYTES)
+    try:
+        sop_class = _sop_class(dataset)
+        if sop_class in ENHANCED_CT:
+            return [_header(path, dataset, frame, sop_class, n) for n, frame in enumerate(frame_datasets(dataset))]
+        return [_header(path, dataset, dataset, sop_class, None)]
+    except Refused:
+        raise
+    except Exception as error:  # values are parsed when they are asked for, and pydicom raises anything then
+        raise Refused("bad_header", f"a value of the header cannot be read ({error})") from error
+
+
+def frame_datasets(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield, for each frame, the attributes a single-frame object would have; `Refused` if frames are not described."""
+    shared = _flat(dataset.get(_GROUPS[0]) or [Dataset()])
+    per_frame = dataset.get(_GROUPS[1]) or []
+    count = int(dataset.get("NumberOfFrames") or 0)
+    if not 0 < count <= MAX_FRAMES:
+        raise Refused("size_limit", f"expected 1 to {MAX_FRAMES} frames, found {count}")
+    if len(per_frame) != count:
+        raise Refused("bad_enhanced", f"expected functional groups of {count} frames, found {len(per_frame)}")
+    top = Dataset()
+    top.update({element.tag: element for element in dataset if element.keyword not in (*_GROUPS, "PixelData")})
+    for item in per_frame:
+        frame = Dataset()
+        for part in (top, shared, _flat([item])):
+            frame.update(part)
+        yield frame
+
+
+def _flat(groups: Any) -> Dataset:
+    """Return the attributes of all macros of a functional group in one data set, under their single-frame names."""
+    flat = Dataset()
+    for macro in groups[0]:
+        if macro.VR == "SQ" and len(macro.value) == 1:
+            flat.update(macro.value[0])
+    for name, plain in _FRAME_NAMES.items():
+        if name in flat:
+            setattr(flat, plain, flat[name].value)
+    return flat
+
+
+def _sop_class(dataset: FileDataset) -> str:
+    sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    modality = str(dataset.get("Modality") or "CT")
+    if not sop_class and dataset.get("Modality") == "CT" and dataset.get("ImagePositionPatient"):
+        return CT_IMAGE  # blanked by an anonymiser; all that a CT image needs is there
+    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
+        name = UID(sop_class).name if sop_class else "no SOP class"
+        raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
+    if modality != "CT":
+        raise Refused("not_ct_modality", f"expected modality CT, found {modality}")
+    return sop_class
+
+
+def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None) -> InstanceHeader:
+    meta = dataset.file_meta
+    instance = str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or "")
+    series = str(dataset.get("SeriesInstanceUID") or "")
+    # Where the series UID was blanked, the number of the series is all that is left of it.
+    series_number = "" if series else str(dataset.get("SeriesNumber") or "")
+    return InstanceHeader(
+        path=path,
+        sop_instance=instance,
+        sop_class=sop_class,
+        patient="|".join(filter(None, (str(dataset.get(tag) or "").strip() for tag in _PATIENT_TAGS))),
+        study=str(dataset.get("StudyInstanceUID") or ""),
+        series=series,
+        modality="CT",
+        image_type=tuple(str(value).upper() for value in frame.get("ImageType") or ()),
+        rows=int(dataset.get("Rows") or 0),
+        columns=int(dataset.get("Columns") or 0),
+        frames=int(dataset.get("NumberOfFrames") or 1),
+        position=_numbers(frame, "ImagePositionPatient", 3),
+        orientation=_numbers(frame, "ImageOrientationPatient", 6),
+        pixel_spacing=_numbers(frame, "PixelSpacing", 2),
+        acquisition=(*(str(frame.get(tag) or "") for tag in _ACQUISITION_TAGS), series_number),
+        transfer_syntax=str(meta.get("TransferSyntaxUID") or ""),
+        technical=technical_tags(frame),
+        moment=(*(str(frame.get(tag) or "") for tag in _TIME_TAGS), "" if number is None else instance),
+        frame=number,
+        burned_in=str(dataset.get("BurnedInAnnotation") or "").upper() == "YES",
+    )
+
+
+def technical_tags(dataset: Dataset) -> dict[str, Any]:
+    """Return the allow-listed tags as JSON-ready values."""
+    found: dict[str, Any] = {}
+    for tag in TECHNICAL_TAGS:
+        value = dataset.get(tag)
+        if value not in (None, ""):
+            number = float(value) if isinstance(value, (int, float)) else None
+            if number is None or math.isfinite(number):
+                found[tag] = str(value) if number is None else number
+    if "ContrastBolusAgent" in found:
+        found["ContrastBolusAgent"] = "given"  # free text; that there was one is all that is needed
+    return found
+
+
+def _numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
+    values = dataset.get(tag)
+    if values is None or isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+        return None
+    numbers = tuple(float(value) for value in values)
+    return numbers if np.isfinite(numbers).all() else None
