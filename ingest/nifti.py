@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from maesil.errors import Refused
 from maesil.geometry import Affine, from_nifti
 from maesil.ingest.limits import MAX_SPACING_MM, MIN_SPACING_MM, check_voxels
-from maesil.ingest.scanned import Scanned
+from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
 from maesil.ingest.source_file import file_on_disk, is_bomb, open_source
 
 _MAX_FORM_DIFFERENCE_MM = 1.0
@@ -53,7 +53,19 @@ def image_of_pair(header: Path) -> Path | None:
     return None
 
 
-def read_nifti(path: Path, *, prefer: str = "") -> Scanned:
+def claimed_bytes(path: Path) -> int:
+    """Return how much memory the voxels that a header claims take while they are read; 0 if it cannot be read."""
+    try:
+        with warnings.catch_warnings(), _unpacked(path) as stream:
+            warnings.simplefilter("ignore")
+            header = _parse(stream.read(540))
+    except Exception:  # whatever is wrong with it is said when it is read
+        return 0
+    voxels = int(np.prod([int(n) for n in header.get_data_shape()]))
+    return voxels * (int(header.get_data_dtype().itemsize) + SCANNED_BYTES)
+
+
+def read_nifti(path: Path, *, prefer: str = "", allocate: Allocate = plain_arrays) -> Scanned:
     """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
 
     ``prefer`` (``sform`` or ``qform``) decides where the two place the volume differently.
@@ -65,8 +77,8 @@ def read_nifti(path: Path, *, prefer: str = "") -> Scanned:
         "dtype": str(stored.header.get_data_dtype().newbyteorder("=")),
         "version": "2" if isinstance(stored.header, nib.Nifti2Header) else "1",
     }
-    hu = _hu(stored)
-    valid = np.isfinite(hu)
+    hu, valid = _hu(stored, allocate)
+    np.isfinite(hu, out=valid)
     if not valid.all():
         share = 1 - float(valid.mean())
         if share > _MAX_NON_FINITE_SHARE:
@@ -232,8 +244,8 @@ def _apart_mm(sform: NDArray[np.float64], qform: NDArray[np.float64] | None, sha
     return apart if apart > _MAX_FORM_DIFFERENCE_MM else 0.0
 
 
-def _hu(stored: _Stored) -> NDArray[np.float32]:
-    """Return the scaled data as float32 ``[z, y, x]``."""
+def _hu(stored: _Stored, allocate: Allocate) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the scaled data as float32 ``[z, y, x]``, and an array for their validity."""
     voxels = stored.voxels
     while voxels.ndim > 3 and voxels.shape[0] == 1:
         voxels = voxels[0]
@@ -245,8 +257,8 @@ def _hu(stored: _Stored) -> NDArray[np.float32]:
         slope, inter = stored.header.get_slope_inter()
     except HeaderDataError as error:
         raise Refused("bad_rescale", f"expected a finite scl_slope and scl_inter ({error})") from error
-    hu = np.empty(voxels.shape, dtype=np.float32)
+    hu, valid = allocate((voxels.shape[0], voxels.shape[1], voxels.shape[2]))
     for z, layer in enumerate(voxels):  # layer by layer: double precision for a whole volume takes much memory
         with np.errstate(all="ignore"):
             hu[z] = layer if slope is None else layer.astype(np.float64) * slope + inter
-    return hu
+    return hu, valid

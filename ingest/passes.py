@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
-from maesil.ingest.dicom import hu_digest
 from maesil.ingest.header import InstanceHeader
+from maesil.ingest.isolated import hu_digest
 
 MIN_SLICES = 16
 

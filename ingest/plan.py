@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from maesil.errors import Refused
-from maesil.geometry import Affine
-from maesil.ingest.nifti import image_of_pair
+from maesil.ingest.nifti import claimed_bytes, image_of_pair
 from maesil.ingest.scan import ScanResult
+from maesil.ingest.scanned import SCANNED_BYTES
 from maesil.ingest.series import (
     Outcome,
     SeriesRules,
@@ -18,29 +17,8 @@ from maesil.ingest.series import (
     outcomes_of_blank_series,
     outcomes_of_series,
 )
+from maesil.ingest.source import Source
 from maesil.ingest.verdict import FileVerdict
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a worker needs to read one volume; holds no identity."""
-
-    kind: str
-    """``slices`` or ``nifti``."""
-    paths: tuple[Path, ...]
-    planes: tuple[tuple[int, int | None] | None, ...] = ()
-    """For each slice its file (number in ``paths``) and frame; None where one is missing and to be interpolated."""
-    affine: Affine | None = None
-    """Of the stack of slices; the other kinds carry theirs in the file."""
-    notes: tuple[str, ...] = ()
-    technical: dict[str, Any] = field(default_factory=dict)
-    prefer: str = ""
-    """``sform`` or ``qform``: decides where a NIfTI's two forms differ."""
-
-    @property
-    def name(self) -> str:
-        """What to call the source in messages: the file, or the folder of the first slice."""
-        return str(self.paths[0] if self.kind == "nifti" or len(self.paths) == 1 else self.paths[0].parent)
 
 
 @dataclass(frozen=True)
@@ -82,7 +60,9 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None) -> Plan:
     for path in scan.niftis:
         image = image_of_pair(path) if path.suffix.lower() == ".hdr" else None
         paths = (path,) if image is None else (path, image)
-        plan.volumes.append(VolumePlan(Source("nifti", paths), identity=None, patient=None))
+        plan.volumes.append(
+            VolumePlan(Source("nifti", paths, decoded_bytes=claimed_bytes(path)), identity=None, patient=None)
+        )
     return plan
 
 
@@ -108,7 +88,8 @@ def _slices_source(stack: Stack, paths: tuple[Path, ...]) -> Source:
         technical["enhanced"] = True
     number = {path: n for n, path in enumerate(paths)}
     planes = tuple(None if header is None else (number[header.path], header.frame) for header in stack.slices)
-    return Source("slices", paths, planes, stack.affine, stack.notes, technical)
+    decoded = first.rows * first.columns * len(planes) * SCANNED_BYTES
+    return Source("slices", paths, planes, stack.affine, stack.notes, technical, decoded)
 
 
 def _identity(*parts: str) -> str:

@@ -13,13 +13,14 @@ import numpy as np
 from maesil.errors import MaesilError, NoInputError, Refused, ResourceError
 from maesil.index import index_is_current, write_index
 from maesil.ingest.execute import Executor, executor
+from maesil.ingest.isolated import source_hash
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths
 from maesil.ingest.report import Summary
 from maesil.ingest.scan import scan
 from maesil.ingest.source_cache import SourceCache
 from maesil.ingest.verdict import FileVerdict, one_per_file
-from maesil.ingest.volume import BuildOrder, build, source_hash
+from maesil.ingest.volume import BuildOrder, build
 from maesil.recipe import Recipe
 from maesil.store import Store
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,17 @@ from numpy.typing import NDArray
 
 from maesil.geometry import Affine
 from maesil.types import Zyx
+
+SCANNED_BYTES = 5
+"""Memory a voxel takes in a `Scanned`: its HU and whether it is valid."""
+
+Allocate = Callable[[Zyx], tuple[NDArray[np.float32], NDArray[np.bool_]]]
+"""Gives the arrays a reader fills: HU, and which voxels are valid (all False at first)."""
+
+
+def plain_arrays(shape: Zyx) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return arrays in this process's own memory."""
+    return np.empty(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import zipfile
 import zlib
 from pathlib import Path
@@ -121,7 +122,9 @@ def read_dataset(path: Path, *, tags: list[Any] | None = None, max_bytes: int = 
 
 def _inflated(stream: IO[bytes], max_bytes: int, *, cut: bool) -> io.BytesIO:
     """Return a deflated DICOM file (PS3.5 A.5) as plain explicit little endian, inflated to a limit."""
-    data = stream.read(MAX_MEMBER_BYTES)
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    data = stream.read(size)
     start = _META_LENGTH_AT + 4 + int.from_bytes(data[_META_LENGTH_AT : _META_LENGTH_AT + 4], "little")
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     body = inflater.decompress(data[start:], max_bytes)
