@@ -11,6 +11,8 @@ import signal
 import socket
 import sys
 import warnings
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,8 @@ def _answer(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
         return {"refused": [refusal.code, refusal.detail, refusal.numbers]}
     except MemoryError:
         return {"memory": True}
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        return {"refused": ["damaged_file", f"the file cannot be read to its end ({error})", {}]}
     except OSError as error:
         if error.errno == errno.ENOMEM:  # what mmap calls it
             return {"memory": True}

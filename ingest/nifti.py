@@ -25,7 +25,7 @@ from maesil.errors import Refused
 from maesil.geometry import Affine, from_nifti
 from maesil.ingest.limits import MAX_SPACING_MM, MIN_SPACING_MM, check_voxels
 from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
-from maesil.ingest.source_file import file_on_disk, is_bomb, open_source
+from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
 
 _MAX_FORM_DIFFERENCE_MM = 1.0
 _MAX_NON_FINITE_SHARE = 0.5
@@ -48,7 +48,7 @@ class _Stored:
 def image_of_pair(header: Path) -> Path | None:
     """Return the file of voxels that goes with a ``.hdr`` file, or None."""
     for suffix in (".img", ".IMG", ".img.gz"):
-        if (path := header.with_suffix(suffix)).is_file():
+        if is_there(path := header.with_suffix(suffix)):
             return path
     return None
 

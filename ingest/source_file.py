@@ -26,6 +26,7 @@ MAX_MEMBER_BYTES = 1 << 32
 MAX_RATIO = 250
 """Deflated CT shrinks by 2 to 20; beyond this ratio a large source is a bomb."""
 RATIO_MATTERS_ABOVE = 1 << 27
+WHOLE_MEMBER_BYTES = 1 << 26
 _DEFLATED = str(DeflatedExplicitVRLittleEndian).encode()
 _META_LENGTH_AT = 140
 
@@ -64,7 +65,14 @@ def is_bomb(packed: int, unpacked: int) -> bool:
 @functools.lru_cache(maxsize=4)
 def _archive(path: Path, modified: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
     archive = zipfile.ZipFile(path)
-    return archive, {member_name(info): info for info in archive.infolist()}
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        if not info.is_dir():
+            name = member_name(info)
+            while name in infos:  # two members of one name are two files
+                name += "~"
+            infos[name] = info
+    return archive, infos
 
 
 def members(path: Path) -> dict[str, zipfile.ZipInfo]:
@@ -74,7 +82,8 @@ def members(path: Path) -> dict[str, zipfile.ZipInfo]:
 
 def member_name(info: zipfile.ZipInfo) -> str:
     """Return the name of a member without what would lead out of the archive."""
-    return "/".join(part for part in info.filename.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+    parts = info.filename.replace("\\", "/").replace("\0", "").split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "unnamed"
 
 
 def _open_member(path: Path, name: str) -> IO[bytes]:
@@ -84,7 +93,11 @@ def _open_member(path: Path, name: str) -> IO[bytes]:
     except (zipfile.BadZipFile, KeyError) as error:
         raise Refused("vanished", "the archive no longer holds this file") from error
     check_member(info)
-    return archive.open(info)
+    member = archive.open(info)
+    if info.file_size > WHOLE_MEMBER_BYTES:
+        return member
+    with member:  # reading back and forth in a compressed stream is slow: small members are unpacked at once
+        return io.BytesIO(member.read())
 
 
 def check_member(info: zipfile.ZipInfo) -> None:
@@ -134,3 +147,14 @@ def _inflated(stream: IO[bytes], max_bytes: int, *, cut: bool) -> io.BytesIO:
         raise EOFError("the deflated data set was cut")
     plain = str(ExplicitVRLittleEndian).encode().ljust(len(_DEFLATED), b"\0")
     return io.BytesIO(data[:start].replace(_DEFLATED, plain) + body)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a file, or a member of an archive, exists."""
+    if path.is_file():
+        return True
+    try:
+        archive, name = archive_and_member(path)
+        return name in members(archive)
+    except (Refused, zipfile.BadZipFile):
+        return False
