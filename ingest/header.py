@@ -23,6 +23,7 @@ from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+Shared = TypeVar("Shared")
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
@@ -70,7 +71,9 @@ _ACQUISITION_TAGS = (
     "FrameOfReferenceUID",
 )
 _TIME_TAGS = ("AcquisitionDateTime", "AcquisitionTime", "FrameAcquisitionDateTime", "TriggerTime", "ContentTime")
-_OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber")
+_BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
+_HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
+_OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber", *_BODY_PART_TAGS)
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WANTED = list(
     dict.fromkeys(
@@ -82,12 +85,11 @@ _WANTED = list(
 _FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class InstanceHeader:
     """What planning needs of one slice. Lengths in mm, LPS."""
 
     path: Path
-    sop_instance: str
     sop_class: str
     patient: str
     study: str
@@ -110,6 +112,8 @@ class InstanceHeader:
     """Index within a multi-frame object."""
     burned_in: bool = False
     """The header says that the pixels may show the patient's identity."""
+    head: bool = False
+    """The header says that the face may be in it, from which a person can be known."""
 
 
 def without_warnings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -193,26 +197,38 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
     series_number = "" if series else str(dataset.get("SeriesNumber") or "")
     return InstanceHeader(
         path=path,
-        sop_instance=instance,
-        sop_class=sop_class,
-        patient="|".join(filter(None, (str(dataset.get(tag) or "").strip() for tag in _PATIENT_TAGS))),
-        study=str(dataset.get("StudyInstanceUID") or ""),
-        series=series,
+        sop_class=_one(sop_class),
+        patient=_one("|".join(filter(None, (str(dataset.get(tag) or "").strip() for tag in _PATIENT_TAGS)))),
+        study=_one(str(dataset.get("StudyInstanceUID") or "")),
+        series=_one(series),
         modality="CT",
-        image_type=tuple(str(value).upper() for value in frame.get("ImageType") or ()),
+        image_type=_one(tuple(str(value).upper() for value in frame.get("ImageType") or ())),
         rows=int(dataset.get("Rows") or 0),
         columns=int(dataset.get("Columns") or 0),
         frames=int(dataset.get("NumberOfFrames") or 1),
         position=_numbers(frame, "ImagePositionPatient", 3),
-        orientation=_numbers(frame, "ImageOrientationPatient", 6),
-        pixel_spacing=_numbers(frame, "PixelSpacing", 2),
-        acquisition=(*(str(frame.get(tag) or "") for tag in _ACQUISITION_TAGS), series_number),
-        transfer_syntax=str(meta.get("TransferSyntaxUID") or ""),
-        technical=technical_tags(frame),
-        moment=(*(str(frame.get(tag) or "") for tag in _TIME_TAGS), "" if number is None else instance),
+        orientation=_one(_numbers(frame, "ImageOrientationPatient", 6)),
+        pixel_spacing=_one(_numbers(frame, "PixelSpacing", 2)),
+        acquisition=_one((*(str(frame.get(tag) or "") for tag in _ACQUISITION_TAGS), series_number)),
+        transfer_syntax=_one(str(meta.get("TransferSyntaxUID") or "")),
+        technical=_one_dict(technical_tags(frame)),
+        moment=_one((*(str(frame.get(tag) or "") for tag in _TIME_TAGS), "" if number is None else instance)),
         frame=number,
         burned_in=str(dataset.get("BurnedInAnnotation") or "").upper() == "YES",
+        head=any(word in str(dataset.get(tag) or "").upper() for tag in _BODY_PART_TAGS for word in _HEAD_WORDS),
     )
+
+
+_ones: dict[Any, Any] = {}
+
+
+def _one(value: Shared) -> Shared:
+    """Return the one object of this value: millions of slices say the same few things."""
+    return _ones.setdefault(value, value)  # type: ignore[no-any-return]
+
+
+def _one_dict(values: dict[str, Any]) -> dict[str, Any]:
+    return _ones.setdefault(tuple(values.items()), values)  # type: ignore[no-any-return]
 
 
 def technical_tags(dataset: Dataset) -> dict[str, Any]:

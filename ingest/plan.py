@@ -29,6 +29,8 @@ class VolumePlan:
     identity: str | None
     """Patient, study, series and what split it; None where only the content can tell (NIfTI, blanked UIDs)."""
     patient: str | None
+    study: str = ""
+    series: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Plan:
     verdicts: list[FileVerdict] = field(default_factory=list)
 
 
-def make_plan(scan: ScanResult, rules: SeriesRules | None = None) -> Plan:
-    """Return the plan of everything a scan found."""
+def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form: str = "") -> Plan:
+    """Return the plan of everything a scan found; ``prefer_form`` decides where the two of a NIfTI file differ."""
     plan = Plan(verdicts=list(scan.verdicts))
     for key, headers in sorted(group_series(scan.instances).items()):
         for outcome in outcomes_of_series(headers, rules):
@@ -71,7 +73,7 @@ def _add(plan: Plan, key: tuple[str, str, str], outcome: Outcome) -> None:
     identity = _identity(patient, study, series, outcome.label) if study and series else None
     if outcome.stack is not None:
         source = _slices_source(outcome.stack, outcome.paths)
-        plan.volumes.append(VolumePlan(source, identity, patient or None))
+        plan.volumes.append(VolumePlan(source, identity, patient or None, study, series))
         return
     refusal = outcome.refusal
     assert refusal is not None

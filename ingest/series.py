@@ -212,6 +212,8 @@ def _test_stack(label: str, slices: list[InstanceHeader], rules: SeriesRules) ->
     notes = [] if slices[0].series else ["blank_series_uid"]
     notes += ["split_from_series"] if label else []
     notes += ["gaps_filled"] if len(filled) > len(slices) else []
+    notes += ["burned_in_annotation"] if any(header.burned_in for header in slices) else []
+    notes += ["head"] if any(header.head for header in slices) else []
     return Outcome(paths, Stack(tuple(filled), affine, tuple(notes)), label=label)
 
 

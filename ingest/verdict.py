@@ -9,7 +9,7 @@ from pathlib import Path
 STATUSES = ("used", "skipped", "quarantined", "ignored")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileVerdict:
     """``used``, ``skipped`` (understood, not wanted), ``quarantined`` (not trusted) or ``ignored`` (no CT), and why."""
 

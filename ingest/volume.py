@@ -19,7 +19,7 @@ from maesil.geometry import spacing_of
 from maesil.ingest import isolated
 from maesil.ingest.decode import with_missing_slices
 from maesil.ingest.maps import body_map, valid_map
-from maesil.ingest.plausible import check_plausible, without_undeclared_padding
+from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import to_canonical, to_grid
 from maesil.ingest.source import Source
 from maesil.ingest.tile import Image, write_attempt
@@ -28,6 +28,8 @@ from maesil.storage import Storage
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray
 
 _HISTOGRAM_OFFSET = 1 << 15
+_BYTES_OF_A_PROCESS = 300 << 20
+_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,17 @@ class BuildOrder:
     threads: int = 1
 
 
+def task_bytes(source: Source) -> int:
+    """Return about how much memory building a volume takes: that of its decoding, several times over."""
+    return _BYTES_OF_A_PROCESS + _COPIES * source.decoded_bytes
+
+
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
-    scan = without_undeclared_padding(with_missing_slices(isolated.read(source), source))
-    check_plausible(scan.hu, scan.valid)
+    scan = plausible(with_missing_slices(isolated.read(source), source), order.recipe.accept)
+    if unwanted := [note for note in (*source.notes, *scan.notes) if note in order.recipe.refuse]:
+        raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
     final = to_grid(canonical, order.recipe.spacing)
     hu, clipped = _to_int16(final.hu, final.known, order.recipe.hu_range)

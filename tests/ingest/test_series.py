@@ -20,7 +20,7 @@ from maesil.recipe import canonical_json
 
 def header(k: int, position, orientation=(1, 0, 0, 0, 1, 0), **more) -> InstanceHeader:
     values = {
-        "path": Path(f"/x/{k}"), "sop_instance": str(k), "sop_class": CT_IMAGE, "patient": "p", "study": "1.2",
+        "path": Path(f"/x/{k}"), "sop_class": CT_IMAGE, "patient": "p", "study": "1.2",
         "series": "1.2.3", "modality": "CT", "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"), "rows": 64,
         "columns": 48, "frames": 1, "position": tuple(map(float, position)),
         "orientation": tuple(map(float, orientation)), "pixel_spacing": (0.7, 0.8),
@@ -57,7 +57,7 @@ def test_any_regular_stack_is_one_volume_in_the_order_of_positions(stack):
     slices, _, step = stack
     made = one(outcomes_of_series(slices)).stack
     assert made is not None
-    assert [int(h.sop_instance) for h in made.slices] == list(range(len(slices)))
+    assert [int(h.path.name) for h in made.slices] == list(range(len(slices)))
     for k, found in enumerate(made.slices):
         np.testing.assert_allclose(world_of(made.affine, [k, 0, 0]), found.position, atol=5e-3)
     tilted = abs(np.dot(step, made.affine[:3, 1])) > 1e-6
@@ -70,7 +70,7 @@ def test_missing_slices_are_listed(stack, data):
     slices, _, _ = stack
     count = len(slices)
     missing = data.draw(st.sets(st.integers(1, count - 2), min_size=1, max_size=max(1, min(4, count - MIN_SLICES))))
-    left = [h for h in slices if int(h.sop_instance) not in missing]
+    left = [h for h in slices if int(h.path.name) not in missing]
     outcome = one(outcomes_of_series(left))
     if len(left) < MIN_SLICES:
         assert (outcome.status, outcome.refusal.code) == ("skipped", "too_few_slices")
@@ -87,7 +87,7 @@ def test_missing_slices_are_listed(stack, data):
 @given(stacks(), st.integers(2, 13), st.floats(0.02, 0.45))
 def test_a_slice_out_of_step_is_refused(stack, k, share):
     slices, first, step = stack
-    moved = [header(k, first + (k + share) * step, h.orientation) if int(h.sop_instance) == k else h for h in slices]
+    moved = [header(k, first + (k + share) * step, h.orientation) if int(h.path.name) == k else h for h in slices]
     if np.linalg.norm(step) * share < 0.01:
         return
     outcome = one(outcomes_of_series(moved))
@@ -100,7 +100,7 @@ def test_a_slice_out_of_step_is_refused(stack, k, share):
 def test_a_slice_aside_is_refused(stack, k):
     slices, first, step = stack
     aside = np.asarray(slices[0].orientation[:3]) * max(0.6, 0.2 * np.linalg.norm(step))
-    moved = [header(k, first + k * step + aside, h.orientation) if int(h.sop_instance) == k else h for h in slices]
+    moved = [header(k, first + k * step + aside, h.orientation) if int(h.path.name) == k else h for h in slices]
     outcome = one(outcomes_of_series(moved))
     assert outcome.stack is None and outcome.refusal.code == "drift"
     canonical_json(outcome.refusal.numbers)
