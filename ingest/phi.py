@@ -59,7 +59,12 @@ def findings(store: Store, words: set[str]) -> list[str]:
     Chunks hold voxels alone and are not searched.
     """
     keys = [key for key in store.storage.list("") if _CHUNK_FOLDER not in f"/{key}"]
-    return [key for key in keys if _holds(key, words) or any(_holds(value, words) for value in _values(store, key))]
+    return [key for key in keys if any(_holds(text, words) for text in (*_names(key), *_values(store, key)))]
+
+
+def _names(key: str) -> list[str]:
+    """Return the names along a key, with and without what follows a dot."""
+    return [name for part in key.split("/") for name in (part, part.split(".")[0])]
 
 
 def _holds(text: str, words: set[str]) -> bool:

@@ -62,9 +62,8 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
     for path in scan.niftis:
         image = image_of_pair(path) if path.suffix.lower() == ".hdr" else None
         paths = (path,) if image is None else (path, image)
-        plan.volumes.append(
-            VolumePlan(Source("nifti", paths, decoded_bytes=claimed_bytes(path)), identity=None, patient=None)
-        )
+        source = Source("nifti", paths, decoded_bytes=claimed_bytes(path), prefer=prefer_form)
+        plan.volumes.append(VolumePlan(source, identity=None, patient=None))
     return plan
 
 

@@ -58,10 +58,14 @@ def to_grid(scan: Scanned, spacing: Spacing | None) -> Scanned:
 def _resample(
     hu: NDArray[np.float32], known: NDArray[np.bool_], shape: Zyx, to_source: Affine
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    above_air = np.where(known, hu - AIR_HU, 0).astype(np.float32)
+    all_known = bool(known.all())
+    above_air = hu - np.float32(AIR_HU)
+    if not all_known:
+        above_air[~known] = 0
     value = _interpolate(_prefilter(above_air, to_source), shape, to_source)
-    if known.all() and _stays_inside(to_source, shape, hu.shape):
-        return value + AIR_HU, np.ones(shape, dtype=bool)
+    if all_known and _stays_inside(to_source, shape, hu.shape):
+        value += np.float32(AIR_HU)
+        return value, np.ones(shape, dtype=bool)
     weight = _interpolate(_prefilter(known.astype(np.float32), to_source), shape, to_source)
     inside = weight > 0.5
     result = np.full(shape, AIR_HU, dtype=np.float32)

@@ -21,10 +21,9 @@ from maesil.store import Store
 from maesil.types import AIR_HU
 
 _MOST_PICTURES = 200
-_MOST_GAPS_NAMED = 12
-_PICTURE_MM = 400.0
-"""Planes are shown to one scale: so many mm are ``_PICTURE_PIXELS`` wide."""
-_PICTURE_PIXELS = 260
+_NAMED_WIDER_THAN_PX = 45
+_PICTURE_PIXELS = 280
+"""Edge of the largest plane on the page; the others are shown to the same scale."""
 _WINDOW_HU = (-1000.0, 1000.0)
 _GAMMA = 0.8
 _BINS = np.arange(-1024, 2049, 16)
@@ -135,7 +134,7 @@ def _gap_plot(places: list[float]) -> str:
     for n in wide:
         wide_px = max(1.0, at[n + 1] - at[n])
         marks += f"<rect x={at[n]:.1f} y=20 width={wide_px:.1f} height=24 fill='var(--quarantined)' opacity=.35 />"
-        if len(wide) <= _MOST_GAPS_NAMED:
+        if wide_px > _NAMED_WIDER_THAN_PX:
             marks += f"<text x={at[n] + wide_px / 2:.1f} y=14 text-anchor=middle>{gaps[n]:.2f} mm</text>"
     ends = f"<text x={margin} y=60>{low:.1f} mm</text>"
     ends += f"<text x={width - margin} y=60 text-anchor=end>{high:.1f} mm</text>"
@@ -144,7 +143,9 @@ def _gap_plot(places: list[float]) -> str:
 
 
 def _pictures(volumes: list[Volume], reader: SuperpatchReader) -> str:
-    cards = [_card(volume, reader) for volume in volumes[:_MOST_PICTURES]]
+    shown = volumes[:_MOST_PICTURES]
+    largest_mm = max(n * mm for volume in shown for n, mm in zip(volume.shape, volume.spacing, strict=True))
+    cards = [_card(volume, reader, _PICTURE_PIXELS / largest_mm) for volume in shown]
     left = len(volumes) - len(cards)
     more = f"<p class=dim>... and {left} more volumes without pictures; see `maesil store export`</p>" if left else ""
     low, high = (f"{hu:g}" for hu in _WINDOW_HU)
@@ -152,9 +153,9 @@ def _pictures(volumes: list[Volume], reader: SuperpatchReader) -> str:
     return f"<p class=dim>{scale}</p>{''.join(cards)}{more}"
 
 
-def _card(volume: Volume, reader: SuperpatchReader) -> str:
+def _card(volume: Volume, reader: SuperpatchReader, px_per_mm: float) -> str:
     cuts = [_cut(volume, reader, axis) for _, axis, _ in _PLANES]
-    planes = "".join(_plane(cut, volume, *plane) for cut, plane in zip(cuts, _PLANES, strict=True))
+    planes = "".join(_plane(cut, volume, px_per_mm, *plane) for cut, plane in zip(cuts, _PLANES, strict=True))
     histogram = _histogram(np.concatenate([cut.ravel() for cut in cuts]))
     notes = "".join(f"<li><code>{escape(note)}</code> {escape(note_in_words(note))}</li>" for note in volume.notes)
     source = ", ".join(f"{name} {value}" for name, value in volume.source.items())
@@ -173,11 +174,13 @@ def _cut(volume: Volume, reader: SuperpatchReader, axis: int) -> NDArray[np.int1
     return cut.squeeze(axis)
 
 
-def _plane(cut: NDArray[np.int16], volume: Volume, name: str, axis: int, letters: tuple[str, ...]) -> str:
+def _plane(
+    cut: NDArray[np.int16], volume: Volume, px_per_mm: float, name: str, axis: int, letters: tuple[str, ...]
+) -> str:
     if axis != 0:
         cut = cut[::-1]  # z grows to the head, and the head is shown above
     height_mm, width_mm = (n * mm for n, mm in zip(cut.shape, np.delete(volume.spacing, axis), strict=True))
-    width, height = (max(1, round(mm * _PICTURE_PIXELS / _PICTURE_MM)) for mm in (width_mm, height_mm))
+    width, height = (max(1, round(mm * px_per_mm)) for mm in (width_mm, height_mm))
     low, high = _WINDOW_HU
     grey = np.clip((cut.astype(np.float32) - low) / (high - low), 0, 1) ** _GAMMA
     picture = Image.fromarray(np.rint(grey * 255).astype(np.uint8)).resize((2 * width, 2 * height))
@@ -201,7 +204,7 @@ def _histogram(hu: NDArray[np.int16]) -> str:
     marks = "".join(
         f"<line x1={at:.1f} x2={at:.1f} y1=12 y2={base} stroke='var(--line)' /><text x={at:.1f} y={base + 14} "
         f"text-anchor=middle>{value}</text>"
-        for value in (-1000, 0, 1000, 2000)
+        for value in (-800, 0, 1000, 1800)
         if (at := 8 + (value - _BINS[0]) / (_BINS[-1] - _BINS[0]) * (width - 16)) < width
     )
     area = f"<polygon points='8,{base} {points} {width - 8},{base}' fill='currentColor' opacity=.3 />"
