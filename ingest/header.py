@@ -9,13 +9,15 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
+from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from maesil.errors import Refused
@@ -82,6 +84,17 @@ _WANTED = list(
         )
     )
 )  # fmt: skip
+
+
+def _tags(*names: str) -> dict[str, tuple[BaseTag, str]]:
+    """Return tag and value representation of attributes by their keywords."""
+    return {name: (Tag(name), dictionary_VR(Tag(name))) for name in names}
+
+
+_HEADER_TAGS = _tags(*(name for name in _WANTED if name not in _GROUPS))
+_CLASS_TAGS = _tags("SOPClassUID", "Modality", "ImagePositionPatient")
+_META_TAGS = _tags("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+_BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
 
 
@@ -177,46 +190,70 @@ def _flat(groups: Any) -> Dataset:
 
 
 def _sop_class(dataset: FileDataset) -> str:
-    sop_class = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
-    modality = str(dataset.get("Modality") or "CT")
-    if not sop_class and dataset.get("Modality") == "CT" and dataset.get("ImagePositionPatient"):
+    texts, meta = _texts(dataset, _CLASS_TAGS), _texts(dataset.file_meta, _META_TAGS)
+    sop_class = texts["SOPClassUID"] or meta["MediaStorageSOPClassUID"]
+    if not sop_class and texts["Modality"] == "CT" and texts["ImagePositionPatient"]:
         return CT_IMAGE  # blanked by an anonymiser; all that a CT image needs is there
     if sop_class not in (CT_IMAGE, *ENHANCED_CT):
         name = UID(sop_class).name if sop_class else "no SOP class"
         raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
-    if modality != "CT":
+    if (modality := texts["Modality"] or "CT") != "CT":
         raise Refused("not_ct_modality", f"expected modality CT, found {modality}")
     return sop_class
 
 
 def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None) -> InstanceHeader:
-    meta = dataset.file_meta
-    instance = str(dataset.get("SOPInstanceUID") or meta.get("MediaStorageSOPInstanceUID") or "")
-    series = str(dataset.get("SeriesInstanceUID") or "")
+    meta = _texts(dataset.file_meta, _META_TAGS)
+    texts = _texts(frame, _HEADER_TAGS)
+    instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]
+    series = texts["SeriesInstanceUID"]
     # Where the series UID was blanked, the number of the series is all that is left of it.
-    series_number = "" if series else str(dataset.get("SeriesNumber") or "")
+    series_number = "" if series else texts["SeriesNumber"]
+    body_part = " ".join(texts[tag] for tag in _BODY_PART_TAGS).upper()
     return InstanceHeader(
         path=path,
         sop_class=_one(sop_class),
-        patient=_one("|".join(filter(None, (str(dataset.get(tag) or "").strip() for tag in _PATIENT_TAGS)))),
-        study=_one(str(dataset.get("StudyInstanceUID") or "")),
+        patient=_one("|".join(filter(None, (texts[tag] for tag in _PATIENT_TAGS)))),
+        study=_one(texts["StudyInstanceUID"]),
         series=_one(series),
         modality="CT",
-        image_type=_one(tuple(str(value).upper() for value in frame.get("ImageType") or ())),
-        rows=int(dataset.get("Rows") or 0),
-        columns=int(dataset.get("Columns") or 0),
-        frames=int(dataset.get("NumberOfFrames") or 1),
-        position=_numbers(frame, "ImagePositionPatient", 3),
-        orientation=_one(_numbers(frame, "ImageOrientationPatient", 6)),
-        pixel_spacing=_one(_numbers(frame, "PixelSpacing", 2)),
-        acquisition=_one((*(str(frame.get(tag) or "") for tag in _ACQUISITION_TAGS), series_number)),
-        transfer_syntax=_one(str(meta.get("TransferSyntaxUID") or "")),
-        technical=_one_dict(technical_tags(frame)),
-        moment=_one((*(str(frame.get(tag) or "") for tag in _TIME_TAGS), "" if number is None else instance)),
+        image_type=_one(tuple(value.strip() for value in texts["ImageType"].upper().split("\\"))),
+        rows=int(texts["Rows"] or 0),
+        columns=int(texts["Columns"] or 0),
+        frames=int(texts["NumberOfFrames"] or 1),
+        position=_numbers(texts["ImagePositionPatient"], 3),
+        orientation=_one(_numbers(texts["ImageOrientationPatient"], 6)),
+        pixel_spacing=_one(_numbers(texts["PixelSpacing"], 2)),
+        acquisition=_one((*(texts[tag] for tag in _ACQUISITION_TAGS), series_number)),
+        transfer_syntax=_one(meta["TransferSyntaxUID"]),
+        technical=_technical(frame, tuple(texts[tag] for tag in TECHNICAL_TAGS)),
+        moment=_one((*(texts[tag] for tag in _TIME_TAGS), "" if number is None else instance)),
         frame=number,
-        burned_in=str(dataset.get("BurnedInAnnotation") or "").upper() == "YES",
-        head=any(word in str(dataset.get(tag) or "").upper() for tag in _BODY_PART_TAGS for word in _HEAD_WORDS),
+        burned_in=texts["BurnedInAnnotation"].upper() == "YES",
+        head=any(word in body_part for word in _HEAD_WORDS),
     )
+
+
+def _texts(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
+    """Return values as texts, empty where absent: far faster than having pydicom convert each of them."""
+    return {name: _text(dataset.get_item(tag), vr) for name, (tag, vr) in tags.items()}
+
+
+def _text(element: Any, vr: str) -> str:
+    if element is None or element.value is None:
+        return ""
+    value = element.value
+    if isinstance(value, bytes):  # not yet converted
+        if vr in _BINARY:
+            order = "<" if element.is_little_endian else ">"
+            return "\\".join(map(str, np.frombuffer(value, order + _BINARY[vr]).tolist()))
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1")
+    elif not isinstance(value, str) and isinstance(value, Sequence):
+        value = "\\".join(map(str, value))
+    return str(value).strip(" \0")
 
 
 _ones: dict[Any, Any] = {}
@@ -227,8 +264,11 @@ def _one(value: Shared) -> Shared:
     return _ones.setdefault(value, value)  # type: ignore[no-any-return]
 
 
-def _one_dict(values: dict[str, Any]) -> dict[str, Any]:
-    return _ones.setdefault(tuple(values.items()), values)  # type: ignore[no-any-return]
+def _technical(dataset: Dataset, texts: tuple[str, ...]) -> dict[str, Any]:
+    key = ("technical", texts)
+    if key not in _ones:
+        _ones[key] = technical_tags(dataset)
+    return _ones[key]  # type: ignore[no-any-return]
 
 
 def technical_tags(dataset: Dataset) -> dict[str, Any]:
@@ -245,9 +285,9 @@ def technical_tags(dataset: Dataset) -> dict[str, Any]:
     return found
 
 
-def _numbers(dataset: Dataset, tag: str, count: int) -> tuple[float, ...] | None:
-    values = dataset.get(tag)
-    if values is None or isinstance(values, str) or not isinstance(values, Sequence) or len(values) != count:
+def _numbers(text: str, count: int) -> tuple[float, ...] | None:
+    values = text.split("\\")
+    if len(values) != count:
         return None
-    numbers = tuple(float(value) for value in values)
-    return numbers if np.isfinite(numbers).all() else None
+    numbers = tuple(map(float, values))
+    return numbers if all(map(math.isfinite, numbers)) else None
