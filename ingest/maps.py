@@ -48,10 +48,17 @@ def _body_mask(tissue: NDArray[np.bool_], spacing: tuple[float, ...]) -> NDArray
     largest = parts == 1
     # The skin that the opening took comes back, the table does not.
     grown = sitk.And(sitk.BinaryDilate(largest, radius, sitk.sitkBall), image)
-    filled = np.zeros(tissue.shape, dtype=bool)
-    for z in range(tissue.shape[0]):  # slice by slice: lungs are closed in the axial plane, not at the ends of a scan
-        filled[z] = sitk.GetArrayFromImage(sitk.BinaryFillhole(grown[:, :, z])) > 0
-    return filled
+    return _filled_slice_by_slice(sitk.GetArrayFromImage(grown) > 0)
+
+
+def _filled_slice_by_slice(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill the holes of each axial slice by itself: lungs are closed in the axial plane, not at the ends of a scan.
+
+    One call for all is far faster than one a slice: full slices between them keep them apart.
+    """
+    apart = np.ones((2 * len(mask) + 1, *mask.shape[1:]), dtype=np.uint8)
+    apart[1::2] = mask
+    return np.asarray(sitk.GetArrayFromImage(sitk.BinaryFillhole(sitk.GetImageFromArray(apart)))[1::2] > 0)
 
 
 def _block_mean(values: NDArray[np.float32], block: tuple[int, ...], fill: float) -> NDArray[np.float32]:

@@ -9,7 +9,8 @@ PYTHON is the interpreter of an environment that holds the peers (never maesil's
     peers/bin/pip install pylibjpeg pylibjpeg-openjpeg pylibjpeg-rle pyjpegls
 
 Each reader's voxels are compared with the phantom's HU where the reader's own affine says they lie. A case that must be
-refused is right only if it is. Voxels that a case declares padding are left out, and so is what lies at -1024 or below.
+refused is right only if it is. What lies at -1024 or below is left out, as padding. A reader has warned if it said
+something (warning, log, standard error) that it does not say of the clean series too.
 """
 
 from __future__ import annotations
