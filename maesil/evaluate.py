@@ -26,9 +26,11 @@ from maesil.config import RunConfig
 from maesil.data import Crop, Split, grid_crops, grid_origins
 from maesil.errors import NoInputError, UsageError
 from maesil.floors import InterpolationFloor, MeanFloor
+from maesil.masked_input import MaskedInput
 from maesil.masking import Masks, make_masks
 from maesil.metrics import BorderSums, ErrorSums, expand_cells, patch_rmse, region_voxels, ssim
-from maesil.model import MaskedAutoencoder, to_hu, unpatchify
+from maesil.model import ReconstructionModel
+from maesil.patches import to_hu, unpatchify
 from maesil.pictures import save_reconstruction
 from maesil.progress import progress
 from maesil.store import Store
@@ -61,18 +63,17 @@ class Predictor(Protocol):
 
 
 class ModelPredictor:
-    """A trained masked autoencoder as it puts voxels out: hidden patches, and visible ones no loss ever taught it."""
+    """A trained model as it puts voxels out: hidden patches, and visible ones no loss ever taught it."""
 
-    name = "maesil"
-
-    def __init__(self, model: MaskedAutoencoder, intensity: Intensity) -> None:
+    def __init__(self, model: ReconstructionModel, intensity: Intensity) -> None:
+        self.name = model.config.kind
         self.model, self.intensity = model.eval(), intensity
 
     @torch.no_grad()
     def predict_hu(self, volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None = None) -> Tensor:
         """Predict every voxel, float32 HU ``[B, Z, Y, X]`` clipped to the window."""
-        tokens_BLV = self.model.predict_all(volume_BZYX, masks, self.intensity)
         config = self.model.config
+        tokens_BLV = self.model.predict_all(MaskedInput(volume_BZYX, masks, self.intensity, config.patch))
         return unpatchify(to_hu(tokens_BLV.float(), self.intensity), config.grid, config.patch)
 
 

@@ -6,13 +6,15 @@ run goes on from its last checkpoint with the losses an undisturbed one would ha
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,10 +25,12 @@ from maesil.checkpoint import has_checkpoint, load_run, require_resumable, resto
 from maesil.config import RunConfig, to_toml
 from maesil.data import CropLoader, CropSampler, Sources, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
-from maesil.model import MaskedAutoencoder
 from maesil.optim import make_optimizer
 from maesil.runlog import RunLog
 from maesil.trainer import Trainer
+from maesil.zoo import make_model
+
+_WARM_UP_STEPS, _TIMED_STEPS = 3, 12
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,18 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
     _require_run_folder(out, resume)
     sources = Sources.open(stores, config.model)
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
+    model = make_model(config.model)
     if saved:
         require_resumable(saved, config, sources.fingerprints, out)
-        split, intensity, model = saved.split, saved.intensity, saved.model
+        split, intensity = saved.split, saved.intensity
+        model.load_state_dict(saved.last_weights)
+        if config.train.minutes:  # what fits was decided when the run began
+            config = with_steps(config, saved.config.train.steps)
     else:
         split = split_groups(sources.groups, config.train.validation, config.train.seed)
         intensity = measure_intensity(sources, split.train, config.train.window, config.train.readers)
-        model = MaskedAutoencoder(config.model)
         model.init_weights(torch.Generator().manual_seed(config.train.seed))
+        torch.manual_seed(config.train.seed)  # for what draws numbers in a step: the code of a VAE, revived codes
     model = model.to(device)
     trainer = Trainer(
         config=config,
@@ -115,7 +123,10 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
         validation=validation_crops(sources, split.validation, config.model.crop, config.train),
         model=model,
         optimizer=make_optimizer(model, config.train),
+        averaged=saved.model if saved and config.train.ema else None,
     )
+    if config.train.minutes and not saved:
+        trainer.config = with_steps(config, steps_that_fit(trainer, config.train.minutes))
     if saved:
         trainer.step = saved.step
         trainer.optimizer.load_state_dict(saved.optimizer_state)
@@ -123,6 +134,26 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
     _write_decisions(trainer, out)
     _announce(trainer, console)
     return trainer
+
+
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """Return the configuration with another number of steps."""
+    return replace(config, train=replace(config.train, steps=steps))
+
+
+def steps_that_fit(trainer: Trainer, minutes: float) -> int:
+    """Return how many steps fit into a time on this machine: the median of a few, taken by a copy of the trainer."""
+    settings = trainer.config.train
+    model, rng = copy.deepcopy(trainer.model), torch.get_rng_state()
+    rehearsal = replace(trainer, model=model, optimizer=make_optimizer(model, settings), averaged=None)
+    seconds = []
+    with CropLoader(trainer.sampler, settings.batch, settings.readers, pin=trainer.on_gpu) as loader:
+        for batch in loader.batches(0, _WARM_UP_STEPS + _TIMED_STEPS):
+            started = time.monotonic()
+            rehearsal.training_step(batch)
+            seconds.append(time.monotonic() - started)
+    torch.set_rng_state(rng)
+    return max(1, int(60 * minutes / statistics.median(seconds[_WARM_UP_STEPS:])))
 
 
 def pick_device(name: str) -> torch.device:

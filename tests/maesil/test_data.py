@@ -21,7 +21,7 @@ from maesil.data import (
     window_sums,
 )
 from maesil.errors import NoInputError, StoreError, UsageError
-from maesil.model import patchify
+from maesil.patches import patchify
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)

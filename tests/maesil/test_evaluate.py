@@ -13,6 +13,7 @@ from maesil.config import ModelConfig, RunConfig
 from maesil.data import Split, grid_crops
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
 from maesil.evaluate import ModelPredictor, evaluate, make_predictors, mask_seed, reconstruct
+from maesil.masked_input import MaskedInput
 from maesil.masking import make_masks
 from maesil.metrics import expand_cells
 from maesil.model import MaskedAutoencoder
@@ -194,7 +195,8 @@ def test_model_predictor_agrees_with_the_loss(world):
     hidden = expand_cells(masks.mask.view(1, 4, 4, 4) > 0, 8)
     in_units = (predicted - hu.float().clamp(-1000, 1000))[hidden] / 2000 / run.intensity.std
     with torch.no_grad():
-        loss = run.model.forward_loss(run.model(hu, masks, run.intensity), hu, masks, run.intensity)
+        inputs = MaskedInput(hu, masks, run.intensity, 8)
+        loss = inputs.loss(run.model(inputs).patches_BSV)
     assert in_units.square().mean().item() == pytest.approx(loss.item(), rel=0.02)  # but for clipping to the window
 
 
