@@ -74,7 +74,7 @@ def save_checkpoint(
         "step": step,
         "config": to_document(config),
         "intensity": {**asdict(intensity), "window": list(intensity.window)},
-        "split": {"train": list(split.train), "validation": list(split.validation)},
+        "split": {name: list(groups) for name, groups in asdict(split).items()},
         "stores": list(store_fingerprints),
         "model": model.state_dict(),
         "averaged": averaged.state_dict() if averaged else None,

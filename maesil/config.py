@@ -284,13 +284,13 @@ def from_document(document: Mapping[str, Any], base: RunConfig | None = None) ->
     base = base or RunConfig()
     sections = {}
     for section, values in document.items():
-        _require_known(section, [f.name for f in fields(RunConfig)], "section")
+        require_known(section, [f.name for f in fields(RunConfig)], "section")
         if not isinstance(values, Mapping):
             raise UsageError(f"{section}: expected a table of options, found {values!r}")
         current = getattr(base, section)
         types = typing.get_type_hints(type(current))
         for name in values:
-            _require_known(f"{section}.{name}", [f"{section}.{f.name}" for f in fields(current)], "option")
+            require_known(f"{section}.{name}", [f"{section}.{f.name}" for f in fields(current)], "option")
         typed = {name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()}
         sections[section] = replace(current, **typed)
     return replace(base, **sections)
@@ -322,7 +322,8 @@ def require_tile(config: ModelConfig, tile: int, store: object) -> None:
         )
 
 
-def _require_known(name: str, known: list[str], what: str) -> None:
+def require_known(name: str, known: list[str], what: str) -> None:
+    """Raise UsageError unless ``name`` is one of ``known``, and say which one may have been meant."""
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -330,7 +331,7 @@ def _require_known(name: str, known: list[str], what: str) -> None:
 
 
 def _preset(name: object) -> RunConfig:
-    _require_known(str(name), list(PRESETS), "preset")
+    require_known(str(name), list(PRESETS), "preset")
     return PRESETS[str(name)]
 
 

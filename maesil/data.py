@@ -67,6 +67,8 @@ class Split:
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    """Set aside from both, for scores."""
 
 
 def split_groups(groups: Iterable[str], share: float, seed: int) -> Split:

@@ -4,7 +4,7 @@ MAESIL (arXiv 2604.00514) names fixed-pattern artifacts of its decoder as its li
 each in its own way; `maesil.metrics.BorderSums` measures what is left, ``docs/explanation/heads.md`` tells how much.
 
 Shapes: B samples, L tokens of the grid (gz, gy, gx), S tokens to predict, E decoder width, P patch edge, V = P^3,
-F = layers * P^2 voxels of one face, C channels, Z Y X voxels.
+F = P^2 voxels of one face, C channels, Z Y X voxels.
 """
 
 from __future__ import annotations
@@ -97,14 +97,13 @@ class RefineHead(Head):
     """A linear prediction, then corrections from what does not meet at the borders of a patch (ours).
 
     What makes the grid visible is the step between a patch's faces and those of its six neighbours: true voxels where
-    a neighbour is visible, its own prediction where it is not. That mismatch, `LAYERS` voxels deep, goes through an MLP
-    shared by all patches and comes back as a correction of the whole patch, `ROUNDS` times, so that patches without a
-    visible neighbour are reached too. In the end, what mismatch is left between two predicted patches is shared out
-    over the half of each that lies next to the border. All is done token by token: no convolution over voxels.
+    a neighbour is visible, its own prediction where it is not. That mismatch goes through an MLP shared by all patches
+    and comes back as a correction of the whole patch, `ROUNDS` times, so that patches without a visible neighbour are
+    reached too. In the end, what mismatch is left between two predicted patches is shared out over the half of each
+    that lies next to the border. All is done token by token: no convolution over voxels.
     """
 
-    LAYERS = 2
-    ROUNDS = 2
+    ROUNDS = 3
 
     voxels_of_faces: Tensor
     neighbours_L6: Tensor
@@ -114,12 +113,11 @@ class RefineHead(Head):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch, self.grid = config.patch, config.grid
-        self.layers = min(self.LAYERS, config.patch)
         hidden = 2 * config.decoder_width
         self.pred = nn.Linear(config.decoder_width, config.patch**3)
-        self.mismatch = nn.Linear(6 * self.layers * config.patch**2 + 12, hidden)
+        self.mismatch = nn.Linear(6 * config.patch**2 + 12, hidden)
         self.correction = nn.Linear(hidden, config.patch**3)
-        self.register_buffer("voxels_of_faces", voxels_of_faces(config.patch, self.layers), persistent=False)
+        self.register_buffer("voxels_of_faces", voxels_of_faces(config.patch, 1), persistent=False)
         beside, inside = neighbours(config.grid)
         self.register_buffer("neighbours_L6", beside, persistent=False)
         self.register_buffer("inside_L6", inside, persistent=False)
@@ -133,8 +131,8 @@ class RefineHead(Head):
             seen = torch.cat([faces_BS6F.flatten(2), states_BS62.flatten(2)], dim=-1)
             pred_BSV = pred_BSV + self.correction(functional.gelu(self.mismatch(seen)))
         faces_BS6F, states_BS62 = self._mismatch(pred_BSV, ids_BS, known)
-        outermost = faces_BS6F[..., : self.patch**2] * (1 - states_BS62[..., 1:])
-        return pred_BSV + outermost.flatten(2) @ self.sharing_out.to(pred_BSV.dtype)
+        between_predicted = faces_BS6F * (1 - states_BS62[..., 1:])
+        return pred_BSV + between_predicted.flatten(2) @ self.sharing_out.to(pred_BSV.dtype)
 
     def _mismatch(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Return what each patch's neighbours show beyond its faces less those faces, and the neighbours' states.
@@ -153,8 +151,7 @@ class RefineHead(Head):
         theirs_BS6F = faces_NF.view(-1, ours_BS6F.shape[-1]).index_select(0, (6 * rows + turned).flatten())
         there_BS6 = self.inside_L6[ids_BS]
         states_BS62 = state_BL2.flatten(0, 1)[rows] * there_BS6[..., None]
-        outermost = ours_BS6F[..., : self.patch**2].repeat(1, 1, 1, self.layers)
-        return (theirs_BS6F.view_as(ours_BS6F) - outermost) * states_BS62[..., :1], states_BS62
+        return (theirs_BS6F.view_as(ours_BS6F) - ours_BS6F) * states_BS62[..., :1], states_BS62
 
     def _canvas(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Return all patches that are there, true ones before predicted ones, and (there, true) of each token."""

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from maesil.checkpoint import has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
-from maesil.data import CropLoader, CropSampler, Sources, measure_intensity, split_groups, validation_crops
+from maesil.data import CropLoader, CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.optim import make_optimizer
 from maesil.runlog import RunLog
@@ -50,10 +50,12 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    split: Split | None = None,
     console: Console | None = None,
 ) -> TrainSummary:
-    """Pre-train a masked autoencoder on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
+    """Pre-train a model on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
 
+    ``split`` says which patient groups are trained on and validated on, in place of the configuration's share.
     With ``resume`` a run that was cut off goes on; its configuration must be the same but for the number of
     steps, the optimiser's values and what does not touch the losses. Raises UsageError, CheckpointError,
     NoInputError, ResourceError, StoreError (damage, at the step that meets it), and KeyboardInterrupt after
@@ -61,7 +63,7 @@ def train(
     """
     started, console, last = time.monotonic(), console or Console(stderr=True), {}
     with _memory_errors_named():
-        trainer = prepare(stores, config, out, resume=resume, console=console)
+        trainer = prepare(stores, config, out, resume=resume, split=split, console=console)
         settings = trainer.config.train
         with (
             RunLog(out, trainer.step, settings.steps, console) as log,
@@ -76,8 +78,8 @@ def train(
 
                 validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
                 if end or validate or step % settings.log_every == 0:
-                    crops = settings.batch * (step - logged_step)
-                    record["superpatches_per_s"] = crops / (time.monotonic() - logged_at)
+                    record["seconds"] = time.monotonic() - logged_at
+                    record["superpatches_per_s"] = settings.batch * (step - logged_step) / record["seconds"]
                     record |= trainer.validate() if validate else {}
                     log.write(record)
                     last, logged_at, logged_step = record, time.monotonic(), step
@@ -92,7 +94,15 @@ def train(
     return TrainSummary(out, trainer.step, time.monotonic() - started, last)
 
 
-def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: bool, console: Console) -> Trainer:
+def prepare(
+    stores: Sequence[Path],
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    console: Console,
+    split: Split | None = None,
+) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     device = pick_device(config.train.device)
     if config.train.threads:
@@ -108,7 +118,7 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
         if config.train.minutes:  # what fits was decided when the run began
             config = with_steps(config, saved.config.train.steps)
     else:
-        split = split_groups(sources.groups, config.train.validation, config.train.seed)
+        split = split or split_groups(sources.groups, config.train.validation, config.train.seed)
         intensity = measure_intensity(sources, split.train, config.train.window, config.train.readers)
         model.init_weights(torch.Generator().manual_seed(config.train.seed))
         torch.manual_seed(config.train.seed)  # for what draws numbers in a step: the code of a VAE, revived codes
