@@ -158,7 +158,7 @@ class TrainConfig:
     steps: int = 500
     batch: int = 8
     """Crops a step."""
-    lr: float = 3e-3
+    lr: float = 5e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)

@@ -36,7 +36,7 @@ def tokens_at(tokens_BLE: Tensor, ids_BS: Tensor) -> Tensor:
     """Return the tokens of these ids: ``[B, S, E]``."""
     # Whole rows are copied; `gather` would go number by number.
     rows = token_rows(ids_BS, tokens_BLE.shape[1])
-    return tokens_BLE.flatten(0, 1).index_select(0, rows).reshape(*ids_BS.shape, -1)
+    return tokens_BLE.flatten(0, 1).index_select(0, rows).view(*ids_BS.shape, tokens_BLE.shape[2])
 
 
 def with_tokens_at(tokens_BLE: Tensor, ids_BS: Tensor, values_BSE: Tensor) -> Tensor:

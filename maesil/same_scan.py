@@ -1,7 +1,7 @@
 """Which volumes of a store are the same scan: resampled, renamed or converted, and so in two patient groups.
 
 A scan that is in the training split under one name and in the test split under another makes every score worthless.
-Thumbnails of the body are compared, aligned at the body's bounding box, so that neither origin nor spacing matters.
+Thumbnails of the body, aligned at its bounding box, are compared, so that neither origin nor spacing matters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ THUMBNAIL_MM = 8.0
 SAME_ABOVE = 0.99
 """Correlation above which two thumbnails are of one scan (ours): one scan in two files reached 0.998, others 0.8."""
 
-_BODY_SHARE = 128
+_TISSUE_ABOVE_HU = -400
 _WINDOW = (-1000, 1000)
 _LARGEST_SHIFT = 1
 _SAME_EXTENT = 2
@@ -48,13 +48,17 @@ def merge_groups(reader: SuperpatchReader, volumes: Sequence[Volume]) -> dict[st
 def thumbnail(reader: SuperpatchReader, volume: Volume) -> Thumbnail:
     """Return the body's bounding box on a grid of about 8 mm: mean windowed HU, float32 ``[z, y, x]``."""
     hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
-    body = reader.read_map(volume.volume_id, "body") >= _BODY_SHARE
-    if not body.any():
+    tissue = hu > _TISSUE_ABOVE_HU
+    body = reader.read_map(volume.volume_id, "body") > 0
+    for axis in range(3):
+        body = body.repeat(MAP_CELL, axis=axis)
+    tissue &= body[tuple(slice(0, n) for n in volume.shape)]
+    if not tissue.any():
         return np.zeros((0, 0, 0), np.float32)
     box = []
     for axis in range(3):
-        inside = np.nonzero(body.any(axis=tuple(other for other in range(3) if other != axis)))[0]
-        box.append(slice(int(inside[0]) * MAP_CELL, min((int(inside[-1]) + 1) * MAP_CELL, volume.shape[axis])))
+        inside = np.nonzero(tissue.any(axis=tuple(other for other in range(3) if other != axis)))[0]
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
     values = np.clip(hu[tuple(box)], *_WINDOW).astype(np.float32)
     for axis, mm in enumerate(volume.spacing):
         values = _averaged(values, axis, THUMBNAIL_MM / mm)
