@@ -87,11 +87,12 @@ class VariationalAutoencoder(Autoencoder):
 class VectorQuantisedAutoencoder(Autoencoder):
     """A VQ-VAE (arXiv 1711.00937): each code is replaced by the nearest of K; the codebook follows by averages.
 
-    Codes that fall out of use are replaced by encoder outputs of the batch, and the codebook starts from such.
+    Encoder outputs are brought to unit mean square first, so that the codebook can follow them (after arXiv
+    2110.04627). Codes that fall out of use are replaced by encoder outputs of the batch; the codebook starts from such.
     """
 
-    DECAY = 0.99
-    DEAD_BELOW = 0.03
+    DECAY = 0.95
+    DEAD_BELOW = 0.1
     """A code whose average count falls below this share of an even use is revived."""
 
     codebook_Kc: Tensor
@@ -115,14 +116,15 @@ class VectorQuantisedAutoencoder(Autoencoder):
 
     def bottleneck(self, code_Bczyx: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Quantise the code, its gradient passed straight through; the penalty is the commitment."""
-        code_nc = code_Bczyx.float().movedim(1, -1).flatten(0, -2)
+        code_Bczyx = functional.normalize(code_Bczyx.float(), dim=1) * self.config.latent**0.5
+        code_nc = code_Bczyx.movedim(1, -1).flatten(0, -2)
         nearest_n = torch.cdist(code_nc, self.codebook_Kc).argmin(dim=1)
         if self.training:
             self._learn_codebook(code_nc.detach(), nearest_n)
             nearest_n = torch.cdist(code_nc, self.codebook_Kc).argmin(dim=1)
         chosen = self.codebook_Kc[nearest_n].reshape(code_Bczyx.movedim(1, -1).shape).movedim(-1, 1)
-        commitment = functional.mse_loss(code_Bczyx.float(), chosen)
-        straight_through = code_Bczyx + (chosen.to(code_Bczyx.dtype) - code_Bczyx).detach()
+        commitment = functional.mse_loss(code_Bczyx, chosen)
+        straight_through = code_Bczyx + (chosen - code_Bczyx).detach()
         return straight_through, commitment, {"perplexity": self._perplexity(nearest_n)}
 
     @torch.no_grad()

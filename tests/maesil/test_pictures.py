@@ -141,4 +141,5 @@ def test_a_comparison_shows_each_model_pasted(tmp_path, crop, all_hidden):
         # 900 HU is nearly white; what was visible stays as it was.
         white = (shown["flat"] > 0.9).all(axis=-1).mean()
         assert white > 0.9 if all_hidden else 0.3 < white < 0.95
-        assert np.abs(shown["one"] - shown["input"]).mean() < 0.1
+        one, whole = (shown[name][:290, :290].mean(axis=-1) for name in ("one", "input"))
+        assert np.corrcoef(one.ravel(), whole.ravel())[0, 1] > 0.8
