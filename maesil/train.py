@@ -216,11 +216,11 @@ def _require_run_folder(out: Path, resume: bool) -> None:
         raise CheckpointError(f"{out}: nothing to resume, expected a run folder made by `maesil train`")
     if not resume and has_checkpoint(out):
         raise UsageError(f"{out}: holds a run already; go on with --resume, or name another --out")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _write_decisions(trainer: Trainer, out: Path) -> None:
     """Write ``config.toml`` and ``split.json`` for people; a resumed run reads the checkpoint, not these."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "config.toml").write_text(to_toml(trainer.config), encoding="utf-8")
     split = {**asdict(trainer.split), "stores": trainer.store_fingerprints}
     (out / "split.json").write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
