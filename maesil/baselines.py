@@ -87,8 +87,7 @@ class VariationalAutoencoder(Autoencoder):
 class VectorQuantisedAutoencoder(Autoencoder):
     """A VQ-VAE (arXiv 1711.00937): each code is replaced by the nearest of K; the codebook follows by averages.
 
-    Encoder outputs are brought to unit mean square first, so that the codebook can follow them (after arXiv
-    2110.04627). Codes that fall out of use are replaced by encoder outputs of the batch; the codebook starts from such.
+    Codes that fall out of use are replaced by encoder outputs of the batch, and the codebook starts from such.
     """
 
     DECAY = 0.95
@@ -116,7 +115,7 @@ class VectorQuantisedAutoencoder(Autoencoder):
 
     def bottleneck(self, code_Bczyx: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Quantise the code, its gradient passed straight through; the penalty is the commitment."""
-        code_Bczyx = functional.normalize(code_Bczyx.float(), dim=1) * self.config.latent**0.5
+        code_Bczyx = code_Bczyx.float()
         code_nc = code_Bczyx.movedim(1, -1).flatten(0, -2)
         nearest_n = torch.cdist(code_nc, self.codebook_Kc).argmin(dim=1)
         if self.training:
