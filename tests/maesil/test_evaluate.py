@@ -19,6 +19,8 @@ from maesil.metrics import expand_cells
 from maesil.model import MaskedAutoencoder
 from maesil.types import Intensity
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROW_KEYS = {
     "model", "table", "input", "region", "mask", "seed", "window", "psnr_hidden", "psnr_whole", "psnr_pasted",
     "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio", "volumes",
@@ -43,15 +45,6 @@ def save_run(path, split):
         store_fingerprints=(),
     )
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Volumes this small are no work for two threads, least of all when other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ import tomllib
 from importlib.resources import files
 
 import pytest
-import torch
 from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 
@@ -21,6 +20,8 @@ from maesil.config import RunConfig
 from maesil.errors import UsageError
 from maesil.experiment import MODELS, TABLES, Budget, run_paper_experiment
 from maesil.scores import SCORES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {"crop": 32, "width": 16, "depth": 1, "decoder_width": 16, "channels": 4, "latent": 8, "codes": 8}
 BUDGET = Budget(
@@ -39,14 +40,6 @@ def run(store, out, **options):
     console = Console(file=io.StringIO(), width=200)
     given = {"device": "cpu", "console": console, **options}
     return run_paper_experiment(store.path, out, given.pop("budget", BUDGET), **given), console.file.getvalue()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
