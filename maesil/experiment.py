@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -88,29 +89,37 @@ def run_paper_experiment(
     for model in models:
         require_known(model, list(MODELS), "model")
     store = Store.open(store_path)
-    reader = SuperpatchReader(store)
-    split = split_patients(reader, store.volumes(), budget, seed)
+    reader, volumes = SuperpatchReader(store), store.volumes()
+    split = split_patients(reader, volumes, budget, seed)
     _claim(out, {"budget": budget.document, "seed": seed, "store": store.fingerprint, "device": device}, split)
-    volumes = [volume for volume in store.volumes() if volume.group in split.test]
+    test = _TestSet(reader, [volume for volume in volumes if volume.group in split.test], seed, device)
     console.print(
         f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
-        f"({len(volumes)} volumes); budget {budget.name}, seed {seed}",
+        f"({len(test.volumes)} volumes); budget {budget.name}, seed {seed}",
         highlight=False,
     )
     runs = []
-    for table in TABLES:
-        for model in models:
-            config = budget.config(model, table, seed, device)
-            require_tile(config.model, store.superpatch, store.path)
-            folder = out / "runs" / f"{table}_{model}"
-            console.print(f"[{table}] {model}", style="bold", markup=False)
-            seconds = _train_or_find(store_path, config, folder, split, console)
-            runs.append(_score_or_find(folder, table, reader, volumes, seed, device, seconds))
-    floors = _score_floors_or_find(out, reader, volumes, seed, device)
-    thickness = {volume.volume_id: thickness_of(volume) for volume in volumes}
+    for table, model in product(TABLES, models):
+        config, folder = budget.config(model, table, seed, device), out / "runs" / f"{table}_{model}"
+        require_tile(config.model, store.superpatch, store.path)
+        console.print(f"[{table}] {model}", style="bold", markup=False)
+        _train_unless_done(store_path, config, folder, split, console)
+        runs.append(_score_or_find(folder, table, test))
+    thickness = {volume.volume_id: thickness_of(volume) for volume in test.volumes}
+    floors = _score_floors_or_find(out, test)
     experiment = Experiment(budget.name, seed, store.fingerprint, split, tuple(runs), floors, thickness)
     write_report(experiment, out)
     return experiment
+
+
+@dataclass(frozen=True)
+class _TestSet:
+    """What every model is scored on, and how."""
+
+    reader: SuperpatchReader
+    volumes: Sequence[Volume]
+    seed: int
+    device: str
 
 
 def split_patients(reader: SuperpatchReader, volumes: Sequence[Volume], budget: Budget, seed: int) -> Split:
@@ -147,62 +156,49 @@ def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
     write_whole(marker, json.dumps(document, indent=1) + "\n")
 
 
-def _train_or_find(store: Path, config: RunConfig, folder: Path, split: Split, console: Console) -> float:
-    """Train a model, or go on with it, or find it finished; return the seconds that its steps took."""
+def _train_unless_done(store: Path, config: RunConfig, folder: Path, split: Split, console: Console) -> None:
+    """Train a model, or go on with it, unless it is finished."""
     if not (folder / "trained").exists():
-        summary = train([store], config, folder, resume=(folder / "config.toml").exists(), split=split, console=console)
+        resume = (folder / "config.toml").exists()
+        summary = train([store], config, folder, resume=resume, split=split, console=console)
         write_whole(folder / "trained", f"{summary.steps}\n")
-    seconds = [record["seconds"] for record in read_metrics(folder / METRICS)]
-    return float(np.sum(seconds))
 
 
-def _score_or_find(
-    folder: Path,
-    table: str,
-    reader: SuperpatchReader,
-    volumes: Sequence[Volume],
-    seed: int,
-    device: str,
-    seconds: float,
-) -> Trained:
+def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
     """Score a model on the test volumes, or find the scores; and keep one crop of it for the pictures."""
-    run = load_run(folder, pick_device(device))
-    scores = folder / "scores.json"
+    run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
     if not scores.exists():
         predictor = ModelPredictor(run.model, run.intensity)
-        rows = score_volumes(run, reader, volumes, [predictor], seed)
-        _keep_crop(folder / "crop.npz", run, reader, volumes, predictor, seed)
+        rows = score_volumes(run, test.reader, test.volumes, [predictor], test.seed)
+        _keep_crop(folder / "crop.npz", run, predictor, test)
         cost = measure_cost(run.model, run.config, run.intensity)
         write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
-    document = json.loads(scores.read_text(encoding="utf-8"))
-    return Trained(table, run, document["scored"], Cost(**document["cost"]), seconds, folder)
+    found = json.loads(scores.read_text(encoding="utf-8"))
+    seconds = sum(record["seconds"] for record in read_metrics(folder / METRICS))
+    return Trained(table, run, found["scored"], Cost(**found["cost"]), seconds, folder)
 
 
-def _score_floors_or_find(
-    out: Path, reader: SuperpatchReader, volumes: Sequence[Volume], seed: int, device: str
-) -> list[Row]:
+def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
     """Score the floors under the masks of table A, or find the scores."""
     scores = out / "floors" / "scores.json"
     if not scores.exists():
-        folder = next(iter(sorted((out / "runs").glob("A_*"))))
-        run = load_run(folder, pick_device(device))
-        rows = score_volumes(run, reader, volumes, make_floors(run), seed)
-        for floor in make_floors(run):
-            _keep_crop(out / "floors" / f"{floor.name}.npz", run, reader, volumes, floor, seed)
+        run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
+        floors = make_floors(run)
+        rows = score_volumes(run, test.reader, test.volumes, floors, test.seed)
+        for floor in floors:
+            _keep_crop(out / "floors" / f"{floor.name}.npz", run, floor, test)
         write_whole(scores, json.dumps(rows, indent=1) + "\n")
     found: list[Row] = json.loads(scores.read_text(encoding="utf-8"))
     return found
 
 
-def _keep_crop(
-    path: Path, run: Run, reader: SuperpatchReader, volumes: Sequence[Volume], predictor: Predictor, seed: int
-) -> None:
+def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:
     """Keep the crop with the most body of the first test volume as it was predicted, for the pictures."""
-    volume = volumes[0]
-    box = crop_with_most_body(reader, volume, run.config.model.crop)
+    volume = test.volumes[0]
+    box = crop_with_most_body(test.reader, volume, run.config.model.crop)
     device = next(run.model.parameters()).device
-    result = reconstruct(reader, volume, predictor, run.config, seed, device)
-    hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    result = reconstruct(test.reader, volume, predictor, run.config, test.seed, device)
+    hu = test.reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
