@@ -24,15 +24,16 @@ from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
 from maesil.config import PRESETS, RunConfig, from_document, require_known, require_tile
 from maesil.cost import Cost, measure_cost
-from maesil.data import Split, split_groups
+from maesil.data import Split, grid_origins, split_groups
 from maesil.errors import UsageError
-from maesil.evaluate import ModelPredictor, Predictor, crop_with_most_body, make_floors, reconstruct, score_volumes
+from maesil.evaluate import ModelPredictor, Predictor, make_floors, reconstruct, score_volumes
 from maesil.experiment_report import Experiment, Trained, write_report
 from maesil.runlog import METRICS, read_metrics
 from maesil.same_scan import merge_groups
 from maesil.scores import Row, thickness_of
 from maesil.store import Store
 from maesil.train import pick_device, train, with_steps
+from maesil.types import HuArray, Zyx
 from maesil.whole_file import write_whole
 
 MODELS = ("maesil", "ae", "vae", "vqvae", "mae2d")
@@ -193,12 +194,12 @@ def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
 
 
 def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:
-    """Keep the crop with the most body of the first test volume as it was predicted, for the pictures."""
+    """Keep one crop of the first test volume as it was predicted, for the pictures."""
     volume = test.volumes[0]
-    box = crop_with_most_body(test.reader, volume, run.config.model.crop)
+    hu = test.reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    box = _crop_to_show(test.reader, volume, hu, run)
     device = next(run.model.parameters()).device
     result = reconstruct(test.reader, volume, predictor, run.config, test.seed, device)
-    hu = test.reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
@@ -207,3 +208,18 @@ def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> No
         hidden=result.hidden[box].cpu().numpy(),
         spacing=np.asarray(volume.spacing),
     )
+
+
+def _crop_to_show(reader: SuperpatchReader, volume: Volume, hu: HuArray, run: Run) -> tuple[slice, ...]:
+    """Return the crop of the grid with the most contrast among those that lie half in the body or more."""
+    edge = run.config.model.crop
+
+    def interest(start: Zyx) -> float:
+        body = float(reader.read_map_region(volume.volume_id, "body", start, (edge,) * 3).mean()) / 255
+        return min(body, 0.5) * float(np.clip(hu[_box(start, edge)], *run.intensity.window).std())
+
+    return _box(max(grid_origins(volume, edge), key=interest), edge)
+
+
+def _box(start: Zyx, edge: int) -> tuple[slice, ...]:
+    return tuple(slice(first, first + edge) for first in start)

@@ -171,7 +171,17 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list
     """Return a table for people, the region `body`, best first: header, then a row a model."""
     shown = (*_SHOWN[table], *_SHOWN_IN_BOTH)
     first = shown[0][0]
-    lines = [["model", *(title for _, title, _ in shown), "M parameters", "GFLOP", "codes a voxel", "steps", "seconds"]]
+    lines = [
+        [
+            "model",
+            *(title for _, title, _ in shown),
+            "M parameters",
+            "GFLOP",
+            "code numbers a voxel",
+            "steps",
+            "seconds",
+        ]
+    ]
     chosen = [row for row in rows if row["table"] == table and row["region"] == "body"]
     for row in sorted(chosen, key=lambda row: -(row[first] or 0)):
         cells = [_number(row[name], digits) for name, _, digits in shown]
@@ -200,8 +210,8 @@ def _told(experiment: Experiment) -> str:
     volumes = len(experiment.thickness)
     return (
         f"Budget {experiment.budget}, seed {experiment.seed}. Scored: {volumes} volumes of patients that no model was "
-        f"trained on or validated on ({len(split.train)} trained on, {len(split.validation)} for the curves, "
-        f"{len(split.test)} scored). Window {lo:g} to {hi:g} HU, region body (valid voxels of the patient's body). "
+        f"trained on or validated on (patient groups: {len(split.train)} trained on, {len(split.validation)} for the "
+        f"curves, {len(split.test)} scored). Window {lo:g} to {hi:g} HU, region body (the patient's valid voxels). "
         "PSNR: squared error pooled over each volume, mean over volumes in dB, ± over patients. SSIM of table A is "
         "taken with the visible voxels pasted in."
     )
@@ -281,10 +291,10 @@ def _page(experiment: Experiment, tables: dict[str, list[list[str]]], pictures: 
 
 
 _STYLE = """<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #1b1b1b; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em; color: #1b1b1b; }
 h1 { font-size: 1.6em; } h2 { font-size: 1.15em; margin-top: 2em; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 13px; white-space: nowrap; }
-td { padding: .35em .7em; text-align: right; border-bottom: 1px solid #ddd; } td:first-child { text-align: left; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 12.5px; white-space: nowrap; }
+td { padding: .35em .6em; text-align: right; border-bottom: 1px solid #ddd; } td:first-child { text-align: left; }
 thead td { font-weight: 600; border-bottom: 2px solid #444; vertical-align: bottom; }
 tbody tr:first-child td { background: #eef6f1; } img { max-width: 100%; margin: 1.5em 0; display: block; }
 </style>"""
