@@ -1,4 +1,7 @@
-"""Running tasks in this process or on a local Dask cluster, with back-pressure."""
+"""Running tasks in this process or on Dask workers, with back-pressure.
+
+The driver keeps a few tasks a worker in flight and submits the next as one completes: it never holds a graph of all.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,15 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Protocol, TypeVar
 
+from maesil.errors import ResourceError
+from maesil.ingest import stop
+
 Item = TypeVar("Item")
 
 _IN_FLIGHT_PER_WORKER = 2
+_CONNECT_SECONDS = 10
+_FOR_THE_SYSTEM = 0.9
+"""Share of the memory that workers may have."""
 
 
 class Executor(Protocol):
@@ -21,7 +30,10 @@ class Executor(Protocol):
     """How many threads one task may use."""
 
     def run(self, task: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
-        """Yield (number of the item, result or the exception it raised), in order of completion."""
+        """Yield (number of the item, result or the exception it raised), in order of completion.
+
+        Once the run was asked to end, no further item is begun.
+        """
 
 
 class InProcess:
@@ -33,6 +45,8 @@ class InProcess:
     def run(self, task: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See `Executor.run`."""
         for number, arguments in enumerate(items):
+            if stop.requested():
+                return
             try:
                 result: Any = task(*arguments)
             except Exception as error:
@@ -40,25 +54,37 @@ class InProcess:
             yield number, result
 
 
-class LocalDask:
-    """Runs tasks on a cluster of processes of this machine, started at the first task and not before."""
+class OnDask:
+    """Runs tasks on a Dask cluster that is started, or connected to, at the first task and not before."""
 
-    def __init__(self, workers: int) -> None:
-        self.workers = workers
-        self.threads = max(1, usable_cores() // workers)
+    def __init__(self, connect: Callable[[], Any], threads: int) -> None:
+        self.threads = threads
+        self._connect = connect
         self._client: Any = None
 
     def run(self, task: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See `Executor.run`; a task whose worker died again and again yields Dask's ``KilledWorker``."""
         numbered = list(enumerate(items))
+        if not numbered:
+            return
+        if self._client is None:
+            self._client = self._connect()
         suspects = []
-        for number, result in self._run(task, numbered, self.workers * _IN_FLIGHT_PER_WORKER):
+        for number, result in self._run(task, numbered, self._workers() * _IN_FLIGHT_PER_WORKER):
             if type(result).__name__ == "KilledWorker":
                 suspects.append(number)
             else:
                 yield number, result
         # Dask blames all that waited on a worker when it died. Alone, a task can be blamed for itself only.
         yield from self._run(task, [numbered[number] for number in suspects], 1)
+
+    def close(self) -> None:
+        """End the connection, and the cluster if it is this one's own."""
+        if self._client is not None:
+            cluster = self._client.cluster
+            self._client.close()
+            if cluster is not None:
+                cluster.close()
 
     def _run(
         self, task: Callable[..., Any], numbered: Iterable[tuple[int, tuple[Any, ...]]], in_flight: int
@@ -78,29 +104,30 @@ class LocalDask:
                 result = error
             yield number, result
             future.release()
-            if (pair := next(waiting, None)) is not None:
+            if not stop.requested() and (pair := next(waiting, None)) is not None:
                 running.add(self._submit(task, *pair))
 
-    def close(self) -> None:
-        """Stop the cluster if one was started."""
-        if self._client is not None:
-            cluster = self._client.cluster
-            self._client.close()
-            cluster.close()
+    def _workers(self) -> int:
+        return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
 
     def _submit(self, task: Callable[..., Any], number: int, arguments: tuple[Any, ...]) -> Any:
-        if self._client is None:
-            self._client = _start_cluster(self.workers)
         return self._client.submit(task, *arguments, pure=False, key=f"{task.__name__}-{os.urandom(8).hex()}-{number}")
 
 
 @contextmanager
-def executor(workers: int | None) -> Iterator[Executor]:
-    """Yield an executor: None is one process a core, 0 this process."""
-    if workers == 0:
+def executor(workers: int | None, *, scheduler: str | None = None, task_bytes: int = 0) -> Iterator[Executor]:
+    """Yield an executor: on a running scheduler, in this process (0 workers), or on a cluster of one's own.
+
+    None workers is one process a core, or as many as have room for a task of ``task_bytes``.
+    """
+    if scheduler is None and workers == 0:
         yield InProcess()
         return
-    cluster = LocalDask(workers or usable_cores())
+    if scheduler is not None:
+        cluster = OnDask(lambda: _connect(scheduler), threads=1)
+    else:
+        count = workers or workers_that_fit(task_bytes)
+        cluster = OnDask(lambda: _start_cluster(count), threads=max(1, usable_cores() // count))
     try:
         yield cluster
     finally:
@@ -112,9 +139,29 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def workers_that_fit(task_bytes: int) -> int:
+    """Return how many workers have room for a task of this size each; at least one, at most one a core."""
+    from distributed.system import MEMORY_LIMIT
+
+    return max(1, min(usable_cores(), int(_FOR_THE_SYSTEM * MEMORY_LIMIT) // max(1, task_bytes)))
+
+
+def _connect(address: str) -> Any:
+    from distributed import Client
+
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, timeout=_CONNECT_SECONDS)
+        client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
+    except (OSError, TimeoutError) as error:
+        raise ResourceError(f"--scheduler {address}: expected a Dask scheduler with workers, found none") from error
+    return client
+
+
 def _start_cluster(workers: int) -> Any:
     import dask
     from distributed import Client, LocalCluster
+    from distributed.system import MEMORY_LIMIT
 
     dask.config.set(
         {
@@ -130,6 +177,6 @@ def _start_cluster(workers: int) -> Any:
     # Loopback only: a scheduler unpickles what it receives.
     cluster = LocalCluster(
         n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
+        memory_limit=int(_FOR_THE_SYSTEM * MEMORY_LIMIT / workers), silence_logs=logging.CRITICAL,
     )  # fmt: skip
     return Client(cluster)

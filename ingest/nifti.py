@@ -1,67 +1,101 @@
 """Reading NIfTI: geometry from sform or qform, HU from the scaled data, the stream read to its end.
 
-After the NIfTI-1 and NIfTI-2 standards (fields ``sform_code``, ``qform_code``, ``scl_slope``, ``scl_inter``).
+After the NIfTI-1 and NIfTI-2 standards (fields ``sform_code``, ``qform_code``, ``scl_slope``, ``scl_inter``,
+``xyzt_units``, ``vox_offset``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import io
 import warnings
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, SpatialImage
+from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.geometry import Affine, from_nifti
-from maesil.ingest.scanned import Scanned
-from maesil.ingest.series import MAX_VOXELS
+from maesil.ingest.limits import MAX_SPACING_MM, MIN_SPACING_MM, check_voxels
+from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
+from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
 
 _MAX_FORM_DIFFERENCE_MM = 1.0
 _MAX_NON_FINITE_SHARE = 0.5
+_MAX_TRAILING_BYTES = 1 << 26
 _BLOCK = 1 << 20
+_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
+_MAGIC_SINGLE = (b"n+1", b"n+2")
 
 
-def read_nifti(path: Path) -> Scanned:
-    """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise."""
-    image = _open(path)
-    notes: set[str] = set()
-    affine = _affine(image, notes)
-    data = _hu(image, path)
-    hu = np.ascontiguousarray(data.transpose(2, 1, 0))
-    valid = np.isfinite(hu)
+@dataclass(frozen=True)
+class _Stored:
+    """What a file holds, not yet converted."""
+
+    header: Any
+    voxels: NDArray[Any]
+    """In the file's own dtype, axes ``k j i`` (and more)."""
+    notes: set[str]
+
+
+def image_of_pair(header: Path) -> Path | None:
+    """Return the file of voxels that goes with a ``.hdr`` file, or None."""
+    for suffix in (".img", ".IMG", ".img.gz"):
+        if is_there(path := header.with_suffix(suffix)):
+            return path
+    return None
+
+
+def claimed_bytes(path: Path) -> int:
+    """Return how much memory the voxels that a header claims take while they are read; 0 if it cannot be read."""
+    try:
+        with warnings.catch_warnings(), _unpacked(path) as stream:
+            warnings.simplefilter("ignore")
+            header = _parse(stream.read(540))
+    except Exception:  # whatever is wrong with it is said when it is read
+        return 0
+    voxels = int(np.prod([int(n) for n in header.get_data_shape()]))
+    return voxels * (int(header.get_data_dtype().itemsize) + SCANNED_BYTES)
+
+
+def read_nifti(path: Path, *, prefer: str = "", allocate: Allocate = plain_arrays) -> Scanned:
+    """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
+
+    ``prefer`` (``sform`` or ``qform``) decides where the two place the volume differently.
+    """
+    stored = _read(path)
+    affine = _affine(stored.header, stored.notes, prefer)
+    source: dict[str, Any] = {
+        "kind": "nifti",
+        "dtype": str(stored.header.get_data_dtype().newbyteorder("=")),
+        "version": "2" if isinstance(stored.header, nib.Nifti2Header) else "1",
+    }
+    hu, valid = _hu(stored, allocate)
+    np.isfinite(hu, out=valid)
     if not valid.all():
         share = 1 - float(valid.mean())
         if share > _MAX_NON_FINITE_SHARE:
             raise Refused("non_finite", f"{share:.0%} of the voxels are NaN or infinite", share=share)
-        notes.add("non_finite_voxels")
+        stored.notes.add("non_finite_voxels")
+        source["non_finite_voxels"] = int(hu.size - np.count_nonzero(valid))
         hu[~valid] = 0
-    source = {"kind": "nifti", "dtype": str(image.get_data_dtype().newbyteorder("=")), "version": _version(image)}
-    return Scanned(hu=hu, valid=valid, affine=affine, notes=tuple(sorted(notes)), source=source)
+    return Scanned(hu=hu, valid=valid, affine=affine, notes=tuple(sorted(stored.notes)), source=source)
 
 
-def _version(image: Any) -> str:
-    return "2" if isinstance(image, nib.Nifti2Image) else "1"
-
-
-def _open(path: Path) -> SpatialImage:
-    """Return the image with its data not yet converted; the whole stream was read and its checksum holds."""
+def _read(path: Path) -> _Stored:
+    """Return header and voxels; the whole stream was read and its checksum holds."""
     try:
-        if path.suffix.lower() == ".hdr":
-            return nib.load(path)
-        with path.open("rb") as file:
-            compressed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if compressed else path.open("rb") as stream, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nibabel warns of odd values; what matters is checked here
-            return _from_stream(stream)
-    except (ImageFileError, HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+            return _read_single_or_pair(path)
+    except (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError) as error:
         raise Refused("not_nifti", f"expected NIfTI, found something else ({error})") from error
     except FileNotFoundError as error:
         raise Refused("vanished", "the file was there when the folder was scanned and is gone now") from error
@@ -70,40 +104,85 @@ def _open(path: Path) -> SpatialImage:
         raise Refused("damaged_file", f"the file cannot be read to its end ({why}); it was cut or altered") from error
 
 
-def _from_stream(stream: Any) -> SpatialImage:
-    head = stream.read(540)
+def _read_single_or_pair(path: Path) -> _Stored:
+    with _unpacked(path) as stream:
+        head = stream.read(540)
+        header = _parse(head)
+        if bytes(header["magic"])[:3] in _MAGIC_SINGLE:
+            return _voxels(header, path, stream, head)
+        _read_to_end(stream)
+    image = image_of_pair(path)
+    if image is None:
+        raise Refused("damaged_file", "expected the .img file of this header beside it, found none")
+    with _unpacked(image) as stream:
+        return _voxels(header, image, stream, b"")
+
+
+@contextlib.contextmanager
+def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+    with open_source(path) as file:
+        compressed = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        with gzip.open(file) if compressed else contextlib.nullcontext(file) as stream:
+            yield stream  # type: ignore[misc]
+
+
+def _parse(head: bytes) -> Any:
     sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
     if not sizes & {348, 540}:
         raise Refused("not_nifti", f"expected the header size 348 or 540 at the start, found {head[:4]!r}")
-    kind = nib.Nifti2Image if 540 in sizes else nib.Nifti1Image
-    header = kind.header_class.from_fileobj(io.BytesIO(head), check=False)
-    _check_size(header)
-    expected = int(header.get_data_offset()) + int(np.prod(header.get_data_shape())) * header.get_data_dtype().itemsize
-    data = head + _read_exactly(stream, expected - len(head))
-    while stream.read(_BLOCK):  # to the end: the checksum of a gzip stream stands there
-        pass
-    return kind.from_bytes(data)
+    kind, size = (nib.Nifti2Header, 540) if 540 in sizes else (nib.Nifti1Header, 348)
+    header = kind(head[:size], check=False)  # extensions, which may lie behind it, hold nothing that is needed
+    check_voxels(header.get_data_shape())
+    if header.get_data_dtype().kind not in "iuf":
+        raise Refused("bad_dtype", f"expected integers or floats, found {header.get_data_dtype()}")
+    return header
 
 
-def _check_size(header: Any) -> None:
-    shape = header.get_data_shape()
-    if not shape or any(n <= 0 for n in shape) or np.prod([float(n) for n in shape]) > MAX_VOXELS:
-        raise Refused("size_limit", f"expected 1 to {MAX_VOXELS} voxels, found shape {shape}")
+def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes) -> _Stored:
+    """Read the voxels of a stream of which ``head`` was read."""
+    shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
+    if offset < (int(header["sizeof_hdr"]) + 4 if head else 0):
+        raise Refused("not_nifti", f"expected the voxels behind the header, found vox_offset {offset}")
+    size = int(np.prod([int(n) for n in shape])) * dtype.itemsize
+    if is_bomb(file_on_disk(path).stat().st_size, offset + size):
+        raise Refused("size_limit", f"the file claims {size} bytes of voxels, too many for its own size: not CT")
+    data = np.empty(size, dtype=np.uint8)
+    begun = head[offset : offset + size]  # the voxels of a small NIfTI-1 may begin within what was read already
+    _skip(stream, max(0, offset - len(head)))
+    data[: len(begun)] = np.frombuffer(begun, dtype=np.uint8)
+    filled = memoryview(data.data)[len(begun) :]
+    while len(filled):
+        if not (count := stream.readinto(filled[: 64 * _BLOCK])):  # type: ignore[attr-defined]
+            raise EOFError(f"{len(filled)} bytes of voxels are missing")
+        filled = filled[count:]
+    notes = _read_to_end(stream)
+    return _Stored(header, data.view(dtype).reshape(tuple(shape)[::-1]), notes)
 
 
-def _read_exactly(stream: Any, count: int) -> bytes:
-    parts = []
-    while count > 0:
-        part = stream.read(min(count, 64 * _BLOCK))
-        if not part:
-            raise EOFError(f"{count} bytes of voxels are missing")
-        parts.append(part)
-        count -= len(part)
-    return b"".join(parts)
+def _skip(stream: IO[bytes], count: int) -> None:
+    if count > _MAX_TRAILING_BYTES:
+        raise Refused("size_limit", f"expected the voxels behind the header, found them {count} bytes on")
+    if len(stream.read(count)) != count:
+        raise EOFError("the file ends within its header")
 
 
-def _affine(image: Any, notes: set[str]) -> Affine:
-    header = image.header
+def _read_to_end(stream: IO[bytes]) -> set[str]:
+    """Read on to the end, where the checksum of a gzip stream stands; `Refused` if there is much more."""
+    left = _MAX_TRAILING_BYTES
+    try:
+        while part := stream.read(_BLOCK):
+            left -= len(part)
+            if left < 0:
+                raise Refused("size_limit", f"more than {_MAX_TRAILING_BYTES} bytes follow the voxels")
+    except gzip.BadGzipFile as error:
+        if not str(error).startswith("Not a gzipped file"):  # a wrong checksum or length
+            raise
+        return {"trailing_bytes"}  # behind a stream that is whole
+    return set()
+
+
+def _affine(header: Any, notes: set[str], prefer: str) -> Affine:
     sform, sform_code = header.get_sform(coded=True)
     qform, qform_code = _qform(header)
     if sform_code and not _usable(sform):
@@ -113,12 +192,33 @@ def _affine(image: Any, notes: set[str]) -> Affine:
         raise Refused(
             "no_orientation", "expected an sform or a qform, found neither; the header does not say where it lies"
         )
-    if sform_code and qform_code:
-        _check_forms_agree(sform, qform, image.shape)
-    chosen = sform if sform_code else qform
+    if sform_code and qform_code and (apart := _apart_mm(sform, qform, header.get_data_shape())):
+        if prefer not in ("sform", "qform"):
+            text = f"sform and qform place the volume {apart:.1f} mm apart; --prefer sform or --prefer qform decides"
+            raise Refused("forms_differ", text, apart_mm=apart)
+        notes.add(f"{prefer}_preferred")
+    chosen = qform if not sform_code or (qform_code and "qform_preferred" in notes) else sform
     if chosen is None or not _usable(chosen):
         raise Refused("bad_affine", "the affine of the header is singular")
-    return from_nifti(chosen)
+    return _in_millimetres(from_nifti(chosen), header, notes)
+
+
+def _in_millimetres(affine: Affine, header: Any, notes: set[str]) -> Affine:
+    """Return the affine in mm; a unit that would make voxels of metres or nanometres is not believed."""
+    try:
+        unit = header.get_xyzt_units()[0]
+    except KeyError:
+        unit = "unknown"
+    scaled = np.diag([*[_MILLIMETRES.get(unit, 1.0)] * 3, 1.0]) @ affine
+    for candidate, note in ((scaled, f"in_{unit}s"), (affine, "unit_ignored")):
+        lengths = np.linalg.norm(candidate[:3, :3], axis=0)
+        if ((lengths > MIN_SPACING_MM) & (lengths < MAX_SPACING_MM)).all():
+            if unit in ("meter", "micron"):
+                notes.add(note)
+            return np.asarray(candidate)
+    lengths = np.linalg.norm(scaled[:3, :3], axis=0)
+    text = f"expected voxels of {MIN_SPACING_MM} to {MAX_SPACING_MM} mm, found {lengths.round(4).tolist()}"
+    raise Refused("bad_spacing", text)
 
 
 def _qform(header: Any) -> tuple[NDArray[np.float64] | None, int]:
@@ -133,31 +233,32 @@ def _usable(affine: Any) -> bool:
     if affine is None or not np.isfinite(affine).all():
         return False
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool((lengths > 1e-3).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 0.1)
+    return bool((lengths > 1e-6).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 0.1)
 
 
-def _check_forms_agree(sform: NDArray[np.float64], qform: NDArray[np.float64] | None, shape: tuple[int, ...]) -> None:
-    """Both forms must put the corners of the volume at the same places."""
+def _apart_mm(sform: NDArray[np.float64], qform: NDArray[np.float64] | None, shape: tuple[int, ...]) -> float:
+    """Return how far apart (mm) the two forms put a corner of the volume; 0 if they agree."""
     assert qform is not None
     corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
     apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
-    if apart > _MAX_FORM_DIFFERENCE_MM:
-        raise Refused("forms_differ", f"sform and qform place the volume {apart:.1f} mm apart", apart_mm=apart)
+    return apart if apart > _MAX_FORM_DIFFERENCE_MM else 0.0
 
 
-def _hu(image: Any, path: Path) -> NDArray[np.float32]:
-    """Return the scaled data as float32 ``[i, j, k]``."""
-    shape = tuple(image.shape)
-    while len(shape) > 3 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 3:
-        raise Refused("not_3d", f"expected one 3D volume, found shape {tuple(image.shape)}")
-    if min(shape) < 2:
-        raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {shape}")
-    if image.get_data_dtype().kind not in "iuf":
-        raise Refused("bad_dtype", f"expected integers or floats, found {image.get_data_dtype()}")
+def _hu(stored: _Stored, allocate: Allocate) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the scaled data as float32 ``[z, y, x]``, and an array for their validity."""
+    voxels = stored.voxels
+    while voxels.ndim > 3 and voxels.shape[0] == 1:
+        voxels = voxels[0]
+    if voxels.ndim != 3:
+        raise Refused("not_3d", f"expected one 3D volume, found shape {voxels.shape[::-1]}")
+    if min(voxels.shape) < 2:
+        raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {voxels.shape[::-1]}")
     try:
-        data = np.asanyarray(image.dataobj, dtype=None)
-    except (OSError, ValueError, EOFError) as error:
-        raise Refused("damaged_file", f"the voxels cannot be read ({error})") from error
-    return np.asarray(data, dtype=np.float32).reshape(shape)
+        slope, inter = stored.header.get_slope_inter()
+    except HeaderDataError as error:
+        raise Refused("bad_rescale", f"expected a finite scl_slope and scl_inter ({error})") from error
+    hu, valid = allocate((voxels.shape[0], voxels.shape[1], voxels.shape[2]))
+    for z, layer in enumerate(voxels):  # layer by layer: double precision for a whole volume takes much memory
+        with np.errstate(all="ignore"):
+            hu[z] = layer if slope is None else layer.astype(np.float64) * slope + inter
+    return hu, valid

@@ -5,6 +5,7 @@ Air is -1000 HU and water 0 by definition; a scan of a person holds soft tissue 
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,30 @@ _MAX_SAMPLES = 4_000_000
 _FAR_BELOW_AIR_HU = -1500
 _MAX_PADDING_VALUES = 2
 _BONE_HU = 300
+_AIR_BELOW_HU = -900
+_NO_METAL_ABOVE_HU = 16000
 _MIN_SOFT_BESIDE_ODD_PADDING = 0.1
+
+
+def plausible(scan: Scanned, accept: Collection[str] = ()) -> Scanned:
+    """Return the scan, without undeclared padding; raise `Refused` unless its valid voxels look like HU of a body.
+
+    A doubt whose code the user accepts becomes a note.
+    """
+    notes = []
+    try:
+        scan = without_undeclared_padding(scan)
+    except Refused as doubt:
+        notes += _accepted(doubt, accept)
+    for reason in _doubts(scan.hu, scan.valid):
+        notes += _accepted(reason, accept)
+    return replace(scan, notes=(*scan.notes, *notes)) if notes else scan
+
+
+def _accepted(doubt: Refused, accept: Collection[str]) -> list[str]:
+    if doubt.code not in accept:
+        raise doubt
+    return [f"accepted_{doubt.code}"]
 
 
 def without_undeclared_padding(scan: Scanned) -> Scanned:
@@ -46,6 +70,12 @@ def without_undeclared_padding(scan: Scanned) -> Scanned:
 
 def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
     """Raise `Refused` unless the valid voxels look like HU of a body."""
+    for doubt in _doubts(hu, valid):
+        raise doubt
+
+
+def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
+    """Yield every reason why valid voxels cannot be HU; the first is the plainest."""
     values = _sample(hu, valid)
     if not values.size:
         raise Refused("nothing_valid", "every voxel is padding")
@@ -53,24 +83,39 @@ def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
     least, most = float(values.min()), float(values.max())
     numbers: dict[str, Any] = {"min": least, "p0.1": low, "p99.9": high, "max": most}
     if most - least < 1e-3:
-        raise Refused("constant", f"every voxel is {least:g}", **numbers)
+        yield Refused("constant", f"every voxel is {least:g}", **numbers)
     if least >= -2 and most <= 2:
-        raise Refused("normalised", f"values lie in {least:g} to {most:g}: normalised, not HU", **numbers)
+        yield Refused("normalised", f"values lie in {least:g} to {most:g}: normalised, not HU", **numbers)
     if least >= 0 and most <= 255:
-        raise Refused("eight_bit", f"values lie in {least:g} to {most:g}: a windowed 8-bit image, not HU", **numbers)
-    soft = _share(values, -200, 300)
+        yield Refused("eight_bit", f"values lie in {least:g} to {most:g}: a windowed 8-bit image, not HU", **numbers)
+    if (share := float((values > _NO_METAL_ABOVE_HU).mean())) > 0.01:
+        text = f"{share:.0%} of the voxels lie above {_NO_METAL_ABOVE_HU} HU: negative values read as unsigned"
+        yield Refused("unsigned", text, share=share, **numbers)
     # Tissue + 1024 is a peak; real bone falls off from 300 HU upward, and fat keeps the low end below -100.
     offset = _share(values, 900, 1200)
     if low >= -100 and offset > 0.005 and offset > 2 * _share(values, 500, 800):
         text = f"no air below {low:g}, and {offset:.0%} of the voxels at 900 to 1200: stored values + 1024, not HU"
-        raise Refused("offset_1024", text, share=offset, **numbers)
-    if soft < 0.01:
+        yield Refused("offset_1024", text, share=offset, **numbers)
+    if (share := float((values > 700).mean())) > 0.3 and share > 3 * float((values < -700).mean()):
+        yield Refused("too_dense", f"{share:.0%} of the voxels lie above 700 HU: inverted or offset", **numbers)
+    if (soft := _share(values, -200, 300)) < 0.01:
         text = f"{soft:.2%} of the voxels lie at -200 to 300 HU: no soft tissue; rescaled twice, or no CT of a body"
-        raise Refused("no_soft_tissue", text, share=soft, **numbers)
+        yield Refused("no_soft_tissue", text, share=soft, **numbers)
+    background = _background(hu, valid)
+    if background is not None and (share := float((values == background).mean())) > 0.05:
+        text = f"all corners and {share:.0%} of the voxels are exactly {background:g}: a background that is not air"
+        yield Refused("odd_background", text, share=share, background=background, **numbers)
     floor = float((values == least).mean())
     if least > -900 and floor > 0.05:
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
-        raise Refused("windowed", text, share=floor, **numbers)
+        yield Refused("windowed", text, share=floor, **numbers)
+
+
+def _background(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> float | None:
+    """Return the value that all eight corners share, if they are in the scan and it is not that of air."""
+    ends = np.ix_(*[(0, n - 1) for n in hu.shape])
+    corners = np.unique(hu[ends])
+    return float(corners[0]) if valid[ends].all() and len(corners) == 1 and corners[0] > _AIR_BELOW_HU else None
 
 
 def _sample(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import os
 import secrets
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from pathlib import Path
 import platformdirs
 
 from maesil.errors import UsageError
+from maesil.ingest.plan import VolumePlan
 
 _KEY_BYTES = 32
 _HEX_DIGITS = 32
@@ -44,6 +46,33 @@ def without_paths(text: str, paths: Iterable[Path]) -> str:
     for word in sorted(words - {".", ""}, key=len, reverse=True):
         text = text.replace(word, "<source>")
     return text
+
+
+def write_id_map(path: Path, store: Path, volumes: Iterable[tuple[str, VolumePlan]]) -> None:
+    """Write which identity became which volume, as JSON readable by the owner alone.
+
+    `UsageError` if that would be within the store, which must hold no identity.
+    """
+    if path.resolve().is_relative_to(store.resolve()):
+        raise UsageError(f"{path}: expected a file outside the store, which must hold no identity")
+    entries = [
+        {
+            "volume_id": volume_id,
+            "patient": plan.patient,
+            "study": plan.study,
+            "series": plan.series,
+            "source": plan.source.name,
+        }
+        for volume_id, plan in volumes
+    ]
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(entries, file, indent=1)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def default_key_file() -> Path:

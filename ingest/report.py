@@ -29,6 +29,10 @@ class Summary:
     refused_volumes: int = 0
     absent: int = 0
     """Volumes of the store that none of this run's sources leads to; they are kept."""
+    outdated: list[str] = field(default_factory=list)
+    """Volumes of the store that an earlier recipe made: kept, but not read until they are made anew."""
+    duplicates: list[list[str]] = field(default_factory=list)
+    """Volumes of the store with the very same pixels and geometry, under other identities."""
 
     @property
     def volumes(self) -> list[Volume]:
@@ -52,6 +56,8 @@ class Summary:
             "planned": self.planned,
             "refused_volumes": self.refused_volumes,
             "absent_volumes": self.absent,
+            "outdated_volumes": self.outdated,
+            "duplicates": self.duplicates,
             "volumes": [_volume_document(volume) for volume in self.volumes],
             "files": [
                 {"path": str(v.path), "status": v.status, "code": v.code, "volume_id": v.volume_id, "detail": v.detail}
@@ -86,8 +92,13 @@ class Summary:
         else:
             text = f"{len(self.committed)} volumes committed to {out}, {len(self.fresh)} were up to date"
         text += f"; {self.refused_volumes} refused" if self.refused_volumes else ""
-        kept = "; %d volumes of the store have no source among these (kept)"
-        return text + (kept % self.absent if self.absent else "")
+        for count, what in (
+            (self.absent, "volumes of the store have no source among these (kept)"),
+            (len(self.outdated), "volumes are of an earlier recipe and are not read until ingested again"),
+            (len(self.duplicates), "groups of volumes hold the same pixels under several identities"),
+        ):
+            text += f"; {count} {what}" if count else ""
+        return text
 
     def refusals(self) -> list[str]:
         """Return one line for each of the first few refused sources, and how many more there are."""

@@ -14,6 +14,7 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from maesil.geometry import Affine, orthogonal_grid, reorient, shear_mm, spacing_of
+from maesil.ingest.limits import check_voxels
 from maesil.ingest.scanned import Scanned
 from maesil.types import AIR_HU, Spacing, Zyx
 
@@ -26,7 +27,8 @@ def to_canonical(scan: Scanned) -> Scanned:
     """Return the scan with its axes pointing to S, P, L (views; no voxel is changed)."""
     hu, affine = reorient(scan.hu, scan.affine)
     valid, _ = reorient(scan.valid, scan.affine)
-    return replace(scan, hu=hu, valid=valid, affine=affine)
+    filled = None if scan.filled is None else reorient(scan.filled, scan.affine)[0]
+    return replace(scan, hu=hu, valid=valid, affine=affine, filled=filled)
 
 
 def to_grid(scan: Scanned, spacing: Spacing | None) -> Scanned:
@@ -41,33 +43,45 @@ def to_grid(scan: Scanned, spacing: Spacing | None) -> Scanned:
     if not sheared and np.allclose(own, target, rtol=0, atol=_SAME_GRID_MM):
         return scan
     shape, affine = orthogonal_grid(scan.shape, scan.affine, target)
-    hu, valid = _resample(scan, shape, affine)
-    notes = (*scan.notes, "sheared") if sheared else scan.notes
-    return replace(scan, hu=hu, valid=valid, affine=affine, notes=tuple(notes))
-
-
-def _resample(scan: Scanned, shape: Zyx, affine: Affine) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    check_voxels(shape)
     to_source = np.linalg.inv(scan.affine) @ affine
-    factors = np.linalg.norm(to_source[:3, :3], axis=1)
-    above_air = np.where(scan.valid, scan.hu - AIR_HU, 0).astype(np.float32)
-    value = _interpolate(_prefilter(above_air, factors), shape, to_source)
-    if scan.valid.all() and _stays_inside(to_source, shape, scan.shape):
-        return value + AIR_HU, np.ones(shape, dtype=bool)
-    weight = _interpolate(_prefilter(scan.valid.astype(np.float32), factors), shape, to_source)
-    valid = weight > 0.5
-    hu = np.full(shape, AIR_HU, dtype=np.float32)
-    hu[valid] += value[valid] / weight[valid]
-    return hu, valid
+    hu, known = _resample(scan.hu, scan.known, shape, to_source)
+    notes = (*scan.notes, "sheared") if sheared else scan.notes
+    resampled = replace(scan, hu=hu, valid=known, affine=affine, notes=tuple(notes), filled=None)
+    if scan.filled is None:
+        return resampled
+    # A voxel to which an interpolated one contributes is not measured.
+    filled = known & (_interpolate(_prefilter(scan.filled.astype(np.float32), to_source), shape, to_source) > 0)
+    return replace(resampled, valid=known & ~filled, filled=filled)
 
 
-def _stays_inside(to_source: Affine, shape: Zyx, source_shape: Zyx) -> bool:
+def _resample(
+    hu: NDArray[np.float32], known: NDArray[np.bool_], shape: Zyx, to_source: Affine
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    all_known = bool(known.all())
+    above_air = hu - np.float32(AIR_HU)
+    if not all_known:
+        above_air[~known] = 0
+    value = _interpolate(_prefilter(above_air, to_source), shape, to_source)
+    if all_known and _stays_inside(to_source, shape, hu.shape):
+        value += np.float32(AIR_HU)
+        return value, np.ones(shape, dtype=bool)
+    weight = _interpolate(_prefilter(known.astype(np.float32), to_source), shape, to_source)
+    inside = weight > 0.5
+    result = np.full(shape, AIR_HU, dtype=np.float32)
+    result[inside] += value[inside] / weight[inside]
+    return result, inside
+
+
+def _stays_inside(to_source: Affine, shape: Zyx, source_shape: tuple[int, ...]) -> bool:
     corners = np.array([[z, y, x, 1] for z in (0, shape[0] - 1) for y in (0, shape[1] - 1) for x in (0, shape[2] - 1)])
     index = (corners @ to_source.T)[:, :3]
     return bool((index > -0.5).all() and (index < np.asarray(source_shape) - 0.5).all())
 
 
-def _prefilter(values: NDArray[np.float32], factors: NDArray[np.float64]) -> sitk.Image:
+def _prefilter(values: NDArray[np.float32], to_source: Affine) -> sitk.Image:
     """Return the image smoothed along each axis (z, y, x) whose downsampling factor is above 1."""
+    factors = np.linalg.norm(to_source[:3, :3], axis=1)
     image = sitk.GetImageFromArray(np.ascontiguousarray(values))
     variance = np.where(factors > 1, 0.25 * (factors**2 - 1), 0)[::-1]  # voxels^2; SimpleITK counts x, y, z
     if not variance.any():

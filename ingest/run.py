@@ -2,49 +2,35 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from maesil.errors import MaesilError, NoInputError, Refused, ResourceError
+from maesil.commit import Volume
+from maesil.errors import InterruptedRun, MaesilError, NoInputError, Refused
 from maesil.index import index_is_current, write_index
+from maesil.ingest import stop
 from maesil.ingest.execute import Executor, executor
+from maesil.ingest.failures import MAY_PASS, as_refusal, json_ready
+from maesil.ingest.isolated import source_hash
+from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
-from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths
+from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths, write_id_map
 from maesil.ingest.report import Summary
 from maesil.ingest.scan import scan
+from maesil.ingest.series import SeriesRules
 from maesil.ingest.source_cache import SourceCache
-from maesil.ingest.verdict import FileVerdict
-from maesil.ingest.volume import BuildOrder, build, source_hash
+from maesil.ingest.verdict import FileVerdict, one_per_file
+from maesil.ingest.volume import BuildOrder, build, task_bytes
 from maesil.recipe import Recipe
 from maesil.store import Store
 
+__all__ = ["IngestOptions", "ingest"]
+
 Progress = Callable[[str, int, int | None], None]
 """Called with (stage, done, total or None); stages are ``scan``, ``hash`` and ``build``."""
-
-_MAY_PASS = ("out_of_memory", "worker_lost", "unexpected", "vanished", "unreadable")
-"""Refusals that need not be the source's fault: tried again by every run."""
-_NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
-
-
-@dataclass(frozen=True)
-class IngestOptions:
-    """How to run; nothing here changes a voxel (see `Recipe` for what does)."""
-
-    workers: int | None = None
-    """Dask worker processes; None is one a core, 0 runs in this process."""
-    dry_run: bool = False
-    update: bool = False
-    """Allow a recipe other than the store's: its volumes are made anew."""
-    rehash: bool = False
-    """Read every source again instead of trusting size and modification time."""
-    key_file: Path | None = None
-    cache_folder: Path | None = None
-    """Where source hashes are remembered; None is the user's cache folder."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +55,22 @@ def ingest(
     `NoInputError` if a source is missing or holds no CT; `UsageError` if the store has another recipe or key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
-    plan = _scan_and_plan(sources, progress)
+    plan = _scan_and_plan(sources, recipe, options, progress)
     if not plan.volumes and not plan.refused:
         raise NoInputError(_nothing_found(sources, plan))
     if options.dry_run:
         return _dry_summary(plan)
     key = load_or_create_key(options.key_file)
     store = Store.create(out, recipe, key.fingerprint, update=options.update)
-    with executor(options.workers) as workers:
-        run = _Run(store, recipe, key, options, workers, progress)
-        return run.carry_out(plan)
+    largest = max((task_bytes(item.source) for item in plan.volumes), default=0)
+    with (
+        stop.on_sigterm(),
+        executor(options.workers, scheduler=options.scheduler, task_bytes=largest) as workers,
+    ):
+        return _Run(store, recipe, key, options, workers, progress).carry_out(plan)
 
 
-def _scan_and_plan(sources: Sequence[Path], progress: Progress) -> Plan:
+def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptions, progress: Progress) -> Plan:
     looked_at = 0
 
     def on_file(path: Path) -> None:
@@ -89,13 +78,16 @@ def _scan_and_plan(sources: Sequence[Path], progress: Progress) -> Plan:
         looked_at += 1
         progress("scan", looked_at, None)
 
-    return make_plan(scan(sources, on_file))
+    rules = SeriesRules(recipe.include_derived, recipe.fill_gaps)
+    return make_plan(scan(sources, on_file, follow_links=options.follow_links), rules, prefer_form=recipe.prefer_form)
 
 
 def _dry_summary(plan: Plan) -> Summary:
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
-    return Summary(files=plan.verdicts + used, dry_run=True, planned=names, refused_volumes=len(plan.refused))
+    return Summary(
+        files=one_per_file(plan.verdicts + used), dry_run=True, planned=names, refused_volumes=len(plan.refused)
+    )
 
 
 def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
@@ -129,18 +121,46 @@ class _Run:
         self.summary.files.extend(plan.verdicts)
         for series in plan.refused:
             self._quarantine(self.key.hash("volume", series.identity), series.refusal, (), {"files": series.files})
-        stale = self._leave_fresh_alone(self._hash(plan.volumes))
+        hashed = self._hash(self._of_this_partition(plan.volumes))
+        stale = self._leave_fresh_alone(hashed)
         self._build(stale)
         if not index_is_current(self.store):
             write_index(self.store)
+        if stop.requested():
+            raise InterruptedRun("ended on request: running volumes were finished; the same command goes on")
+        self.summary.files = one_per_file(self.summary.files)
         self._require_all_accounted_for(plan)
-        known = {volume.volume_id for volume in self.summary.volumes}
-        self.summary.absent = sum(volume.volume_id not in known for volume in self.store.volumes())
+        self._compare_with_store()
+        if self.options.id_map is not None:
+            write_id_map(self.options.id_map, self.store.path, [(item.volume_id, item.plan) for item in hashed])
         return self.summary
+
+    def _compare_with_store(self) -> None:
+        known = {volume.volume_id for volume in self.summary.volumes}
+        live = self.store.volumes()
+        self.summary.absent = sum(volume.volume_id not in known for volume in live)
+        self.summary.outdated = [volume.volume_id for volume in self.store.outdated()]
+        same: dict[str, list[str]] = defaultdict(list)
+        for volume in live:
+            same[volume.source_hash].append(volume.volume_id)
+        self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
+
+    def _of_this_partition(self, plans: Sequence[VolumePlan]) -> list[VolumePlan]:
+        """Return the volumes that fall to this part of the work: by a hash, whatever else is there."""
+        if self.options.partition is None:
+            return list(plans)
+        number, count = self.options.partition
+        mine = []
+        for plan in plans:
+            if int(self.key.hash("partition", plan.identity or plan.source.name), 16) % count == number % count:
+                mine.append(plan)
+            else:
+                self._verdict(plan, "skipped", "other_partition", None)
+        return mine
 
     def _require_all_accounted_for(self, plan: Plan) -> None:
         """Every file found must have met exactly one verdict: a lost volume must never pass for a finished run."""
-        expected = sorted([v.path for v in plan.verdicts] + [p for item in plan.volumes for p in item.source.paths])
+        expected = sorted({*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)})
         if sorted(verdict.path for verdict in self.summary.files) != expected:
             raise MaesilError(
                 f"expected a verdict on each of {len(expected)} files, found {len(self.summary.files)}; "
@@ -151,19 +171,19 @@ class _Run:
         """Give every plan its identity; from memory where the files have not changed."""
         cache = SourceCache(self.key, self.options.cache_folder)
         try:
-            known = (
-                {} if self.options.rehash else {n: h for n, p in enumerate(plans) if (h := cache.get(p.source.paths))}
-            )
+            # Asked before anything is read: what changes meanwhile must look changed to the next run.
+            files = [cache.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
+            known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := cache.get(key))}
             todo = [n for n in range(len(plans)) if n not in known]
             items = [(plans[n].source,) for n in todo]
             for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
                 self.progress("hash", done, len(todo))
                 plan = plans[todo[number]]
                 if isinstance(result, Exception):
-                    self._refuse(plan, self._provisional_id(plan), _as_refusal(result))
+                    self._refuse(plan, self._provisional_id(plan), as_refusal(result))
                 else:
                     known[todo[number]] = result
-                    cache.put(plan.source.paths, result)
+                    cache.put(files[todo[number]], result)
         finally:
             cache.close()
         return [
@@ -174,6 +194,8 @@ class _Run:
         """Return what must be built; duplicates, fresh volumes and known refusals are dealt with here."""
         stale: list[_Hashed] = []
         seen: set[str] = set()
+        keep_first = self.options.duplicates == "keep-first"
+        holders = {volume.source_hash: volume.volume_id for volume in self.store.volumes()}
         refusals = {record["volume_id"]: record for record in self.store.quarantined()}
         for item in hashed:
             if item.volume_id in seen:
@@ -182,29 +204,41 @@ class _Run:
             seen.add(item.volume_id)
             live = self.store.live(item.volume_id)
             refusal = refusals.get(item.volume_id, {})
-            if live and (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash):
+            if self._is_fresh(live, item):
+                assert live is not None
                 self.summary.fresh.append(live)
                 self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
             elif self._refused_before(refusal, item):
                 self.summary.refused_volumes += 1
                 self._verdict(item.plan, "quarantined", refusal["code"], item.volume_id, refusal["detail"])
+            elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
+                self._verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
+                continue
             else:
                 stale.append(item)
+            holders.setdefault(item.source_hash, item.volume_id)
         return stale
 
+    def _is_fresh(self, live: Volume | None, item: _Hashed) -> bool:
+        if live is None or self.options.force:
+            return False
+        return (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash)
+
     def _refused_before(self, refusal: dict[str, Any], item: _Hashed) -> bool:
-        same = (refusal.get("source_hash"), refusal.get("recipe_hash")) == (item.source_hash, self.recipe.hash)
-        return same and refusal["code"] not in _MAY_PASS
+        if (refusal.get("source_hash"), refusal.get("recipe_hash")) != (item.source_hash, self.recipe.hash):
+            return False
+        again = (*MAY_PASS, *self.options.retry_quarantined)
+        return not self.options.force and refusal["code"] not in again and "all" not in again
 
     def _build(self, stale: Sequence[_Hashed]) -> None:
         orders = [(item.plan.source, self._order(item)) for item in stale]
         for done, (number, result) in enumerate(self.workers.run(build, orders), start=1):
             item = stale[number]
             if isinstance(result, Exception):
-                self._refuse(item.plan, item.volume_id, _as_refusal(result), item.source_hash)
+                self._refuse(item.plan, item.volume_id, as_refusal(result), item.source_hash)
             else:
-                self.summary.committed.append(self.store.commit(result))
+                self.summary.committed.append(self.store.commit(result, anew=self.options.force))
                 self._release(item)
                 self._verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
@@ -238,37 +272,9 @@ class _Run:
 
     def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
         self.summary.refused_volumes += 1
-        detail, numbers = without_paths(refusal.detail, paths), _json_ready(refusal.numbers)
+        detail, numbers = without_paths(refusal.detail, paths), json_ready(refusal.numbers)
         document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
         self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)
 
-    def _verdict(self, plan: VolumePlan, status: str, code: str, volume_id: str, detail: str = "") -> None:
+    def _verdict(self, plan: VolumePlan, status: str, code: str, volume_id: str | None, detail: str = "") -> None:
         self.summary.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)
-
-
-def _json_ready(numbers: dict[str, Any]) -> dict[str, Any]:
-    """Return numbers as JSON knows them: neither numpy's nor infinite ones."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in numbers.items()}
-    return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in plain.items()
-    }
-
-
-def _as_refusal(error: Exception) -> Refused:
-    """Return the refusal that a failed task amounts to; errors that concern the whole run are raised again."""
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        raise ResourceError("the disk is full; free space and run the same command again") from error
-    if isinstance(error, MaesilError):
-        raise error
-    if isinstance(error, MemoryError):
-        return Refused("out_of_memory", "the volume does not fit in this worker's memory; use fewer workers")
-    if type(error).__name__ == "NoWorkerError":
-        raise ResourceError(
-            "all workers died and none came back; run the same command again, with fewer --workers"
-        ) from error
-    if type(error).__name__ == "KilledWorker":
-        return Refused("worker_lost", "the worker died while it read this volume (memory, or a decoder crashed)")
-    return Refused("unexpected", f"{type(error).__name__}: {error}")

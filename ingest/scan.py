@@ -1,30 +1,33 @@
 """Finding what lies below the sources: headers first, no pixel is touched.
 
-A file is known by its content, never by its name alone. Every file found leaves with a header to plan from or with a
-verdict; nothing is passed over in silence.
+A file is known by its content, never by its name alone. Every file found, members of zip archives among them, leaves
+with a header to plan from or with a verdict; nothing is passed over in silence.
 """
 
 from __future__ import annotations
 
 import gzip
 import os
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from maesil.errors import NoInputError, Refused
-from maesil.ingest.dicom import InstanceHeader, read_header
+from maesil.ingest.header import InstanceHeader, read_headers
+from maesil.ingest.source_file import check_member, is_there, members, open_source
 from maesil.ingest.verdict import FileVerdict
 
 _SNIFF = 512
 _NIFTI_MAGIC_AT = {348: 344, 540: 4}
 _DICOM_GROUPS = (b"\x02\x00", b"\x08\x00")
+_LOW_ELEMENTS = (b"\x00\x00", b"\x01\x00", b"\x02\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
 
 
 @dataclass
 class ScanResult:
-    """What was found: DICOM instances and NIfTI files to plan from, and verdicts on everything else."""
+    """What was found: DICOM slices and NIfTI files to plan from, and verdicts on everything else."""
 
     instances: list[InstanceHeader] = field(default_factory=list)
     niftis: list[Path] = field(default_factory=list)
@@ -33,43 +36,54 @@ class ScanResult:
     @property
     def found(self) -> int:
         """How many files were found."""
-        return len(self.instances) + len(self.niftis) + len(self.verdicts)
+        return len({header.path for header in self.instances}) + len(self.niftis) + len(self.verdicts)
 
 
-def scan(sources: Iterable[Path], on_file: Callable[[Path], None] = lambda path: None) -> ScanResult:
+def scan(
+    sources: Iterable[Path], on_file: Callable[[Path], None] = lambda path: None, *, follow_links: bool = False
+) -> ScanResult:
     """Look at every file at or below the sources; `NoInputError` if a source does not exist.
 
-    Symbolic links below a source are not followed. A file reached from two sources is looked at once.
+    Symbolic links below a source are followed only if asked. A file reached twice is looked at once.
     """
     result = ScanResult()
-    for path in find_files(sources):
+    for path in find_files(sources, follow_links=follow_links):
         on_file(path)
-        _look_at(path, result)
+        if path.is_symlink() and not (follow_links and path.is_file()):
+            result.verdicts.append(FileVerdict(path, "ignored", "symlink"))
+        else:
+            _look_at(path, result)
     return result
 
 
-def find_files(sources: Iterable[Path]) -> Iterator[Path]:
+def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterator[Path]:
     """Yield each regular file at or below the sources once, in sorted order."""
     seen: set[tuple[int, int]] = set()
     for source in sources:
         if not source.exists():
             raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
-        for path in [source.resolve()] if source.is_file() else _walk(source):  # what is named is followed
-            status = path.lstat()
+        for path in (
+            [source.resolve()] if source.is_file() else _walk(source, follow_links)
+        ):  # what is named is followed
+            status = path.stat() if follow_links and path.exists() else path.lstat()
             if (identity := (status.st_dev, status.st_ino)) not in seen:
                 seen.add(identity)
                 yield path
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, follow_links: bool) -> Iterator[Path]:
     """Yield files, and folders that cannot be listed."""
     unlisted: list[Path] = []
-    walk = os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename)), followlinks=False)
+    entered: set[str] = set()
+    walk = os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename)), followlinks=follow_links)
     for base, folders, files in walk:
         folders.sort()
-        if (Path(base) / "zarr.json").exists():  # a store, ours or another's, is no source
+        real = os.path.realpath(base) if follow_links else base
+        # A store, ours or another's, is no source; a folder that a link leads back to was entered already.
+        if real in entered or (Path(base) / "zarr.json").exists():
             folders.clear()
             continue
+        entered.add(real)
         for name in sorted(files):
             path = Path(base) / name
             if path.is_symlink() or path.is_file():
@@ -79,20 +93,10 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _look_at(path: Path, result: ScanResult) -> None:
     try:
-        if path.is_symlink():
-            result.verdicts.append(FileVerdict(path, "ignored", "symlink"))
-            return
         if path.is_dir():
             result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail="the folder cannot be listed"))
-            return
-        head = _head(path)
-        kind = _kind(path, head)
-        if kind == "dicom":
-            result.instances.append(read_header(path))
-        elif kind == "nifti":
-            result.niftis.append(path)
         else:
-            result.verdicts.append(FileVerdict(path, "ignored", kind))
+            _look_into(path, result)
     except Refused as refusal:
         status = "skipped" if refusal.code.startswith("not_ct") else "quarantined"
         result.verdicts.append(FileVerdict(path, status, refusal.code, detail=refusal.detail))
@@ -100,8 +104,39 @@ def _look_at(path: Path, result: ScanResult) -> None:
         result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail=error.strerror or str(error)))
 
 
+def _look_into(path: Path, result: ScanResult) -> None:
+    kind = _kind(path, _head(path))
+    if kind == "dicom":
+        result.instances.extend(read_headers(path))
+    elif kind == "nifti":
+        result.niftis.append(path)
+    elif kind == "archive" and path.is_file():  # one within an archive is not opened
+        _look_into_archive(path, result)
+    else:
+        result.verdicts.append(FileVerdict(path, "ignored", kind))
+
+
+def _look_into_archive(path: Path, result: ScanResult) -> None:
+    """Treat each member like a file of its own; the archive itself is accounted for besides."""
+    try:
+        found = members(path)
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+        raise Refused("bad_archive", f"the zip archive cannot be read ({error}); it was cut or damaged") from error
+    for name, info in sorted(found.items()):
+        member = path / name
+        try:
+            check_member(info)
+            _look_at(member, result)
+        except Refused as refusal:
+            result.verdicts.append(FileVerdict(member, "quarantined", refusal.code, detail=refusal.detail))
+        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            result.verdicts.append(FileVerdict(member, "quarantined", "bad_archive", detail=str(error)))
+    detail = f"{len(found)} files in it, each with a verdict of its own"
+    result.verdicts.append(FileVerdict(path, "ignored", "archive", detail=detail))
+
+
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
+    with open_source(path) as file:
         return file.read(_SNIFF)
 
 
@@ -111,23 +146,16 @@ def _kind(path: Path, head: bytes) -> str:
         return _claimed_nifti(path, "empty")
     if head[128:132] == b"DICM":
         return "dicom" if path.name.upper() != "DICOMDIR" else "dicomdir"
-    if head[:2] in _DICOM_GROUPS and head[2:4] in (
-        b"\x00\x00",
-        b"\x01\x00",
-        b"\x02\x00",
-        b"\x05\x00",
-        b"\x08\x00",
-        b"\x16\x00",
-    ):
+    if head[:2] in _DICOM_GROUPS and head[2:4] in _LOW_ELEMENTS:
         return "dicom"  # no preamble: starts with a low element of group 0002 or 0008
     if head[:2] == b"\x1f\x8b":
         return "nifti" if _is_nifti(_gunzip_head(path)) else _claimed_nifti(path, "gzip_of_something_else")
     if _is_nifti(head) or _is_nifti(head + _rest_of_header(path, head)):
         # The .img of a pair has no header of its own; its .hdr brings it along.
         return "nifti"
-    if path.name.lower().endswith(".img") and path.with_suffix(".hdr").exists():
+    if path.name.lower().endswith(".img") and is_there(path.with_suffix(".hdr")):
         return "image_of_a_hdr_pair"
-    if head[:4] == b"PK\x03\x04":
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
     return _claimed_nifti(path, "not_medical")
 
@@ -140,14 +168,14 @@ def _claimed_nifti(path: Path, otherwise: str) -> str:
 def _rest_of_header(path: Path, head: bytes) -> bytes:
     if head[:4] not in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
         return b""
-    with path.open("rb") as file:
+    with open_source(path) as file:
         file.seek(len(head))
         return file.read(540 - len(head))
 
 
 def _gunzip_head(path: Path) -> bytes:
     try:
-        with gzip.open(path, "rb") as stream:
+        with open_source(path) as file, gzip.open(file) as stream:
             return stream.read(_SNIFF)
     except (OSError, EOFError, zlib.error):
         return b""

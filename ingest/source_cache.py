@@ -14,7 +14,9 @@ from pathlib import Path
 
 import platformdirs
 
+from maesil.errors import Refused
 from maesil.ingest.privacy import IdentityKey
+from maesil.ingest.source_file import file_on_disk
 
 
 class SourceCache:
@@ -30,29 +32,36 @@ class SourceCache:
             database.execute("CREATE TABLE IF NOT EXISTS sources (files TEXT PRIMARY KEY, source_hash TEXT NOT NULL)")
             self._database = database
 
-    def get(self, paths: Sequence[Path]) -> str | None:
+    def files(self, paths: Sequence[Path], *more: object) -> str:
+        """Return what the file system says of files now, hashed; to be asked before they are read. Empty if gone.
+
+        ``more`` is whatever else decides what is read of them.
+        """
+        try:
+            on_disk = [file_on_disk(path) for path in paths]
+            stats = [(str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in dict.fromkeys(on_disk)]
+        except (OSError, Refused):
+            return ""
+        members = [str(path) for path in paths] if on_disk != list(paths) else []
+        return self._key.hash("files", json.dumps([stats, members, repr(more)]))
+
+    def get(self, files: str) -> str | None:
         """Return the source hash that these very files had, or None."""
-        if self._database is None:
+        if self._database is None or not files:
             return None
-        with contextlib.suppress(OSError, sqlite3.Error):
-            found = self._database.execute(
-                "SELECT source_hash FROM sources WHERE files = ?", (self._files(paths),)
-            ).fetchone()
+        with contextlib.suppress(sqlite3.Error):
+            found = self._database.execute("SELECT source_hash FROM sources WHERE files = ?", (files,)).fetchone()
             return str(found[0]) if found else None
         return None
 
-    def put(self, paths: Sequence[Path], source_hash: str) -> None:
-        """Remember the source hash of these files as they are now."""
-        if self._database is None:
+    def put(self, files: str, source_hash: str) -> None:
+        """Remember the source hash of files, as they were when `files` was asked."""
+        if self._database is None or not files:
             return
-        with contextlib.suppress(OSError, sqlite3.Error):
-            self._database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (self._files(paths), source_hash))
+        with contextlib.suppress(sqlite3.Error):
+            self._database.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (files, source_hash))
 
     def close(self) -> None:
         """Close the database."""
         if self._database is not None:
             self._database.close()
-
-    def _files(self, paths: Sequence[Path]) -> str:
-        stats = [(str(path.absolute()), (s := path.stat()).st_size, s.st_mtime_ns) for path in paths]
-        return self._key.hash("files", json.dumps(stats))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 STATUSES = ("used", "skipped", "quarantined", "ignored")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileVerdict:
     """``used``, ``skipped`` (understood, not wanted), ``quarantined`` (not trusted) or ``ignored`` (no CT), and why."""
 
@@ -17,3 +18,22 @@ class FileVerdict:
     code: str
     volume_id: str | None = None
     detail: str = ""
+    more_volumes: tuple[str, ...] = ()
+    """Other volumes that hold frames of the same file."""
+
+
+def one_per_file(verdicts: Iterable[FileVerdict]) -> list[FileVerdict]:
+    """Return one verdict a file: of a multi-frame object whose frames met several, the first of the best status."""
+    by_file: dict[Path, list[FileVerdict]] = {}
+    for verdict in verdicts:
+        by_file.setdefault(verdict.path, []).append(verdict)
+    return [_best(met) if len(met) > 1 else met[0] for met in by_file.values()]
+
+
+def _best(met: list[FileVerdict]) -> FileVerdict:
+    best = min(met, key=lambda verdict: _RANK[verdict.status])
+    same = [v.volume_id for v in met if v.status == best.status and v.volume_id and v is not best]
+    return replace(best, more_volumes=tuple(same))
+
+
+_RANK = {status: rank for rank, status in enumerate(("used", "quarantined", "skipped", "ignored"))}

@@ -5,7 +5,6 @@ Each function is idempotent, since Dask runs a task again when a worker is lost.
 
 from __future__ import annotations
 
-import hashlib
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,20 +16,20 @@ from numpy.typing import NDArray
 from maesil.commit import Volume
 from maesil.errors import Refused
 from maesil.geometry import spacing_of
-from maesil.ingest.dicom import pixel_digest, read_slice_hu
-from maesil.ingest.enhanced import read_enhanced
+from maesil.ingest import isolated
+from maesil.ingest.decode import with_missing_slices
 from maesil.ingest.maps import body_map, valid_map
-from maesil.ingest.nifti import read_nifti
-from maesil.ingest.plan import Source
-from maesil.ingest.plausible import check_plausible, without_undeclared_padding
+from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import to_canonical, to_grid
-from maesil.ingest.scanned import Scanned
+from maesil.ingest.source import Source
 from maesil.ingest.tile import Image, write_attempt
 from maesil.recipe import Recipe
 from maesil.storage import Storage
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray
 
 _HISTOGRAM_OFFSET = 1 << 15
+_BYTES_OF_A_PROCESS = 300 << 20
+_COPIES = 5
 
 
 @dataclass(frozen=True)
@@ -46,38 +45,20 @@ class BuildOrder:
     threads: int = 1
 
 
-def source_hash(source: Source) -> str:
-    """Return a SHA-256 (hex) over all that decides the voxels: a rename changes nothing, one edited pixel does."""
-    digest = hashlib.sha256()
-    if source.kind == "slices":
-        for path in source.paths:
-            digest.update(pixel_digest(path))
-    else:
-        scan = read(source)
-        digest.update(str(scan.shape).encode())
-        digest.update(np.ascontiguousarray(scan.affine).tobytes())
-        digest.update(scan.hu.tobytes())
-        digest.update(scan.valid.tobytes())
-    return digest.hexdigest()
-
-
-def read(source: Source) -> Scanned:
-    """Decode a source to HU on its own grid; `Refused` with a code if it cannot be trusted."""
-    if source.kind == "nifti":
-        return read_nifti(source.paths[0])
-    if source.kind == "enhanced":
-        return read_enhanced(source.paths[0])
-    return _read_slices(source)
+def task_bytes(source: Source) -> int:
+    """Return about how much memory building a volume takes: that of its decoding, several times over."""
+    return _BYTES_OF_A_PROCESS + _COPIES * source.decoded_bytes
 
 
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
-    scan = without_undeclared_padding(read(source))
-    check_plausible(scan.hu, scan.valid)
+    scan = plausible(with_missing_slices(isolated.read(source), source), order.recipe.accept)
+    if unwanted := [note for note in (*source.notes, *scan.notes) if note in order.recipe.refuse]:
+        raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
     final = to_grid(canonical, order.recipe.spacing)
-    hu, clipped = _to_int16(final.hu, final.valid, order.recipe.hu_range)
+    hu, clipped = _to_int16(final.hu, final.known, order.recipe.hu_range)
     valid = valid_map(final.valid)
     spacing = spacing_of(final.affine)
     image = Image(hu=hu, affine=final.affine, valid=valid, body=body_map(hu, valid, spacing))
@@ -103,21 +84,6 @@ def build(source: Source, order: BuildOrder) -> Volume:
     storage = Storage(order.store)
     patches = write_attempt(storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec)
     return replace(record, superpatches=patches)
-
-
-def _read_slices(source: Source) -> Scanned:
-    first, first_valid, notes = read_slice_hu(source.paths[0])
-    hu = np.empty((len(source.paths), *first.shape), dtype=np.float32)
-    valid = np.empty(hu.shape, dtype=bool)
-    hu[0], valid[0] = first, first_valid
-    for z, path in enumerate(source.paths[1:], start=1):
-        try:
-            hu[z], valid[z], found = read_slice_hu(path)
-        except ValueError as error:
-            raise Refused("bad_pixels", f"slice {z} has another size than the first ({error})") from error
-        notes |= found
-    assert source.affine is not None
-    return Scanned(hu, valid, source.affine, tuple(sorted(notes)), source.technical)
 
 
 def _to_int16(

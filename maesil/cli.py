@@ -6,7 +6,6 @@ Heavy packages are imported inside the commands only, so that ``maesil --help`` 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -14,7 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil.errors import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
+from maesil import cli_ingest
+from maesil.cli_ingest import print_all
+from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
 
 _DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 
@@ -56,6 +57,7 @@ store_app = typer.Typer(no_args_is_help=True, help="Look into a store, check it,
 app.add_typer(store_app, name="store")
 experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
 app.add_typer(experiment_app, name="experiment")
+cli_ingest.register(app, store_app)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
@@ -68,49 +70,6 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 
         typer.echo(__version__)
         raise typer.Exit
-
-
-@app.command()
-def ingest(
-    sources: Annotated[
-        list[Path], typer.Argument(metavar="SRC...", help="Files or folders; searched all the way down.")
-    ],
-    out: Annotated[Path, typer.Option(help="The store to make or to add to.")],
-    spacing: Annotated[str, typer.Option(help="native, MM, or Z,Y,X in mm.")] = "1.5",
-    superpatch: Annotated[int, typer.Option(help="Edge of a superpatch in voxels.")] = 128,
-    codec: Annotated[str, typer.Option(help="fast, compact or raw.")] = "fast",
-    workers: Annotated[int | None, typer.Option(min=0, help="Dask processes (default: a core each; 0: none).")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Allow another recipe: its volumes are made anew.")] = False,
-    rehash: Annotated[
-        bool, typer.Option("--rehash", help="Read sources again even if size and time are unchanged.")
-    ] = False,
-    max_refused: Annotated[int, typer.Option(min=0, help="Refused volumes that still count as success.")] = 0,
-    key_file: Annotated[Path | None, typer.Option(help="Key for hashing identities (default: the user's own).")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Turn all CT below SRC into a store of superpatches.
-
-    What is there already is left alone: the same command again goes on, or does nothing. Exit code 1 means that
-    volumes were refused; the table says which and why.
-
-    Example: maesil ingest downloads/LIDC downloads/btcv.nii.gz --out store.zarr --spacing 1.5
-    """
-    from maesil.ingest.run import IngestOptions
-    from maesil.ingest.run import ingest as run_ingest
-    from maesil.progress import progress
-    from maesil.recipe import Recipe, parse_spacing
-
-    recipe = Recipe(spacing=parse_spacing(spacing), superpatch=superpatch, codec=codec)
-    options = IngestOptions(workers=workers, dry_run=dry_run, update=update, rehash=rehash, key_file=key_file)
-    with progress({"scan": "files", "hash": "sources", "build": "volumes"}) as report:
-        summary = run_ingest(sources, out, recipe, options, report)
-    if as_json:
-        typer.echo(json.dumps(summary.document(), indent=1))
-    else:
-        _print(summary.table(), *summary.refusals(), summary.conclusion(out))
-    if summary.refused_volumes > max_refused:
-        raise typer.Exit(EXIT_REFUSED)
 
 
 @store_app.command("info")
@@ -126,7 +85,7 @@ def store_info(store: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(describe(opened), indent=1))
     else:
-        _print(*tables(opened))
+        print_all(*tables(opened))
 
 
 @store_app.command("verify")
@@ -235,7 +194,7 @@ def evaluate(
     from maesil.evaluate import evaluate as run_evaluation
 
     report = run_evaluation(run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes)
-    _print(report.table())
+    print_all(report.table())
 
 
 @experiment_app.command("paper")
@@ -271,15 +230,6 @@ def demo(
     from maesil.demo import run_demo
 
     run_demo(out)
-
-
-def _print(*renderables: Any) -> None:
-    from rich.console import Console
-
-    # Piped output is not wrapped at 80 columns: lines stay whole for grep.
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    for renderable in renderables:
-        console.print(renderable, highlight=False, markup=False, soft_wrap=isinstance(renderable, str))
 
 
 def main() -> None:

@@ -55,6 +55,12 @@ class SecurityError(MaesilError):
     exit_code = EXIT_SECURITY
 
 
+class InterruptedRun(MaesilError):
+    """A run that was asked to end, and ended where the same command goes on."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class Refused(Exception):
     """One source (a series, a NIfTI file) that will not become a volume: a code, and the numbers why.
 

@@ -12,8 +12,16 @@ from maesil.errors import UsageError
 from maesil.types import AIR_HU, MAP_CELL, Spacing
 
 CODECS = ("fast", "compact", "raw")
+ACCEPTABLE = (
+    "constant", "eight_bit", "no_soft_tissue", "normalised", "odd_background", "offset_1024", "rescaled_twice",
+    "too_dense", "unsigned", "windowed",
+)  # fmt: skip
+"""Doubts about HU that a user may accept."""
+REFUSABLE = ("lossy", "no_rescale_tags", "undeclared_padding", "burned_in_annotation")
+"""Notes for which a user may refuse a volume."""
 _LARGEST_SUPERPATCH = 512
-_LIBRARIES = ("SimpleITK", "pydicom", "highdicom", "nibabel", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls")
+_LIBRARIES = ("SimpleITK", "pydicom", "nibabel", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls")
+_MAX_FILLED = 10
 
 
 def _library_versions() -> tuple[tuple[str, str], ...]:
@@ -38,8 +46,18 @@ class Recipe:
     """Stored values are clipped to this range (HU): that of a 12-bit CT."""
     codec: str = "fast"
     """``fast`` (blosc-lz4, shuffle), ``compact`` (blosc-zstd 1, bitshuffle, 2 MiB blocks) or ``raw``."""
-    method: str = "linear-gaussian-1/body-1/plausible-1"
-    """Version of the resampling, the body map and the plausibility rules; changes when their results do."""
+    fill_gaps: int = 0
+    """How many missing slices in a row are interpolated, and marked not valid, instead of refusing the series."""
+    include_derived: bool = False
+    """Whether reformats (MPR, MIP...) become volumes."""
+    prefer_form: str = ""
+    """``sform`` or ``qform``: which one counts in a NIfTI file where they differ; empty refuses it."""
+    accept: tuple[str, ...] = ()
+    """Codes of doubts about HU that are accepted on purpose."""
+    refuse: tuple[str, ...] = ()
+    """Codes of notes that refuse a volume (``lossy``)."""
+    method: str = "linear-gaussian-1/body-1/plausible-2/geometry-2"
+    """Version of reading, resampling, body map and plausibility rules; changes when their results do."""
     libraries: tuple[tuple[str, str], ...] = field(default_factory=_library_versions)
 
     def __post_init__(self) -> None:
@@ -51,6 +69,13 @@ class Recipe:
             raise UsageError(f"--superpatch: expected at most {_LARGEST_SUPERPATCH} voxels, found {self.superpatch}")
         if self.spacing is not None and not all(0.1 <= mm <= 20 for mm in self.spacing):
             raise UsageError(f"--spacing: expected 'native' or 0.1 to 20 mm an axis, found {self.spacing}")
+        if not 0 <= self.fill_gaps <= _MAX_FILLED:
+            raise UsageError(f"--fill-gaps: expected 0 to {_MAX_FILLED} slices, found {self.fill_gaps}")
+        if self.prefer_form not in ("", "sform", "qform"):
+            raise UsageError(f"--prefer: expected sform or qform, found {self.prefer_form!r}")
+        for option, given, known in (("--accept", self.accept, ACCEPTABLE), ("--refuse", self.refuse, REFUSABLE)):
+            if unknown := [code for code in given if code not in known]:
+                raise UsageError(f"{option}: expected one of {', '.join(known)}, found {unknown[0]!r}")
         if self.codec not in CODECS:
             raise UsageError(f"--codec: expected one of {', '.join(CODECS)}, found {self.codec!r}")
 
@@ -64,6 +89,17 @@ class Recipe:
             "codec": self.codec,
             "method": self.method,
             "libraries": dict(self.libraries),
+            # Only what was asked for: stores made before there was such an option keep their hash.
+            **{name: value for name, value in self._choices().items() if value},
+        }
+
+    def _choices(self) -> dict[str, Any]:
+        return {
+            "fill_gaps": self.fill_gaps,
+            "include_derived": self.include_derived,
+            "prefer_form": self.prefer_form,
+            "accept": sorted(set(self.accept)),
+            "refuse": sorted(set(self.refuse)),
         }
 
     @classmethod
@@ -76,6 +112,11 @@ class Recipe:
             superpatch=int(document["superpatch_voxels"]),
             hu_range=(int(low), int(high)),
             codec=str(document["codec"]),
+            fill_gaps=int(document.get("fill_gaps", 0)),
+            include_derived=bool(document.get("include_derived", False)),
+            prefer_form=str(document.get("prefer_form", "")),
+            accept=tuple(map(str, document.get("accept", ()))),
+            refuse=tuple(map(str, document.get("refuse", ()))),
             method=str(document["method"]),
             libraries=tuple((str(k), str(v)) for k, v in document["libraries"].items()),
         )

@@ -107,7 +107,14 @@ class Store:
         return self.recipe.superpatch
 
     def volumes(self) -> list[Volume]:
-        """Return the live volumes, by id; `StoreError` on a damaged commit."""
+        """Return the live volumes made by the live recipe, by id; `StoreError` on a damaged commit."""
+        return [volume for volume in self._all_volumes() if volume.recipe_hash == self.recipe_hash]
+
+    def outdated(self) -> list[Volume]:
+        """Return the volumes still as an earlier recipe made them: they wait to be made anew, and are not read."""
+        return [volume for volume in self._all_volumes() if volume.recipe_hash != self.recipe_hash]
+
+    def _all_volumes(self) -> list[Volume]:
         return [self.read_commit(key) for key in self.live_commits()]
 
     def live_commits(self, prefix: str = "commits") -> list[str]:
@@ -140,14 +147,15 @@ class Store:
         keys = self.live_commits(f"commits/{volume_id[:2]}/{volume_id}")
         return self.read_commit(keys[0]) if keys else None
 
-    def commit(self, volume: Volume) -> Volume:
+    def commit(self, volume: Volume, *, anew: bool = False) -> Volume:
         """Record a volume whose attempt is complete and durable; return the live commit.
 
-        If another process committed the same content first, its commit is returned and this attempt is discarded.
+        If another process committed the same content first, its commit is returned and this attempt is discarded,
+        unless the volume was asked for ``anew``.
         """
         while True:
             live = self.live(volume.volume_id)
-            if live is not None and live.same_content(volume):
+            if live is not None and live.same_content(volume) and not anew:
                 if live.attempt != volume.attempt:
                     self.storage.remove(volume.prefix)
                 return live

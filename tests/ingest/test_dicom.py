@@ -15,7 +15,8 @@ from support.sources import phantom_hu
 
 from maesil.dicom_writer import SeriesIdentity, ct_series, save_all
 from maesil.errors import Refused
-from maesil.ingest.dicom import pixel_digest, read_header, read_slice_hu, technical_tags
+from maesil.ingest.dicom import pixel_digest, read_slice_hu
+from maesil.ingest.header import read_headers, technical_tags
 from maesil.recipe import canonical_json
 from maesil.types import AIR_HU
 
@@ -154,7 +155,7 @@ def test_positions_that_are_no_three_numbers_are_none(tmp_path, value):
     content = path.read_bytes().replace(b"\x20\x00\x32\x00LO", b"\x20\x00\x32\x00DS")
     path.write_bytes(content)
     try:
-        assert read_header(path).position is None
+        assert read_headers(path)[0].position is None
     except Refused as refusal:
         assert refusal.code.startswith("bad_")
 

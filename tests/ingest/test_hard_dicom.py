@@ -35,7 +35,8 @@ class Ingested:
         return [verdict for verdict in self.summary.files if verdict.path.is_relative_to(self.sources / name)]
 
     def volumes_of(self, name: str) -> list:
-        ids = {verdict.volume_id for verdict in self.verdicts(name) if verdict.status == "used"}
+        used = [verdict for verdict in self.verdicts(name) if verdict.status == "used"]
+        ids = {volume_id for verdict in used for volume_id in (verdict.volume_id, *verdict.more_volumes)}
         return [self.volumes[volume_id] for volume_id in sorted(ids)]
 
     def hu(self, name: str) -> np.ndarray:
@@ -88,7 +89,8 @@ def test_refusals_carry_their_code(ingested: Ingested, name: str) -> None:
         assert {verdict.code for verdict in left} == {CASES[name].code}
 
 
-OTHERWISE_SAMPLED = ("padding_value", "padding_value_not_declared", "acquired_sagittal")
+PADDED = ("padding_value", "padding_value_not_declared", "padding_of_zero_hu_in_the_corners")
+OTHERWISE_SAMPLED = (*PADDED, "acquired_sagittal")
 UNTOUCHED = [name for name in everything() if CASES[name].clean and name not in OTHERWISE_SAMPLED]
 
 
@@ -99,7 +101,7 @@ def test_equals_the_clean_series(ingested: Ingested, name: str) -> None:
     np.testing.assert_allclose(volume.affine, clean.affine, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["padding_value", "padding_value_not_declared"])
+@pytest.mark.parametrize("name", PADDED)
 def test_padding_is_air_outside_the_valid_map(ingested: Ingested, name: str) -> None:
     (volume,) = ingested.volumes_of(name)
     outside = np.broadcast_to(outside_circle(), SHAPE)

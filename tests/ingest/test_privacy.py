@@ -91,32 +91,32 @@ def files(tmp_path) -> list[Path]:
 
 def test_the_memory_knows_files_until_they_change(tmp_path, files):
     cache = SourceCache(KEY, tmp_path / "cache")
-    assert cache.get(files) is None
-    cache.put(files, "hash")
+    assert cache.get(cache.files(files)) is None
+    cache.put(cache.files(files), "hash")
     cache.close()
     cache = SourceCache(KEY, tmp_path / "cache")
-    assert cache.get(files) == "hash"
-    assert cache.get(files[:2]) is None and cache.get(files[::-1]) is None
+    assert cache.get(cache.files(files)) == "hash"
+    assert cache.get(cache.files(files[:2])) is None and cache.get(cache.files(files[::-1])) is None
     os.utime(files[1], ns=(1, 1))
-    assert cache.get(files) is None
-    cache.put(files, "new")
-    assert cache.get(files) == "new"
+    assert cache.get(cache.files(files)) is None
+    cache.put(cache.files(files), "new")
+    assert cache.get(cache.files(files)) == "new"
     files[0].write_text("xy")
-    assert cache.get(files) is None
+    assert cache.get(cache.files(files)) is None
     files[0].unlink()
-    assert cache.get(files) is None
+    assert cache.get(cache.files(files)) is None
     cache.close()
 
 
 def test_the_memory_holds_no_name_and_is_the_owners(tmp_path, files):
     cache = SourceCache(KEY, tmp_path / "cache")
-    cache.put(files, "a" * 64)
+    cache.put(cache.files(files), "a" * 64)
     cache.close()
     data = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     assert b"DOE" not in data and str(tmp_path).encode() not in data and b"a" * 64 in data
     assert stat.S_IMODE((tmp_path / "cache").stat().st_mode) == 0o700
     other = SourceCache(IdentityKey(b"l" * 32), tmp_path / "cache")
-    assert other.get(files) is None
+    assert other.get(other.files(files)) is None
     other.close()
 
 
@@ -131,8 +131,8 @@ def test_a_memory_that_cannot_be_opened_is_just_empty(tmp_path, files, kind):
             b"x" * 5000
         )
     cache = SourceCache(KEY, folder)
-    cache.put(files, "hash")
-    assert cache.get(files) in (None, "hash")
+    cache.put(cache.files(files), "hash")
+    assert cache.get(cache.files(files)) in (None, "hash")
     cache.close()
 
 
@@ -140,8 +140,8 @@ def test_many_processes_may_share_a_memory(tmp_path, files):
     def work(worker: int) -> None:
         cache = SourceCache(KEY, tmp_path / "cache")
         for number in range(10):
-            cache.put(files[: number % 3 + 1], f"hash{number % 3}")
-            assert cache.get(files[: number % 3 + 1]) == f"hash{number % 3}"
+            cache.put(cache.files(files[: number % 3 + 1]), f"hash{number % 3}")
+            assert cache.get(cache.files(files[: number % 3 + 1])) == f"hash{number % 3}"
         cache.close()
 
     failures: list[BaseException] = []

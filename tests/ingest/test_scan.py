@@ -6,6 +6,7 @@ import gzip
 import io
 import os
 import random
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from support.sources import phantom_hu, write_sources
 
 from maesil.dicom_writer import SeriesIdentity, ct_series
 from maesil.errors import MaesilError, NoInputError
+from maesil.ingest.isolated import source_hash
 from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import find_files, scan
 from maesil.ingest.verdict import STATUSES
@@ -67,7 +69,6 @@ def junk(folder: Path) -> dict[str, str]:
         "picture.png": (b"\x89PNG\r\n\x1a\n" + bytes(1000), "not_medical"),
         "notes.txt.gz": (image.getvalue(), "gzip_of_something_else"),
         "cut.gz": (image.getvalue()[:20], "gzip_of_something_else"),
-        "export.zip": (b"PK\x03\x04" + bytes(100), "archive"),
         "zeros.dcm": (bytes(4096), "not_medical"),
         "DICOMDIR": (bytes(128) + b"DICM" + bytes(100), "dicomdir"),
     }
@@ -113,6 +114,59 @@ def test_links_that_the_user_names_are_followed(tree, tmp_path):
     (tmp_path / "folder").symlink_to(nifti.parent)
     assert len(scan([tmp_path / "folder"]).niftis) == 1
     assert len(scan([tmp_path / "file.nii.gz"]).niftis) == 1
+
+
+def test_links_are_followed_when_asked_each_file_once(tree, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "a" / "again").symlink_to(tmp_path / "a")
+    (tmp_path / "out").symlink_to(tree)
+    (tmp_path / "dangling").symlink_to("nowhere")
+    result = scan([tmp_path], follow_links=True)
+    assert result.found == sum(path.is_file() for path in tree.rglob("*")) + 1
+    assert len(result.niftis) == 1
+
+
+def zipped(tree: Path, path: Path, **more: bytes) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(tree.rglob("*")):
+            if file.is_file():
+                archive.write(file, Path("..") / ".." / file.relative_to(tree))
+        for name, data in more.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_archives_are_read_in_place(tree, tmp_path):
+    files = sum(path.is_file() for path in tree.rglob("*"))
+    path = zipped(tree, tmp_path / "all.zip", inner=zipped(tree, tmp_path / "inner").read_bytes())
+    (tmp_path / "inner").unlink()
+    before = path.read_bytes()
+    result = scan([tmp_path])
+    assert result.found == files + 2
+    assert len(result.niftis) == 1 and len(result.instances) == 2 * SHAPE[0]
+    assert {v.path.name: v.code for v in result.verdicts if v.code == "archive"} == {
+        "all.zip": "archive",
+        "inner": "archive",
+    }
+    assert all(path in header.path.parents for header in result.instances)
+    plain, archived = make_plan(scan([tree])).volumes, make_plan(result).volumes
+    hashes = [sorted(source_hash(item.source) for item in volumes) for volumes in (plain, archived)]
+    assert hashes[0] == hashes[1]
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_bad_archives_cost_nothing_but_themselves(tree, tmp_path):
+    whole = zipped(tree, tmp_path / "cut.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("zeros.nii", bytes(300 << 20))
+    found = {v.path.name: (v.status, v.code) for v in scan([tmp_path]).verdicts}
+    assert found == {
+        "cut.zip": ("quarantined", "bad_archive"),
+        "zeros.nii": ("quarantined", "size_limit"),
+        "bomb.zip": ("ignored", "archive"),
+    }
 
 
 def test_a_pipe_holds_up_nothing(tmp_path):

@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.geometry import shear_mm, world_of
-from maesil.ingest.dicom import CT_IMAGE, InstanceHeader
-from maesil.ingest.series import MIN_SLICES, Outcome, group_series, outcomes_of_series
+from maesil.ingest.header import CT_IMAGE, InstanceHeader
+from maesil.ingest.passes import MIN_SLICES
+from maesil.ingest.series import Outcome, group_series, outcomes_of_blank_series, outcomes_of_series
 from maesil.recipe import canonical_json
 
 
 def header(k: int, position, orientation=(1, 0, 0, 0, 1, 0), **more) -> InstanceHeader:
     values = {
-        "path": Path(f"/x/{k}"), "sop_instance": str(k), "sop_class": CT_IMAGE, "patient": "p", "study": "1.2",
+        "path": Path(f"/x/{k}"), "sop_class": CT_IMAGE, "patient": "p", "study": "1.2",
         "series": "1.2.3", "modality": "CT", "image_type": ("ORIGINAL", "PRIMARY", "AXIAL"), "rows": 64,
         "columns": 48, "frames": 1, "position": tuple(map(float, position)),
         "orientation": tuple(map(float, orientation)), "pixel_spacing": (0.7, 0.8),
@@ -56,7 +57,7 @@ def test_any_regular_stack_is_one_volume_in_the_order_of_positions(stack):
     slices, _, step = stack
     made = one(outcomes_of_series(slices)).stack
     assert made is not None
-    assert [int(h.sop_instance) for h in made.slices] == list(range(len(slices)))
+    assert [int(h.path.name) for h in made.slices] == list(range(len(slices)))
     for k, found in enumerate(made.slices):
         np.testing.assert_allclose(world_of(made.affine, [k, 0, 0]), found.position, atol=5e-3)
     tilted = abs(np.dot(step, made.affine[:3, 1])) > 1e-6
@@ -69,7 +70,7 @@ def test_missing_slices_are_listed(stack, data):
     slices, _, _ = stack
     count = len(slices)
     missing = data.draw(st.sets(st.integers(1, count - 2), min_size=1, max_size=max(1, min(4, count - MIN_SLICES))))
-    left = [h for h in slices if int(h.sop_instance) not in missing]
+    left = [h for h in slices if int(h.path.name) not in missing]
     outcome = one(outcomes_of_series(left))
     if len(left) < MIN_SLICES:
         assert (outcome.status, outcome.refusal.code) == ("skipped", "too_few_slices")
@@ -86,7 +87,7 @@ def test_missing_slices_are_listed(stack, data):
 @given(stacks(), st.integers(2, 13), st.floats(0.02, 0.45))
 def test_a_slice_out_of_step_is_refused(stack, k, share):
     slices, first, step = stack
-    moved = [header(k, first + (k + share) * step, h.orientation) if int(h.sop_instance) == k else h for h in slices]
+    moved = [header(k, first + (k + share) * step, h.orientation) if int(h.path.name) == k else h for h in slices]
     if np.linalg.norm(step) * share < 0.01:
         return
     outcome = one(outcomes_of_series(moved))
@@ -99,7 +100,7 @@ def test_a_slice_out_of_step_is_refused(stack, k, share):
 def test_a_slice_aside_is_refused(stack, k):
     slices, first, step = stack
     aside = np.asarray(slices[0].orientation[:3]) * max(0.6, 0.2 * np.linalg.norm(step))
-    moved = [header(k, first + k * step + aside, h.orientation) if int(h.sop_instance) == k else h for h in slices]
+    moved = [header(k, first + k * step + aside, h.orientation) if int(h.path.name) == k else h for h in slices]
     outcome = one(outcomes_of_series(moved))
     assert outcome.stack is None and outcome.refusal.code == "drift"
     canonical_json(outcome.refusal.numbers)
@@ -197,14 +198,22 @@ def test_all_positions_equal_without_pixels_to_read_never_ends_the_run(tmp_path)
     assert all(o.stack is None for o in outcomes)
 
 
-def test_groups_never_mix_patients_studies_series_or_blank_folders():
+def test_groups_never_mix_patients_studies_or_series():
     base = straight(2)
-    others = [
-        header(10, (0, 0, 0), patient="q"),
-        header(11, (0, 0, 0), study="1.9"),
-        header(12, (0, 0, 0), series="1.2.4"),
-        header(13, (0, 0, 0), series="", path=Path("/a/1")),
-        header(14, (0, 0, 0), series="", path=Path("/b/1")),
-    ]
-    groups = group_series([*base, *others])
-    assert sorted(map(len, groups.values())) == [1, 1, 1, 1, 1, 2]
+    others = [header(10, (0, 0, 0), patient="q"), header(11, (0, 0, 0), study="1.9"), header(12, (0, 0, 0), series="1")]
+    groups = group_series([*base, *others, header(13, (0, 0, 0), series="", path=Path("/a/1"))])
+    assert sorted(map(len, groups.values())) == [1, 1, 1, 2]
+
+
+def blank(slices: list[InstanceHeader], folder: str) -> list[InstanceHeader]:
+    return [replace(h, series="", path=Path(folder) / h.path.name) for h in slices]
+
+
+def test_blank_series_are_told_apart_by_their_folders_and_joined_only_to_become_whole():
+    slices = straight(40)
+    apart = outcomes_of_blank_series(blank(straight(20), "/a") + blank(straight(20, start=7.3), "/b"))
+    assert [len(o.stack.slices) for _, o in apart] == [20, 20]
+    joined = outcomes_of_blank_series(blank(slices[0:9], "/a") + blank(slices[9:28], "/b") + blank(slices[28:], "/c"))
+    assert [len(o.stack.slices) for _, o in joined] == [40]
+    holed = outcomes_of_blank_series(blank(slices[0:20], "/a") + blank(slices[21:], "/b"))
+    assert [len(o.stack.slices) for _, o in holed] == [20, 19]

@@ -15,9 +15,11 @@ from maesil.cache.reader import SuperpatchReader
 from maesil.dicom_writer import SeriesIdentity, write_dicom_series
 from maesil.errors import Refused, StoreError
 from maesil.ingest import tile as tile_module
-from maesil.ingest.plan import Source, make_plan
+from maesil.ingest.decode import read, source_hash
+from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import scan
-from maesil.ingest.volume import BuildOrder, build, read, source_hash
+from maesil.ingest.source import Source
+from maesil.ingest.volume import BuildOrder, build
 from maesil.nifti_export import write_nifti
 from maesil.store import Store
 from maesil.types import AIR_HU

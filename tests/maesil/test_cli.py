@@ -380,4 +380,4 @@ def test_odd_values_in_headers_make_no_noise(tmp_path, sources, home):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **home})
     assert done.returncode == 0, done.stderr
     assert "DOE" not in done.stderr + done.stdout and "Warning" not in done.stderr
-    assert np.all([re.match(r"(scan|hash|build): ", line) for line in done.stderr.splitlines()]), done.stderr
+    assert np.all([re.match(r"(scan|hash|build|report): ", line) for line in done.stderr.splitlines()]), done.stderr

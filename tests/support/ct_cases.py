@@ -474,6 +474,7 @@ def no_preamble(folder: Path, who: str) -> None:
 
 def everything() -> Sequence[str]:
     """Names of all cases, those of intensities and encodings too."""
-    import support.ct_encodings  # noqa: F401  (registers its cases)
+    import support.ct_encodings
+    import support.ct_unlisted  # noqa: F401  (both register their cases)
 
     return list(CASES)

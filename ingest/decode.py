@@ -1,0 +1,78 @@
+"""Decoding a source to HU and hashing it: what runs in the child process of `maesil.ingest.isolated`.
+
+Nothing here is called from the process that holds the key or writes the store, except by tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from itertools import chain, pairwise
+
+import numpy as np
+
+from maesil.errors import Refused
+from maesil.ingest.dicom import pixel_digest, read_slices_hu
+from maesil.ingest.nifti import read_nifti
+from maesil.ingest.scanned import Allocate, Scanned, plain_arrays
+from maesil.ingest.source import Source
+
+
+def source_hash(source: Source) -> str:
+    """Return a SHA-256 (hex) over all that decides the voxels: a rename changes nothing, one edited pixel does."""
+    digest = hashlib.sha256()
+    if source.kind == "slices":
+        for path in source.paths:
+            digest.update(pixel_digest(path))
+        digest.update(_order_of(source))
+    else:
+        scan = read(source)
+        digest.update(str(scan.shape).encode())
+        digest.update(np.ascontiguousarray(scan.affine).tobytes())
+        digest.update(scan.hu.data)
+        digest.update(scan.valid.data)
+    return digest.hexdigest()
+
+
+def read(source: Source, allocate: Allocate = plain_arrays) -> Scanned:
+    """Decode a source to HU on its own grid; `Refused` with a code if it cannot be trusted."""
+    if source.kind == "nifti":
+        return read_nifti(source.paths[0], prefer=source.prefer, allocate=allocate)
+    return _read_slices(source, allocate)
+
+
+def _order_of(source: Source) -> bytes:
+    """Return what of a plan decides the voxels beside the files: nothing for a plain stack of single slices."""
+    plain = tuple((n, None) for n in range(len(source.paths)))
+    return b"" if source.planes == plain else repr(source.planes).encode()
+
+
+def _read_slices(source: Source, allocate: Allocate) -> Scanned:
+    there = [z for z, plane in enumerate(source.planes) if plane is not None]
+    slices = read_slices_hu((source.paths[n], frame) for n, frame in filter(None, source.planes))
+    first = next(slices)
+    rows, columns = first.hu.shape
+    hu, valid = allocate((len(source.planes), rows, columns))
+    notes: set[str] = set()
+    for z, found in zip(there, chain([first], slices), strict=True):
+        if found.hu.shape != first.hu.shape:
+            sizes = f"{found.hu.shape}, {first.hu.shape}"
+            raise Refused("bad_pixels", f"slice {z} has another size than the first: {sizes}")
+        hu[z], valid[z] = found.hu, found.valid
+        notes |= found.notes
+    assert source.affine is not None
+    return Scanned(hu, valid, source.affine, tuple(sorted(notes)), source.technical)
+
+
+def with_missing_slices(scan: Scanned, source: Source) -> Scanned:
+    """Return the scan with the slices its plan calls missing interpolated between their neighbours, linearly."""
+    there = [z for z, plane in enumerate(source.planes) if plane is not None]
+    if len(there) == len(source.planes):
+        return scan
+    filled = np.zeros(scan.hu.shape, dtype=bool)
+    for below, above in pairwise(there):
+        for z in range(below + 1, above):
+            share = np.float32((z - below) / (above - below))
+            scan.hu[z] = (1 - share) * scan.hu[below] + share * scan.hu[above]
+            filled[z] = scan.valid[below] & scan.valid[above]
+    return replace(scan, filled=filled)

@@ -1,0 +1,124 @@
+"""The child process of `maesil.ingest.isolated`: waits for a request, decodes within its limits, answers."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import resource
+import signal
+import socket
+import sys
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maesil.errors import Refused
+from maesil.ingest import decode
+from maesil.ingest.dicom import hu_digest
+from maesil.ingest.isolated import receive, send
+from maesil.ingest.source import Source
+from maesil.types import Zyx
+
+_PR_SET_PDEATHSIG = 1
+
+
+class _Shared:
+    """Shared memory for one volume."""
+
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
+
+    def allocate(self, shape: Zyx) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        voxels = int(np.prod([int(n) for n in shape]))
+        self.descriptor = os.memfd_create("volume", os.MFD_CLOEXEC)
+        os.ftruncate(self.descriptor, 5 * voxels)
+        memory = mmap.mmap(self.descriptor, 5 * voxels)
+        hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
+        return hu, np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
+
+    def close(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+
+
+def main(descriptor: int, parent: int) -> None:
+    """Serve requests until the other side is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be tied to
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    warnings.simplefilter("ignore")
+    connection = socket.socket(fileno=descriptor)
+    while True:
+        try:
+            request, _ = receive(connection)
+        except (EOFError, OSError):
+            return
+        shared = _Shared()
+        send(connection, _answer(request, shared), shared.descriptor)
+        shared.close()
+
+
+def _answer(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
+    try:
+        _limit(**request["limits"])
+        return _carry_out(request, shared)
+    except Refused as refusal:
+        return {"refused": [refusal.code, refusal.detail, refusal.numbers]}
+    except MemoryError:
+        return {"memory": True}
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        return {"refused": ["damaged_file", f"the file cannot be read to its end ({error})", {}]}
+    except OSError as error:
+        if error.errno == errno.ENOMEM:  # what mmap calls it
+            return {"memory": True}
+        return {"os_error": [error.errno or 0, error.strerror or str(error)]}
+    except Exception as error:
+        return {"unexpected": f"{type(error).__name__}: {error}"}
+
+
+def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
+    if request["task"] == "hu_digest":
+        return {"hash": hu_digest(Path(request["path"]), request["frame"]).hex()}
+    source = _source(request["source"])
+    if request["task"] == "source_hash":
+        return {"hash": decode.source_hash(source)}
+    scan = decode.read(source, shared.allocate)
+    affine = np.asarray(scan.affine).tolist()
+    return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source}
+
+
+def _source(document: dict[str, Any]) -> Source:
+    affine = document["affine"]
+    return Source(
+        kind=document["kind"],
+        paths=tuple(map(Path, document["paths"])),
+        planes=tuple(None if plane is None else (plane[0], plane[1]) for plane in document["planes"]),
+        affine=None if affine is None else np.asarray(affine, dtype=np.float64),
+        technical=document["technical"],
+        prefer=document["prefer"],
+    )
+
+
+def _limit(memory_bytes: int, cpu_seconds: int) -> None:
+    """Allow so much more address space and processor time than has been taken by now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    _soft(resource.RLIMIT_AS, pages * mmap.PAGESIZE + memory_bytes)
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    _soft(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds)
+
+
+def _soft(what: int, value: int) -> None:
+    hard = resource.getrlimit(what)[1]
+    resource.setrlimit(what, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,293 @@
+"""Reading DICOM headers: what planning needs of every slice, the frames of a multi-frame object among them.
+
+A frame of an Enhanced CT (PS3.3 A.38, C.7.6.16) is a slice like any other, once the attributes of its functional
+groups stand where a single-frame object has them: one set of rules decides on both.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from pydicom.datadict import dictionary_VR
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
+
+from maesil.errors import Refused
+from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Shared = TypeVar("Shared")
+
+CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
+ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
+MAX_FRAMES = 65536
+
+TECHNICAL_TAGS = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "SliceThickness",
+    "KVP",
+    "ConvolutionKernel",
+    "ReconstructionDiameter",
+    "GantryDetectorTilt",
+    "PatientPosition",
+    "ContrastBolusAgent",
+    "LossyImageCompression",
+)
+"""The only tags that reach the store (allow list)."""
+
+_IDENTITY_TAGS = (
+    "SOPInstanceUID",
+    "SOPClassUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+)
+_PATIENT_TAGS = ("IssuerOfPatientID", "PatientID")
+_GEOMETRY_TAGS = (
+    "Rows",
+    "Columns",
+    "NumberOfFrames",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+)
+_ACQUISITION_TAGS = (
+    "AcquisitionNumber",
+    "KVP",
+    "ConvolutionKernel",
+    "TemporalPositionIndex",
+    "NominalPercentageOfCardiacPhase",
+    "TemporalPositionIdentifier",
+    "ImageType",
+    "FrameOfReferenceUID",
+)
+_TIME_TAGS = ("AcquisitionDateTime", "AcquisitionTime", "FrameAcquisitionDateTime", "TriggerTime", "ContentTime")
+_BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
+_HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
+_OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber", *_BODY_PART_TAGS)
+_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_WANTED = list(
+    dict.fromkeys(
+        (
+            *_IDENTITY_TAGS, *_GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS, *_GROUPS,
+        )
+    )
+)  # fmt: skip
+
+
+def _tags(*names: str) -> dict[str, tuple[BaseTag, str]]:
+    """Return tag and value representation of attributes by their keywords."""
+    return {name: (Tag(name), dictionary_VR(Tag(name))) for name in names}
+
+
+_HEADER_TAGS = _tags(*(name for name in _WANTED if name not in _GROUPS))
+_CLASS_TAGS = _tags("SOPClassUID", "Modality", "ImagePositionPatient")
+_META_TAGS = _tags("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+_BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
+_FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceHeader:
+    """What planning needs of one slice. Lengths in mm, LPS."""
+
+    path: Path
+    sop_class: str
+    patient: str
+    study: str
+    series: str
+    modality: str
+    image_type: tuple[str, ...]
+    rows: int
+    columns: int
+    frames: int
+    position: tuple[float, ...] | None
+    orientation: tuple[float, ...] | None
+    pixel_spacing: tuple[float, ...] | None
+    acquisition: tuple[str, ...]
+    """What tells two passes over the same positions apart: acquisition number, kernel, tube voltage, phase..."""
+    transfer_syntax: str
+    technical: dict[str, Any]
+    moment: tuple[str, ...] = ()
+    """When it was acquired, and the object it is a frame of: tells passes apart where nothing better does."""
+    frame: int | None = None
+    """Index within a multi-frame object."""
+    burned_in: bool = False
+    """The header says that the pixels may show the patient's identity."""
+    head: bool = False
+    """The header says that the face may be in it, from which a person can be known."""
+
+
+def without_warnings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Silence pydicom, which warns of each odd value when it is read; what matters is checked here."""
+
+    @functools.wraps(function)
+    def quiet(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function(*args, **kwargs)
+
+    return quiet
+
+
+@without_warnings
+def read_headers(path: Path) -> list[InstanceHeader]:
+    """Read the header of each slice of a file; `Refused` with code ``not_ct...`` for other objects, or what is broken.
+
+    One header for a single-frame object, one a frame for a multi-frame object.
+    """
+    dataset = read_dataset(path, tags=_WANTED, max_bytes=MAX_HEADER_BYTES)
+    try:
+        sop_class = _sop_class(dataset)
+        if sop_class in ENHANCED_CT:
+            return [_header(path, dataset, frame, sop_class, n) for n, frame in enumerate(frame_datasets(dataset))]
+        return [_header(path, dataset, dataset, sop_class, None)]
+    except Refused:
+        raise
+    except Exception as error:  # values are parsed when they are asked for, and pydicom raises anything then
+        raise Refused("bad_header", f"a value of the header cannot be read ({error})") from error
+
+
+def frame_datasets(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield, for each frame, the attributes a single-frame object would have; `Refused` if frames are not described."""
+    shared = _flat(dataset.get(_GROUPS[0]) or [Dataset()])
+    per_frame = dataset.get(_GROUPS[1]) or []
+    count = int(dataset.get("NumberOfFrames") or 0)
+    if not 0 < count <= MAX_FRAMES:
+        raise Refused("size_limit", f"expected 1 to {MAX_FRAMES} frames, found {count}")
+    if len(per_frame) != count:
+        raise Refused("bad_enhanced", f"expected functional groups of {count} frames, found {len(per_frame)}")
+    top = Dataset()
+    top.update({element.tag: element for element in dataset if element.keyword not in (*_GROUPS, "PixelData")})
+    for item in per_frame:
+        frame = Dataset()
+        for part in (top, shared, _flat([item])):
+            frame.update(part)
+        yield frame
+
+
+def _flat(groups: Any) -> Dataset:
+    """Return the attributes of all macros of a functional group in one data set, under their single-frame names."""
+    flat = Dataset()
+    for macro in groups[0]:
+        if macro.VR == "SQ" and len(macro.value) == 1:
+            flat.update(macro.value[0])
+    for name, plain in _FRAME_NAMES.items():
+        if name in flat:
+            setattr(flat, plain, flat[name].value)
+    return flat
+
+
+def _sop_class(dataset: FileDataset) -> str:
+    texts, meta = _texts(dataset, _CLASS_TAGS), _texts(dataset.file_meta, _META_TAGS)
+    sop_class = texts["SOPClassUID"] or meta["MediaStorageSOPClassUID"]
+    if not sop_class and texts["Modality"] == "CT" and texts["ImagePositionPatient"]:
+        return CT_IMAGE  # blanked by an anonymiser; all that a CT image needs is there
+    if sop_class not in (CT_IMAGE, *ENHANCED_CT):
+        name = UID(sop_class).name if sop_class else "no SOP class"
+        raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
+    if (modality := texts["Modality"] or "CT") != "CT":
+        raise Refused("not_ct_modality", f"expected modality CT, found {modality}")
+    return sop_class
+
+
+def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None) -> InstanceHeader:
+    meta = _texts(dataset.file_meta, _META_TAGS)
+    texts = _texts(frame, _HEADER_TAGS)
+    instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]
+    series = texts["SeriesInstanceUID"]
+    # Where the series UID was blanked, the number of the series is all that is left of it.
+    series_number = "" if series else texts["SeriesNumber"]
+    body_part = " ".join(texts[tag] for tag in _BODY_PART_TAGS).upper()
+    return InstanceHeader(
+        path=path,
+        sop_class=_one(sop_class),
+        patient=_one("|".join(filter(None, (texts[tag] for tag in _PATIENT_TAGS)))),
+        study=_one(texts["StudyInstanceUID"]),
+        series=_one(series),
+        modality="CT",
+        image_type=_one(tuple(value.strip() for value in texts["ImageType"].upper().split("\\"))),
+        rows=int(texts["Rows"] or 0),
+        columns=int(texts["Columns"] or 0),
+        frames=int(texts["NumberOfFrames"] or 1),
+        position=_numbers(texts["ImagePositionPatient"], 3),
+        orientation=_one(_numbers(texts["ImageOrientationPatient"], 6)),
+        pixel_spacing=_one(_numbers(texts["PixelSpacing"], 2)),
+        acquisition=_one((*(texts[tag] for tag in _ACQUISITION_TAGS), series_number)),
+        transfer_syntax=_one(meta["TransferSyntaxUID"]),
+        technical=_technical(frame, tuple(texts[tag] for tag in TECHNICAL_TAGS)),
+        moment=_one((*(texts[tag] for tag in _TIME_TAGS), "" if number is None else instance)),
+        frame=number,
+        burned_in=texts["BurnedInAnnotation"].upper() == "YES",
+        head=any(word in body_part for word in _HEAD_WORDS),
+    )
+
+
+def _texts(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
+    """Return values as texts, empty where absent: far faster than having pydicom convert each of them."""
+    return {name: _text(dataset.get_item(tag), vr) for name, (tag, vr) in tags.items()}
+
+
+def _text(element: Any, vr: str) -> str:
+    if element is None or element.value is None:
+        return ""
+    value = element.value
+    if isinstance(value, bytes):  # not yet converted
+        if vr in _BINARY:
+            order = "<" if element.is_little_endian else ">"
+            return "\\".join(map(str, np.frombuffer(value, order + _BINARY[vr]).tolist()))
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            value = value.decode("latin-1")
+    elif not isinstance(value, str) and isinstance(value, Sequence):
+        value = "\\".join(map(str, value))
+    return str(value).strip(" \0")
+
+
+_ones: dict[Any, Any] = {}
+
+
+def _one(value: Shared) -> Shared:
+    """Return the one object of this value: millions of slices say the same few things."""
+    return _ones.setdefault(value, value)  # type: ignore[no-any-return]
+
+
+def _technical(dataset: Dataset, texts: tuple[str, ...]) -> dict[str, Any]:
+    key = ("technical", texts)
+    if key not in _ones:
+        _ones[key] = technical_tags(dataset)
+    return _ones[key]  # type: ignore[no-any-return]
+
+
+def technical_tags(dataset: Dataset) -> dict[str, Any]:
+    """Return the allow-listed tags as JSON-ready values."""
+    found: dict[str, Any] = {}
+    for tag in TECHNICAL_TAGS:
+        value = dataset.get(tag)
+        if value not in (None, ""):
+            number = float(value) if isinstance(value, (int, float)) else None
+            if number is None or math.isfinite(number):
+                found[tag] = str(value) if number is None else number
+    if "ContrastBolusAgent" in found:
+        found["ContrastBolusAgent"] = "given"  # free text; that there was one is all that is needed
+    return found
+
+
+def _numbers(text: str, count: int) -> tuple[float, ...] | None:
+    values = text.split("\\")
+    if len(values) != count:
+        return None
+    numbers = tuple(map(float, values))
+    return numbers if all(map(math.isfinite, numbers)) else None

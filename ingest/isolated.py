@@ -1,0 +1,204 @@
+"""Decoding in a child process with limits of memory, processor and wall-clock time.
+
+Decoders are C and Rust, fed with files from anywhere: a crash, or a file that unpacks without end, costs one volume and
+never the run. One child lives as long as its process and is replaced after a failure. It gives voxels back through
+shared memory and everything else as JSON, so that nothing it says is executed; it dies with its parent.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maesil.errors import Refused
+from maesil.ingest.scanned import Scanned
+from maesil.ingest.source import Source
+
+MEMORY_BYTES = 1 << 29
+"""What a child may take beside the voxels that the plan knows of."""
+SECONDS = 120.0
+SECONDS_PER_BYTE = 1e-6
+CPU_SHARE = 0.5
+"""Of the wall-clock limit."""
+_LENGTH = 4
+
+
+def read(source: Source) -> Scanned:
+    """Decode a source to HU on its own grid, as `maesil.ingest.decode.read`."""
+    answer, descriptor = _child().ask({"task": "read", "source": _document(source)}, source.decoded_bytes)
+    assert descriptor is not None
+    shape, affine = answer["shape"], np.asarray(answer["affine"], dtype=np.float64)
+    voxels = int(np.prod(shape))
+    with contextlib.closing(os.fdopen(descriptor, "rb")):
+        memory = mmap.mmap(descriptor, 5 * voxels)  # stays as long as an array looks into it
+    hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
+    valid = np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
+    return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"])
+
+
+def source_hash(source: Source) -> str:
+    """Return the hash of a source, as `maesil.ingest.decode.source_hash`."""
+    answer, _ = _child().ask({"task": "source_hash", "source": _document(source)}, source.decoded_bytes)
+    return str(answer["hash"])
+
+
+def hu_digest(path: Path, frame: int | None = None) -> bytes:
+    """Return the digest of one slice, as `maesil.ingest.dicom.hu_digest`."""
+    answer, _ = _child().ask({"task": "hu_digest", "path": str(path), "frame": frame}, 0)
+    return bytes.fromhex(answer["hash"])
+
+
+def _document(source: Source) -> dict[str, Any]:
+    affine = None if source.affine is None else source.affine.tolist()
+    return {
+        "kind": source.kind,
+        "paths": [str(path) for path in source.paths],
+        "planes": source.planes,
+        "affine": affine,
+        "technical": source.technical,
+        "prefer": source.prefer,
+    }
+
+
+class Child:
+    """A process that decodes for this one; started when first asked."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def ask(self, request: dict[str, Any], decoded_bytes: int) -> tuple[dict[str, Any], int | None]:
+        """Return the child's answer and, where it sends one, the descriptor of shared memory with the voxels.
+
+        Raises what the child raised; `Refused` if it died or took more than its limits.
+        """
+        wall = SECONDS + SECONDS_PER_BYTE * decoded_bytes
+        limits = {"memory_bytes": MEMORY_BYTES + 3 * decoded_bytes, "cpu_seconds": int(CPU_SHARE * wall)}
+        with self._lock:
+            connection = self._connected()
+            connection.settimeout(wall)
+            try:
+                send(connection, {**request, "limits": limits})
+                answer, descriptor = receive(connection)
+            except TimeoutError:
+                self.stop()
+                raise Refused("decode_time", f"decoding took more than {wall:.0f} s and was ended") from None
+            except (OSError, EOFError):
+                raise self._death(wall) from None
+            except BaseException:  # interrupted: what it answers must not be taken for the next answer
+                self.stop()
+                raise
+        return _unless_raised(answer), descriptor
+
+    def stop(self) -> int | None:
+        """End the child; return its exit status if it had ended by itself."""
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if process is None:
+            return None
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(timeout=0.5)
+        process.kill()
+        process.wait()
+        return None
+
+    def _connected(self) -> socket.socket:
+        if self._process is not None and self._process.poll() is not None:
+            self.stop()
+        if self._socket is None:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                # What this process can import, the child can; -P: what lies in the working directory, it shall not.
+                environment = {
+                    **os.environ,
+                    "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                }
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "maesil.ingest.decode_child", str(theirs.fileno()), str(os.getpid())],
+                    pass_fds=(theirs.fileno(),), env=environment,
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )  # fmt: skip
+            self._socket = ours
+        return self._socket
+
+    def _death(self, wall: float) -> Refused:
+        status = self.stop()
+        if status == -signal.SIGXCPU:
+            return Refused("decode_time", f"decoding took more than {CPU_SHARE * wall:.0f} s of processor time")
+        if status == -signal.SIGKILL:
+            return Refused(
+                "decoder_killed", "the process that decodes was killed from outside; most likely out of memory"
+            )
+        return Refused("decoder_crashed", f"the decoder crashed (status {status}) on this source; it is damaged")
+
+
+def _unless_raised(answer: dict[str, Any]) -> dict[str, Any]:
+    if "refused" in answer:
+        code, detail, numbers = answer["refused"]
+        raise Refused(code, detail, **numbers)
+    if "os_error" in answer:
+        raise OSError(*answer["os_error"])
+    if "memory" in answer:
+        raise Refused("decode_memory", "decoding took more memory than what the header claims can need")
+    if "unexpected" in answer:
+        raise Refused("unexpected", answer["unexpected"])
+    return answer
+
+
+def send(connection: socket.socket, document: dict[str, Any], descriptor: int | None = None) -> None:
+    """Send a document and, with it, a descriptor."""
+    data = json.dumps(document, default=_plain).encode()
+    header = len(data).to_bytes(_LENGTH, "little")
+    if descriptor is None:
+        connection.sendall(header)
+    else:
+        socket.send_fds(connection, [header], [descriptor])
+    connection.sendall(data)
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as JSON knows it, anything else as text."""
+    return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
+    """Return a document and the descriptor that came with it; `EOFError` if the other side is gone."""
+    header, descriptors, _, _ = socket.recv_fds(connection, _LENGTH, 1)
+    if len(header) < _LENGTH:
+        raise EOFError("the other side is gone")
+    left, parts = int.from_bytes(header, "little"), []
+    while left:
+        if not (part := connection.recv(min(left, 1 << 20))):
+            raise EOFError("the other side is gone")
+        parts.append(part)
+        left -= len(part)
+    document: dict[str, Any] = json.loads(b"".join(parts))
+    return document, descriptors[0] if descriptors else None
+
+
+_children: list[Child] = []
+
+
+def _child() -> Child:
+    """Return this process's child: one of a forked parent is not ours to talk to."""
+    if not _children or _children[0].owner != os.getpid():
+        _children[:] = [Child()]
+        atexit.register(_children[0].stop)
+    return _children[0]

@@ -1,0 +1,113 @@
+"""Several passes over the same positions in one series: copies are dropped, phases told apart, the rest refused."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maesil.errors import Refused
+from maesil.ingest.header import InstanceHeader
+from maesil.ingest.isolated import hu_digest
+
+MIN_SLICES = 16
+
+_SAME_POSITION_MM = 0.01
+_GAP_TOLERANCE = 0.01
+_GAP_TOLERANCE_MM = 0.002
+
+Pass = tuple[str, list[InstanceHeader]]
+"""What names a pass, and its slices."""
+
+
+def normal_of(header: InstanceHeader) -> NDArray[np.float64]:
+    """Return the unit normal of a slice's plane."""
+    assert header.orientation is not None
+    return unit(np.cross(header.orientation[:3], header.orientation[3:]))
+
+
+def unit(vector: NDArray[np.float64] | Sequence[float]) -> NDArray[np.float64]:
+    """Return a direction of length 1: files round their cosines, and 0.5 % would shift the far side by a millimetre."""
+    return np.asarray(vector, dtype=np.float64) / np.linalg.norm(vector)
+
+
+def along(part: Sequence[InstanceHeader]) -> NDArray[np.float64]:
+    """Return each slice's place (mm) along the normal of the first slice's plane."""
+    return np.asarray([header.position for header in part], dtype=np.float64) @ normal_of(part[0])
+
+
+def uneven(gaps: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which gaps (mm) differ from their mean by more than 1 %."""
+    mean = float(gaps.mean())
+    return np.asarray(np.abs(gaps - mean) > np.maximum(_GAP_TOLERANCE * mean, _GAP_TOLERANCE_MM))
+
+
+def without_copies(part: Sequence[InstanceHeader]) -> tuple[list[InstanceHeader], list[InstanceHeader], bool]:
+    """Return (slices by position, those whose pixels another one has, whether several are left at one position)."""
+    places = along(part)
+    order = np.argsort(places, kind="stable")
+    ordered = [part[i] for i in order]
+    together = np.split(np.arange(len(ordered)), np.nonzero(np.diff(places[order]) > _SAME_POSITION_MM)[0] + 1)
+    kept: list[InstanceHeader] = []
+    copies: list[InstanceHeader] = []
+    for same in together:
+        by_pixels: dict[bytes, InstanceHeader] = {}
+        for i in same:
+            digest = hu_digest(ordered[i].path, ordered[i].frame) if len(same) > 1 else b""
+            if by_pixels.setdefault(digest, ordered[i]) is not ordered[i]:
+                copies.append(ordered[i])
+        kept.extend(by_pixels.values())
+    return kept, copies, len(kept) > len(together)
+
+
+def told_apart(slices: Sequence[InstanceHeader]) -> list[Pass]:
+    """Split slices that share positions by the first thing in their headers that gives passes of unique positions.
+
+    `Refused` with ``position_conflict`` if nothing does.
+    """
+    columns = [[header.acquisition[n] for header in slices] for n in range(len(slices[0].acquisition))]
+    columns.append(["/".join(filter(None, header.acquisition)) for header in slices])
+    columns += [[header.moment[n] for header in slices] for n in range(len(slices[0].moment))]
+    for values in columns:
+        passes = _by_value(slices, values)
+        # A value of its own for nearly every slice tells slices apart, not passes.
+        in_whole_passes = sum(len(same) for _, same in passes if len(same) >= MIN_SLICES)
+        if in_whole_passes * 2 > len(slices) and all(_unique_positions(same) for _, same in passes):
+            return passes
+    raise Refused(
+        "position_conflict",
+        "several slices at one position with different pixels, and nothing in the headers tells them apart",
+        slices=len(slices),
+    )
+
+
+def interleaved(slices: Sequence[InstanceHeader]) -> list[Pass]:
+    """Return the passes of slices that lie between one another, if each is regular by itself; else nothing.
+
+    Two phases shifted by half a step look like one finer scan. Acquisitions one behind the other are one scan.
+    """
+    passes = _by_value(slices, ["/".join(filter(None, header.acquisition)) for header in slices])
+    if len(passes) < 2:
+        return []
+    names = {id(header): name for name, same in passes for header in same}
+    ordered = [names[id(slices[i])] for i in np.argsort(along(slices), kind="stable")]
+    runs = 1 + sum(a != b for a, b in pairwise(ordered))
+    return passes if runs > len(passes) and all(_regular(same) for _, same in passes) else []
+
+
+def _by_value(slices: Sequence[InstanceHeader], values: Iterable[str]) -> list[Pass]:
+    passes: dict[str, list[InstanceHeader]] = defaultdict(list)
+    for header, value in zip(slices, values, strict=True):
+        passes[value].append(header)
+    return sorted(passes.items())
+
+
+def _unique_positions(slices: Sequence[InstanceHeader]) -> bool:
+    return bool((np.diff(np.sort(along(slices))) > _SAME_POSITION_MM).all())
+
+
+def _regular(slices: Sequence[InstanceHeader]) -> bool:
+    return len(slices) > 2 and not uneven(np.diff(np.sort(along(slices)))).any()

@@ -1,0 +1,33 @@
+"""What there is to read for one volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from maesil.geometry import Affine
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a worker needs to read one volume; holds no identity."""
+
+    kind: str
+    """``slices`` or ``nifti``."""
+    paths: tuple[Path, ...]
+    planes: tuple[tuple[int, int | None] | None, ...] = ()
+    """For each slice its file (number in ``paths``) and frame; None where one is missing and to be interpolated."""
+    affine: Affine | None = None
+    """Of the stack of slices; the other kinds carry theirs in the file."""
+    notes: tuple[str, ...] = ()
+    technical: dict[str, Any] = field(default_factory=dict)
+    decoded_bytes: int = 0
+    """How much memory reading it takes, as its headers say."""
+    prefer: str = ""
+    """``sform`` or ``qform``: decides where a NIfTI's two forms differ."""
+
+    @property
+    def name(self) -> str:
+        """What to call the source in messages: the file, or the folder of the first slice."""
+        return str(self.paths[0] if self.kind == "nifti" or len(self.paths) == 1 else self.paths[0].parent)

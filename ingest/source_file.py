@@ -1,0 +1,160 @@
+"""Opening a source: a plain file, or a member of a zip archive read in place (nothing is extracted to disk).
+
+A member is named by the path of its archive with the member's name behind it. What unpacks to more than its budget is
+refused before it is unpacked.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
+
+import pydicom
+from pydicom.dataset import FileDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+
+from maesil.errors import Refused
+
+MAX_HEADER_BYTES = 1 << 24
+"""A header behind which the pixels have not begun by then is no header."""
+MAX_MEMBER_BYTES = 1 << 32
+MAX_RATIO = 250
+"""Deflated CT shrinks by 2 to 20; beyond this ratio a large source is a bomb."""
+RATIO_MATTERS_ABOVE = 1 << 27
+WHOLE_MEMBER_BYTES = 1 << 26
+_DEFLATED = str(DeflatedExplicitVRLittleEndian).encode()
+_META_LENGTH_AT = 140
+
+
+def open_source(path: Path) -> IO[bytes]:
+    """Return a readable, seekable stream of a file or of a member of an archive; `Refused` beyond the limits."""
+    try:
+        return path.open("rb")
+    except NotADirectoryError:
+        archive, name = archive_and_member(path)
+        return _open_member(archive, name)
+
+
+def file_on_disk(path: Path) -> Path:
+    """Return the file itself, or the archive it is a member of."""
+    try:
+        path.lstat()
+        return path
+    except NotADirectoryError:
+        return archive_and_member(path)[0]
+
+
+def archive_and_member(path: Path) -> tuple[Path, str]:
+    """Return the archive on disk and the name within it; `Refused` if nothing of that name is there."""
+    for parent in path.parents:
+        if parent.is_file():
+            return parent, path.relative_to(parent).as_posix()
+    raise Refused("vanished", "the file was there when the folder was scanned and is gone now")
+
+
+def is_bomb(packed: int, unpacked: int) -> bool:
+    """Return whether a source of so many bytes claims more than CT can unpack to."""
+    return unpacked > RATIO_MATTERS_ABOVE and unpacked > MAX_RATIO * max(packed, 1)
+
+
+@functools.lru_cache(maxsize=4)
+def _archive(path: Path, modified: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    archive = zipfile.ZipFile(path)
+    infos: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        if not info.is_dir():
+            name = member_name(info)
+            while name in infos:  # two members of one name are two files
+                name += "~"
+            infos[name] = info
+    return archive, infos
+
+
+def members(path: Path) -> dict[str, zipfile.ZipInfo]:
+    """Return the members of an archive by a name that stays within it; raises `zipfile.BadZipFile`."""
+    return _archive(path, path.stat().st_mtime_ns)[1]
+
+
+def member_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a member without what would lead out of the archive."""
+    parts = info.filename.replace("\\", "/").replace("\0", "").split("/")
+    return "/".join(part for part in parts if part not in ("", ".", "..")) or "unnamed"
+
+
+def _open_member(path: Path, name: str) -> IO[bytes]:
+    try:
+        archive, infos = _archive(path, path.stat().st_mtime_ns)
+        info = infos[name]
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise Refused("vanished", "the archive no longer holds this file") from error
+    check_member(info)
+    member = archive.open(info)
+    if info.file_size > WHOLE_MEMBER_BYTES:
+        return member
+    with member:  # reading back and forth in a compressed stream is slow: small members are unpacked at once
+        return io.BytesIO(member.read())
+
+
+def check_member(info: zipfile.ZipInfo) -> None:
+    """Raise `Refused` for what must not be unpacked."""
+    if info.flag_bits & 1:
+        raise Refused("encrypted", "the member of the archive is encrypted; unpack it and name the folder")
+    if info.file_size > MAX_MEMBER_BYTES or is_bomb(info.compress_size, info.file_size):
+        text = f"{info.compress_size} bytes claim to unpack to {info.file_size}"
+        raise Refused("size_limit", f"expected at most {MAX_RATIO} times as many bytes, found: {text}")
+
+
+def read_dataset(path: Path, *, tags: list[Any] | None = None, max_bytes: int = MAX_MEMBER_BYTES) -> FileDataset:
+    """Parse a DICOM file, with ``tags`` only these and no pixels; a deflated one to ``max_bytes`` at most.
+
+    `Refused` if it is none, or unpacks to more.
+    """
+    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": tags} if tags else {}
+    try:
+        with open_source(path) as stream:
+            head = stream.read(1024)
+            deflated = _DEFLATED in head
+            stream.seek(0)
+            source = _inflated(stream, max_bytes, cut=tags is not None) if deflated else stream
+            dataset = pydicom.dcmread(source, force=True, **options)
+        if deflated:
+            dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        return dataset
+    except FileNotFoundError as error:
+        raise Refused("vanished", "the file was there when the folder was scanned and is gone now") from error
+    except (OSError, Refused, MemoryError):
+        raise
+    except Exception as error:  # a broken file makes pydicom raise anything
+        raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
+
+
+def _inflated(stream: IO[bytes], max_bytes: int, *, cut: bool) -> io.BytesIO:
+    """Return a deflated DICOM file (PS3.5 A.5) as plain explicit little endian, inflated to a limit."""
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    data = stream.read(size)
+    start = _META_LENGTH_AT + 4 + int.from_bytes(data[_META_LENGTH_AT : _META_LENGTH_AT + 4], "little")
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    body = inflater.decompress(data[start:], max_bytes)
+    if inflater.unconsumed_tail and not cut:
+        raise Refused("size_limit", f"expected at most {max_bytes} bytes once inflated, found more")
+    if not inflater.eof and not inflater.unconsumed_tail:
+        raise EOFError("the deflated data set was cut")
+    plain = str(ExplicitVRLittleEndian).encode().ljust(len(_DEFLATED), b"\0")
+    return io.BytesIO(data[:start].replace(_DEFLATED, plain) + body)
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a file, or a member of an archive, exists."""
+    if path.is_file():
+        return True
+    try:
+        archive, name = archive_and_member(path)
+        return name in members(archive)
+    except (Refused, zipfile.BadZipFile):
+        return False

@@ -1,0 +1,30 @@
+"""Ending early on request: after SIGTERM nothing new is begun, what runs is finished and committed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_requested = threading.Event()
+
+
+def requested() -> bool:
+    """Return whether the run was asked to end."""
+    return _requested.is_set()
+
+
+@contextlib.contextmanager
+def on_sigterm() -> Iterator[None]:
+    """Take SIGTERM as a request to end, as long as this lasts; in other threads than the main one nothing changes."""
+    _requested.clear()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, lambda *_: _requested.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,132 @@
+"""The report folder: tables that agree with the run, a page that needs nothing else, every code in words."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from support.ct_cases import CASES, everything
+from support.sources import Workplace, write_sources
+from typer.testing import CliRunner
+
+from maesil.cli import app
+from maesil.explain import NOTES, explanation, lines, note_in_words
+from maesil.ingest.report import Summary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ingested:
+    def __init__(self, root: Path) -> None:
+        self.place = Workplace(root)
+        write_sources(self.place.sources)
+        everything()
+        for name in ("one_slice_missing", "spacing_changes", "gantry_tilt", "two_phases_told_apart", "junk_around"):
+            CASES[name].build(self.place.sources / name, name)
+        command = ["ingest", self.place.sources, "--out", self.place.out, "--workers", "0", "--superpatch", "32"]
+        command += ["--key-file", self.place.key, "--report", root / "report", "--json"]
+        self.result = CliRunner().invoke(app, list(map(str, command)))
+        self.document = json.loads(self.result.stdout)
+        self.report = root / "report"
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory) -> Ingested:
+    with pytest.MonkeyPatch.context() as patch:
+        root = tmp_path_factory.mktemp("report")
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        return Ingested(root)
+
+
+def test_the_tables_agree_with_the_run(ingested):
+    files = pq.read_table(ingested.report / "files.parquet").to_pylist()
+    assert files == ingested.document["files"]
+    summary = json.loads((ingested.report / "summary.json").read_text())
+    assert summary == {name: value for name, value in ingested.document.items() if name != "files"}
+    assert sum(summary["counts"].values()) == summary["files_found"] == len(files)
+    with (ingested.report / "quarantine.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["code"] for row in rows} == {"gap", "irregular_spacing"}
+    assert all(Path(row["first_file"]).exists() and json.loads(row["numbers"]) for row in rows)
+
+
+class Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        self.links += [value for name, value in attributes if name in ("src", "href") and value]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_else_and_shows_every_volume(ingested):
+    text = (ingested.report / "index.html").read_text()
+    page = Page()
+    page.feed(text)
+    assert page.open == []
+    assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)
+    assert "http" not in text
+    for volume in ingested.document["volumes"]:
+        assert f"id='{volume['volume_id']}'" in text
+    assert text.count("alt='axial plane'") == len(ingested.document["volumes"]) == 6
+    assert text.count("5.20 mm</text>") == 1  # the width of the one gap
+    for name, count in ingested.document["counts"].items():
+        assert re.search(rf"<b class='{name}'>{count}</b>{name}", text)
+
+
+def test_names_are_escaped(tmp_path, ingested):
+    from maesil.ingest.verdict import FileVerdict
+    from maesil.ingest_page import _verdict_table
+
+    files = [FileVerdict(tmp_path / "<script>x", "ignored", "not_medical", detail="a & b")]
+    assert "<script>" not in _verdict_table(Summary(files=files))
+
+
+def test_a_report_within_the_store_is_refused(ingested):
+    command = ["ingest", ingested.place.sources, "--out", ingested.place.out, "--report", ingested.place.out / "report"]
+    result = CliRunner().invoke(app, list(map(str, command)))
+    assert result.exit_code == 2 and "outside the store" in result.stderr
+
+
+def test_explain_says_why(ingested):
+    store = ingested.place.store
+    tilted = next(v for v in store.volumes() if "sheared" in v.notes)
+    assert any("gantry tilt" in line for line in lines(explanation(store, tilted.volume_id[:10])))
+    refused = next(r for r in store.quarantined() if r["code"] == "gap")
+    result = CliRunner().invoke(app, ["store", "explain", str(store.path), refused["volume_id"]])
+    assert result.exit_code == 0 and "gap: slices are missing: 1 after" in result.stdout
+    assert CliRunner().invoke(app, ["store", "explain", str(store.path), "zz"]).exit_code == 2
+
+
+def codes_in(pattern: str) -> set[str]:
+    sources = [path.read_text() for path in sorted((ROOT / "ingest").glob("*.py"))]
+    return {code for text in sources for code in re.findall(pattern, text)}
+
+
+def test_every_code_of_a_refusal_is_documented():
+    raised = codes_in(r'(?:Refused|FileVerdict)\(\s*(?:[\w.]+, )?(?:"\w+", )?"(\w+)"')
+    documented = (ROOT / "docs" / "reference" / "verdicts.md").read_text()
+    assert len(raised) > 30
+    assert not [code for code in raised if f"`{code}`" not in documented]
+
+
+def test_every_note_has_words():
+    noted = codes_in(r'notes(?:\.add\(| \+= \[| = \[\] if [^"]+ else \[)"(\w+)"')
+    noted |= codes_in(r'\{"(lossy|trailing_bytes)"\}')
+    assert noted <= set(NOTES)
+    assert len(noted) > 10
+    assert note_in_words("accepted_windowed") and not note_in_words("unknown")
