@@ -15,16 +15,17 @@ import torch
 from maesil.config import ModelConfig, RunConfig, from_document, to_document
 from maesil.data import Split
 from maesil.errors import CheckpointError, ResourceError, UsageError
-from maesil.model import MaskedAutoencoder
+from maesil.model import ReconstructionModel
 from maesil.types import Intensity
+from maesil.zoo import make_model
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "maesil-checkpoint"
-_VERSION = 1
+_VERSION = 2
 
 FREE_ON_RESUME = {
     "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops", "log_every", "validate_every",
-    "checkpoint_every", "picture_every", "readers", "threads", "device",
+    "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile",
 }  # fmt: skip
 """Training options that may change between a checkpoint and its resumption."""
 
@@ -33,13 +34,16 @@ FREE_ON_RESUME = {
 class Run:
     """A trained model, or one on its way, with all that its numbers mean."""
 
-    model: MaskedAutoencoder
+    model: ReconstructionModel
+    """With the averaged weights, if the run keeps an average; else with those of the last step."""
     intensity: Intensity
     config: RunConfig
     split: Split
     step: int
     """Optimiser steps done."""
     store_fingerprints: tuple[str, ...]
+    last_weights: dict[str, Any]
+    """The weights of the last step, which training goes on from."""
     optimizer_state: dict[str, Any]
     rng_state: dict[str, Any]
     torch_version: str
@@ -53,7 +57,8 @@ def has_checkpoint(run_dir: Path) -> bool:
 def save_checkpoint(
     run_dir: Path,
     *,
-    model: MaskedAutoencoder,
+    model: ReconstructionModel,
+    averaged: ReconstructionModel | None = None,
     optimizer: torch.optim.Optimizer,
     step: int,
     intensity: Intensity,
@@ -69,9 +74,10 @@ def save_checkpoint(
         "step": step,
         "config": to_document(config),
         "intensity": {**asdict(intensity), "window": list(intensity.window)},
-        "split": {"train": list(split.train), "validation": list(split.validation)},
+        "split": {name: list(groups) for name, groups in asdict(split).items()},
         "stores": list(store_fingerprints),
         "model": model.state_dict(),
+        "averaged": averaged.state_dict() if averaged else None,
         "optimizer": optimizer.state_dict(),
         "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
     }
@@ -97,11 +103,12 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
         intensity = Intensity(**{**document["intensity"], "window": tuple(document["intensity"]["window"])})
         split = Split(**{name: tuple(groups) for name, groups in document["split"].items()})
         state, step, stores = document["model"], document["step"], tuple(document["stores"])
+        averaged = document["averaged"]
         optimizer_state, rng_state, version = document["optimizer"], document["rng"], document["torch"]
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{path}: expected a whole maesil checkpoint, found it incomplete ({error!r})") from error
-    model = _rebuild_model(path, config.model, state).to(device)
-    return Run(model, intensity, config, split, step, stores, optimizer_state, rng_state, version)
+    model = _rebuild_model(path, config.model, averaged or state).to(device)
+    return Run(model, intensity, config, split, step, stores, state, optimizer_state, rng_state, version)
 
 
 def restore_rng(state: dict[str, Any]) -> None:
@@ -146,8 +153,8 @@ def _read_document(path: Path) -> dict[str, Any]:
     return document
 
 
-def _rebuild_model(path: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> MaskedAutoencoder:
-    model = MaskedAutoencoder(config)
+def _rebuild_model(path: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> ReconstructionModel:
+    model = make_model(config)
     try:
         model.load_state_dict(state)
     except (RuntimeError, TypeError, AttributeError) as error:

@@ -55,6 +55,8 @@ app = typer.Typer(
 )
 store_app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
 app.add_typer(store_app, name="store")
+experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
+app.add_typer(experiment_app, name="experiment")
 cli_ingest.register(app, store_app)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
@@ -193,6 +195,28 @@ def evaluate(
 
     report = run_evaluation(run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes)
     print_all(report.table())
+
+
+@experiment_app.command("paper")
+def experiment_paper(
+    store: Annotated[Path, typer.Option(help="A store made by `maesil ingest`, of three patients or more.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
+    budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
+    seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    models: Annotated[list[str] | None, typer.Option(help="Only these models (default: all).")] = None,
+) -> None:
+    """Train and score MAESIL, AE, VAE, VQ-VAE and a 2D masked autoencoder alike; write the tables.
+
+    Finished models are not trained again: the same command goes on where it stopped.
+
+    Example: maesil experiment paper --store store.zarr --out paper --budget tiny
+    """
+    from maesil.experiment import MODELS, Budget, run_paper_experiment
+
+    run_paper_experiment(store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS)
+    typer.echo((out / "tables.md").read_text(encoding="utf-8"))
+    typer.echo(f"page: {out / 'index.html'}")
 
 
 @app.command()

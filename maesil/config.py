@@ -22,7 +22,10 @@ from maesil.types import MAP_CELL, Window, Zyx
 HEAD_WIDTH = 64
 """Channels of one attention head: what flash attention likes, and half the cost of 32 in the decoder."""
 
-MASK_KINDS = ("dual",)
+MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
+DECODERS = ("full", "subset", "cross")
+HEADS = ("linear", "overlap", "interpolate", "refine")
+MASK_KINDS = ("dual", "random", "tube", "slab", "none")
 
 
 def hidden_count(share: float, of: int) -> int:
@@ -41,8 +44,10 @@ def _require(condition: bool, name: str, found: object, expected: str) -> None:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The masked autoencoder: input edge and patch edge in voxels, widths in channels, depths in blocks."""
+    """The model: input edge and patch edge in voxels, widths in channels, depths in blocks."""
 
+    kind: str = "maesil"
+    """``maesil``, the masked autoencoder; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
     crop: int = 64
     """Edge of the cube the model sees (voxels); divides the store's superpatch."""
     patch: int = 8
@@ -51,8 +56,25 @@ class ModelConfig:
     depth: int = 4
     decoder_width: int = 128
     decoder_depth: int = 1
+    decoder: str = "full"
+    """Which tokens the decoder sees: ``full``, all; ``subset``, the visible ones and a share of the hidden ones;
+    ``cross``, a share of the hidden ones, which only look at the visible ones (``maesil`` only)."""
+    decoded: float = 0.25
+    """Share of the hidden tokens that one training step of ``subset`` and ``cross`` decodes and scores."""
+    head: str = "refine"
+    """From tokens to voxels: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see `maesil.heads`."""
+    channels: int = 16
+    """Of the first stage of ``ae``, ``vae`` and ``vqvae``; doubled with every halving of the edge."""
+    latent: int = 128
+    """Channels of their code, one code a patch."""
+    codes: int = 512
+    """Codebook entries of ``vqvae``."""
+    penalty: float = 0.001
+    """Weight of the latent penalty: Kullback-Leibler divergence of ``vae`` (warmed up), commitment of ``vqvae``."""
 
     def __post_init__(self) -> None:
+        for name, known in (("kind", MODEL_KINDS), ("decoder", DECODERS), ("head", HEADS)):
+            _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
         on_maps = self.patch > 0 and (MAP_CELL % self.patch == 0 or self.patch % MAP_CELL == 0)
         _require(on_maps, "model.patch", self.patch, f"a multiple or a divisor of {MAP_CELL}")
         edge = math.lcm(self.patch, MAP_CELL)
@@ -62,8 +84,17 @@ class ModelConfig:
             whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
             expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
             _require(whole_heads, f"model.{name}", width, expected)
-        _require(self.depth >= 1, "model.depth", self.depth, "at least 1")
-        _require(self.decoder_depth >= 1, "model.decoder_depth", self.decoder_depth, "at least 1")
+        for name in ("depth", "decoder_depth", "channels", "latent"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _require(self.codes >= 2, "model.codes", self.codes, "at least 2")
+        _require(self.penalty >= 0, "model.penalty", self.penalty, "at least 0")
+        _require(0 < self.decoded <= 1, "model.decoded", self.decoded, "above 0 and at most 1")
+        on_all = self.decoder == "full" or self.head != "interpolate"
+        _require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
+        smooth = self.head != "interpolate" or (self.patch >= 4 and self.patch.bit_count() == 1)
+        _require(smooth, "model.patch", self.patch, f"a power of 2, at least 4, with model.head={self.head}")
+        halved = self.kind not in ("ae", "vae", "vqvae") or (self.patch >= 2 and self.patch.bit_count() == 1)
+        _require(halved, "model.patch", self.patch, f"a power of 2, at least 2, with model.kind={self.kind}")
 
     @property
     def heads(self) -> int:
@@ -91,15 +122,32 @@ class MaskConfig:
     """Which tokens are hidden. Ratios are hidden shares."""
 
     kind: str = "dual"
+    """``dual``, ``random``, ``tube``, ``slab``, or ``none`` (nothing is hidden, all is scored)."""
     plane: float = 0.5
-    """Share of the (y, x) positions hidden in all z layers alike (ours)."""
+    """Share of the (y, x) positions hidden in all z layers alike (``dual``, ``tube``, ``slab``; ours)."""
     axis: float = 0.5
-    """Of the positions left, the share that each z layer hides on its own (ours)."""
+    """``dual``: of the positions left, the share that each z layer hides on its own (ours). ``slab``: the share of z
+    layers hidden whole."""
+    share: float = 0.75
+    """Share of all tokens hidden by ``random``."""
 
     def __post_init__(self) -> None:
         _require(self.kind in MASK_KINDS, "mask.kind", self.kind, f"one of {', '.join(MASK_KINDS)}")
-        for name in ("plane", "axis"):
+        for name in ("plane", "axis", "share"):
             _require(0 < getattr(self, name) < 1, f"mask.{name}", getattr(self, name), "between 0 and 1")
+
+    def parts(self, grid: Zyx) -> dict[str, tuple[int, int]]:
+        """Return, for each ratio that this kind uses, how many positions it hides of how many."""
+        gz, gy, gx = grid
+        columns = hidden_count(self.plane, gy * gx)
+        left = gy * gx - columns
+        return {
+            "dual": {"plane": (columns, gy * gx), "axis": (hidden_count(self.axis, left), left)},
+            "tube": {"plane": (columns, gy * gx)},
+            "slab": {"plane": (columns, gy * gx), "axis": (hidden_count(self.axis, gz), gz)},
+            "random": {"share": (hidden_count(self.share, gz * gy * gx), gz * gy * gx)},
+            "none": {},
+        }[self.kind]
 
 
 @dataclass(frozen=True)
@@ -110,7 +158,7 @@ class TrainConfig:
     steps: int = 500
     batch: int = 8
     """Crops a step."""
-    lr: float = 3e-3
+    lr: float = 5e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
@@ -124,6 +172,14 @@ class TrainConfig:
     """Least body share of a crop that is trained on (0..1)."""
     flips: str = "x"
     """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
+    window_jitter: float = 0.0
+    """Each end of the window is moved at random, crop by crop, by up to this share of the window's width (ours)."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that validation, evaluation and export use; 0 keeps none."""
+    minutes: float = 0.0
+    """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
+    compile: bool = False
+    """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
     validation: float = 0.2
     """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
     validation_crops: int = 64
@@ -146,12 +202,13 @@ class TrainConfig:
             "steps", "batch", "validation_crops", "log_every", "validate_every", "checkpoint_every", "readers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("seed", "picture_every", "threads", "weight_decay"):
+        for name in ("seed", "picture_every", "threads", "weight_decay", "minutes"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         for name in ("lr", "clip"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
-        for name in ("warmup", "validation", "min_body"):
+        for name in ("warmup", "validation", "min_body", "ema"):
             _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1")
+        _require(0 <= self.window_jitter < 0.5, "train.window_jitter", self.window_jitter, "at least 0 and below 0.5")
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
         _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
@@ -168,11 +225,11 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        _, gy, gx = self.model.grid
-        left = gy * gx - hidden_count(self.mask.plane, gy * gx)
-        for name, share, of in (("plane", self.mask.plane, gy * gx), ("axis", self.mask.axis, left)):
-            some = 0 < hidden_count(share, of) < of
-            _require(some, f"mask.{name}", share, f"a share that hides some, not all, of {of} positions")
+        for name, (hidden, of) in self.mask.parts(self.model.grid).items():
+            found = getattr(self.mask, name)
+            _require(0 < hidden < of, f"mask.{name}", found, f"a share that hides some, not all, of {of} positions")
+        by_layer = self.model.kind != "mae2d" or self.mask.kind in ("dual", "tube", "none")
+        _require(by_layer, "mask.kind", self.mask.kind, "dual, tube or none with model.kind=mae2d (layers hide alike)")
 
 
 PRESETS: dict[str, RunConfig] = {
@@ -227,13 +284,13 @@ def from_document(document: Mapping[str, Any], base: RunConfig | None = None) ->
     base = base or RunConfig()
     sections = {}
     for section, values in document.items():
-        _require_known(section, [f.name for f in fields(RunConfig)], "section")
+        require_known(section, [f.name for f in fields(RunConfig)], "section")
         if not isinstance(values, Mapping):
             raise UsageError(f"{section}: expected a table of options, found {values!r}")
         current = getattr(base, section)
         types = typing.get_type_hints(type(current))
         for name in values:
-            _require_known(f"{section}.{name}", [f"{section}.{f.name}" for f in fields(current)], "option")
+            require_known(f"{section}.{name}", [f"{section}.{f.name}" for f in fields(current)], "option")
         typed = {name: _typed(f"{section}.{name}", value, types[name]) for name, value in values.items()}
         sections[section] = replace(current, **typed)
     return replace(base, **sections)
@@ -265,7 +322,8 @@ def require_tile(config: ModelConfig, tile: int, store: object) -> None:
         )
 
 
-def _require_known(name: str, known: list[str], what: str) -> None:
+def require_known(name: str, known: list[str], what: str) -> None:
+    """Raise UsageError unless ``name`` is one of ``known``, and say which one may have been meant."""
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -273,7 +331,7 @@ def _require_known(name: str, known: list[str], what: str) -> None:
 
 
 def _preset(name: object) -> RunConfig:
-    _require_known(str(name), list(PRESETS), "preset")
+    require_known(str(name), list(PRESETS), "preset")
     return PRESETS[str(name)]
 
 
@@ -298,9 +356,14 @@ def _parse_override(override: str) -> tuple[str, Any]:
     return name.strip(), text.strip()  # a string without quotes, such as train.device=cpu
 
 
+_DESCRIBED = {float: "a number", int: "a whole number", str: "a word", bool: "true or false"}
+
+
 def _typed(name: str, value: Any, kind: Any) -> Any:
     """Return ``value`` as the field's type; whole numbers serve as floats, lists as tuples, nothing else is bent."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is bool and isinstance(value, bool):
+        return value
     if kind is float and number:
         return float(value)
     if kind is int and number and isinstance(value, int):
@@ -310,5 +373,5 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     inner = typing.get_args(kind)
     if inner and isinstance(value, list | tuple) and len(value) == len(inner):
         return tuple(_typed(name, item, item_kind) for item, item_kind in zip(value, inner, strict=True))
-    described = f"{len(inner)} numbers" if inner else {float: "a number", int: "a whole number", str: "a word"}[kind]
+    described = f"{len(inner)} numbers" if inner else _DESCRIBED[kind]
     raise UsageError(f"{name}={value!r}: expected {described}")

@@ -26,7 +26,7 @@ from maesil.commit import Superpatch, Volume
 from maesil.config import ModelConfig, TrainConfig, require_tile
 from maesil.errors import NoInputError
 from maesil.store import Store
-from maesil.types import MAP_CELL, HuArray, Intensity, MapArray, Window, Zyx
+from maesil.types import AIR_HU, MAP_CELL, HuArray, Intensity, MapArray, Window, Zyx
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Split:
 
     train: tuple[str, ...]
     validation: tuple[str, ...]
+    test: tuple[str, ...] = ()
+    """Set aside from both, for scores."""
 
 
 def split_groups(groups: Iterable[str], share: float, seed: int) -> Split:
@@ -127,6 +129,8 @@ class Draw:
     """First voxel of the crop inside the superpatch; multiples of 8."""
     flip: tuple[bool, bool, bool]
     mask_seed: int
+    window_shift: tuple[float, float] = (0.0, 0.0)
+    """How the ends of the intensity window are moved, -1..1 of the most that is allowed."""
 
     def __str__(self) -> str:
         return f"volume {self.volume.volume_id}, superpatch {self.tile}, offset {self.offset}"
@@ -155,14 +159,15 @@ class CropSampler:
         """Draw sample number ``sample`` of step ``step``: the same for equal seeds, whatever came before."""
         # Raw Philox numbers, since numpy keeps those equal from version to version (NEP 19).
         philox = np.random.Philox(np.random.SeedSequence((self.seed, step, sample)))
-        tile_raw, offset_raw, flip_raw, mask_raw = (int(raw) for raw in philox.random_raw(4))
+        tile_raw, offset_raw, flip_raw, mask_raw, lo_raw, hi_raw = (int(raw) for raw in philox.random_raw(6))
         share = tile_raw / 2**64 * self._cumulative[-1]
         place = min(int(np.searchsorted(self._cumulative, share, side="right")), len(self._tiles) - 1)
         reader, volume, tile, _ = self._tiles[place]
         offsets = self._offsets(reader, volume, tile)
         z, y, x = (int(cell) * MAP_CELL for cell in offsets[offset_raw % len(offsets)])
         flip_z, flip_y, flip_x = (on and bool(flip_raw >> axis & 1) for axis, on in enumerate(self.flips))
-        return Draw(reader, volume, tile, (z, y, x), (flip_z, flip_y, flip_x), mask_raw >> 1)
+        shift = (lo_raw / 2**63 - 1, hi_raw / 2**63 - 1)
+        return Draw(reader, volume, tile, (z, y, x), (flip_z, flip_y, flip_x), mask_raw >> 1, shift)
 
     def _offsets(self, reader: SuperpatchReader, volume: Volume, tile: Zyx) -> NDArray[np.int64]:
         """List the offsets (cells, ``[n, 3]``) of a superpatch's crops that hold enough body."""
@@ -251,6 +256,7 @@ class CropLoader:
         start = (tile_z + z, tile_y + y, tile_x + x)
         valid[:] = draw.reader.read_map_region(draw.volume.volume_id, "valid", start, (crop, crop, crop))
         body[:] = draw.reader.read_map_region(draw.volume.volume_id, "body", start, (crop, crop, crop))
+        blank_outside_scan(hu, valid)
         return draw
 
     def _scratch(self, tile: int) -> HuArray:
@@ -327,7 +333,18 @@ def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> 
 def _read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) -> Crop:
     size = (crop, crop, crop)
     valid, body = (reader.read_map_region(volume_id, name, origin, size) for name in ("valid", "body"))
-    return Crop(volume_id, origin, reader.read_region(volume_id, origin, size), valid, body)
+    hu = reader.read_region(volume_id, origin, size)
+    blank_outside_scan(hu, valid)
+    return Crop(volume_id, origin, hu, valid, body)
+
+
+def blank_outside_scan(hu: HuArray, valid: MapArray) -> None:
+    """Set the voxels of cells without any valid one to air, in place: no model may learn from what is no scan."""
+    outside = valid == 0
+    if outside.any():
+        k = len(valid)
+        cells = hu.reshape(k, MAP_CELL, k, MAP_CELL, k, MAP_CELL)  # a view: crops are contiguous
+        cells.transpose(0, 2, 4, 1, 3, 5)[outside] = AIR_HU
 
 
 def _tile_start(volume: Volume, index: Zyx) -> Zyx:

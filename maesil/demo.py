@@ -7,7 +7,6 @@ and prints its command line first.
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
@@ -27,6 +26,7 @@ from rich.console import Console
 from maesil.errors import EXIT_INTERRUPTED, MaesilError, UsageError
 from maesil.geometry import Affine
 from maesil.types import FloatArray, Spacing, Zyx
+from maesil.whole_file import write_whole
 
 MARKER = "demo.json"
 _SIGINT_GRACE_S = 5.0
@@ -149,7 +149,7 @@ def _claim(out: Path, plan: DemoPlan) -> None:
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: expected an empty or new folder for the demo, found other files; name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    _write_whole(marker, json.dumps(document, indent=1) + "\n")
+    write_whole(marker, json.dumps(document, indent=1) + "\n")
 
 
 def _write_study(folder: Path, plan: DemoPlan, console: Console) -> None:
@@ -202,7 +202,7 @@ def write_patient(folder: Path, plan: DemoPlan, number: int) -> str:
         flipped[:3, 3] += affine[:3, 1:3] @ (np.array(hu.shape[1:]) - 1)
         flipped[:3, 1:3] *= -1
         write_nifti(folder / "nifti" / f"{name}.nii.gz", stored, flipped)
-    _write_whole(_complete(folder, number), "complete\n")
+    write_whole(_complete(folder, number), "complete\n")
     return f"{name}: {'DICOM' if as_dicom else 'NIfTI'}, {shape} voxels of {'x'.join(f'{mm:g}' for mm in spacing)} mm"
 
 
@@ -230,11 +230,3 @@ def outside_circle(shape: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dty
 def _complete(folder: Path, number: int) -> Path:
     """The mark that a patient's files are all there; beside the study, which holds nothing but CT."""
     return folder.with_name("written") / f"patient-{number + 1}"
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a small file that is either there in full or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

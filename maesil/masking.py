@@ -1,11 +1,11 @@
 """Masks over the token grid: which patches the encoder sees, in MAE's own names.
 
-Shapes: B samples, L tokens of the grid (gz, gy, gx), N visible, M hidden; ``mask`` is 1 where hidden.
+Shapes: B samples, L tokens of the grid (gz, gy, gx), N visible, M hidden, S chosen; ``mask`` is 1 where hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,11 +22,11 @@ class Masks:
     ids_keep: Tensor
     """``[B, N]``: the visible tokens."""
     ids_masked: Tensor
-    """``[B, M]``: the hidden tokens."""
+    """``[B, M]``: the tokens to be predicted: the hidden ones, or all where nothing is hidden (kind ``none``)."""
     ids_restore: Tensor
     """``[B, L]``: where each token stands in the sequence "visible, then hidden"."""
     mask: Tensor
-    """``[B, L]`` float32: 1 where hidden."""
+    """``[B, L]`` float32: 1 where a token is to be predicted."""
 
     def to(self, device: torch.device | str) -> Masks:
         """Return the masks on another device."""
@@ -36,10 +36,13 @@ class Masks:
 def make_masks(config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu") -> Masks:
     """Draw one mask a seed. Equal seeds give equal masks on every device; every sample hides equally many.
 
-    Dual masking (MAESIL, arXiv 2604.00514; the ratios are ours): a *plane* mask hides a share of the (y, x)
-    positions in all z layers alike, an *axis* mask lets each z layer hide a share of the positions left.
+    The kinds are explained, with pictures, in ``docs/explanation/masking.md``. *Dual* masking is MAESIL's (arXiv
+    2604.00514; the ratios are ours): a plane mask hides a share of the (y, x) positions in all z layers alike, an axis
+    mask lets each z layer hide a share of the positions left.
     """
-    hidden_BL = torch.stack([_dual_mask(config, grid, seed) for seed in seeds])
+    if config.kind == "none":
+        return _nothing_hidden(len(seeds), grid).to(device)
+    hidden_BL = torch.stack([_KINDS[config.kind](config, grid, _generator(seed)).flatten() for seed in seeds])
     return masks_from_hidden(hidden_BL).to(device)
 
 
@@ -59,10 +62,22 @@ def masks_from_hidden(hidden_BL: Tensor) -> Masks:
     )
 
 
-def _dual_mask(config: MaskConfig, grid: Zyx, seed: int) -> Tensor:
-    """Draw one dual mask: bool ``[L]``, True = hidden."""
+def draw_targets(masks: Masks, share: float, seeds: Sequence[int]) -> Tensor:
+    """Draw which hidden tokens a lean decoder predicts in one step: ``[B, S]``, ascending, one seed a sample."""
+    hidden = masks.ids_masked.shape[1]
+    count = max(1, hidden_count(share, hidden))
+    chosen = torch.stack([_random_order((hidden,), _generator(seed))[:count].sort().values for seed in seeds])
+    return masks.ids_masked.gather(1, chosen.to(masks.ids_masked.device))
+
+
+def _nothing_hidden(samples: int, grid: Zyx) -> Masks:
+    ids_BL = torch.arange(grid[0] * grid[1] * grid[2]).expand(samples, -1).contiguous()
+    return Masks(ids_BL, ids_BL, ids_BL, torch.ones(ids_BL.shape))
+
+
+def _dual(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+    """Hide whole columns, and in each layer by itself a share of what is left."""
     gz, gy, gx = grid
-    generator = torch.Generator().manual_seed(seed)
     columns = _random_order((gy * gx,), generator)
     in_plane = hidden_count(config.plane, gy * gx)
     left = columns[in_plane:]
@@ -70,7 +85,42 @@ def _dual_mask(config: MaskConfig, grid: Zyx, seed: int) -> Tensor:
     in_layer = left[order_per_layer[:, : hidden_count(config.axis, len(left))]]
     hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
     hidden[:, columns[:in_plane]] = True
-    return hidden.scatter_(1, in_layer, True).flatten()
+    return hidden.scatter_(1, in_layer, True)
+
+
+def _random(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+    """Hide a share of all tokens."""
+    tokens = grid[0] * grid[1] * grid[2]
+    hidden = torch.zeros(tokens, dtype=torch.bool)
+    hidden[_random_order((tokens,), generator)[: hidden_count(config.share, tokens)]] = True
+    return hidden
+
+
+def _tube(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+    """Hide whole columns."""
+    gz, gy, gx = grid
+    hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
+    hidden[:, _random_order((gy * gx,), generator)[: hidden_count(config.plane, gy * gx)]] = True
+    return hidden
+
+
+def _slab(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+    """Hide whole columns, and whole axial layers."""
+    hidden = _tube(config, grid, generator)
+    hidden[_random_order((grid[0],), generator)[: hidden_count(config.axis, grid[0])]] = True
+    return hidden
+
+
+_KINDS: dict[str, Callable[[MaskConfig, Zyx, torch.Generator], Tensor]] = {
+    "dual": _dual,
+    "random": _random,
+    "tube": _tube,
+    "slab": _slab,
+}
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def _random_order(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

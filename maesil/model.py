@@ -1,11 +1,13 @@
 """The 3D masked autoencoder, its parts named as in facebookresearch/mae ``models_mae.py`` (arXiv 2111.06377).
 
-Shapes: B samples, Z Y X voxels, P patch edge, V = P^3 voxels of a patch, L tokens of the grid, N visible,
-M hidden, D width (encoder), E width (decoder), H heads, d width of a head. Only `maesil.kernels` reads the
-int16 volume: no float volume and no targets are built here.
+Shapes: B samples, P patch edge, V = P^3 voxels of a patch, L tokens of the grid, N visible, S to predict (all hidden
+ones or some), D width (encoder), E width (decoder), H heads, d width of a head. Only `maesil.kernels` reads the int16
+volume: no float volume and no targets are built here.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,104 +15,140 @@ from torch.nn import functional
 
 from maesil import kernels
 from maesil.config import ModelConfig
-from maesil.masking import Masks
-from maesil.types import Intensity, Zyx
+from maesil.heads import Known, make_head
+from maesil.masked_input import MaskedInput
+from maesil.patches import tokens_at
+from maesil.types import Zyx
 
 
-class MaskedAutoencoder(nn.Module):
-    """Encode the visible patches, decode all positions, predict the voxels of the hidden ones."""
+@dataclass(frozen=True)
+class Prediction:
+    """What a model makes of a `MaskedInput`."""
+
+    patches_BSV: Tensor
+    """The predicted patches ``inputs.targets``, in normalised units."""
+    penalty: Tensor | None = None
+    """What a model wants added to the loss (scalar), times its `ReconstructionModel.penalty_weight`."""
+    facts: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars worth logging."""
+
+
+class ReconstructionModel(nn.Module):
+    """What trainer and evaluation ask of every model: predict the patches that are hidden from it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``."""
+        raise NotImplementedError
+
+    def predict_all(self, inputs: MaskedInput) -> Tensor:
+        """Predict every patch, visible ones too, ``[B, L, V]``; of a masked model no loss ever taught those."""
+        everything = torch.arange(self.config.tokens, device=inputs.volume_BZYX.device)
+        everything = everything.expand(len(inputs.volume_BZYX), -1)
+        patches_BLV: Tensor = self(replace(inputs, ids_target=everything)).patches_BSV
+        return patches_BLV
+
+    def penalty_weight(self, progress: float) -> float:
+        """Return the weight of the penalty when this share (0..1) of the steps is done."""
+        return 0.0
+
+    @property
+    def latent_per_voxel(self) -> float:
+        """Numbers of the latent code for each voxel, nothing being hidden."""
+        raise NotImplementedError
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw all weights anew, as MAE does: Xavier for matrices, normal for tokens, zeros for biases."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+                module.reset_parameters()
+
+
+class MaskedAutoencoder(ReconstructionModel):
+    """Encode the visible patches, decode the grid or a part of it, predict the voxels of the hidden ones."""
 
     pos_embed: Tensor
     decoder_pos_embed: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        voxels, width, decoder_width = config.patch**3, config.width, config.decoder_width
-        self.patch_embed = nn.Linear(voxels, width)
+        super().__init__(config)
+        width, decoder_width = config.width, config.decoder_width
+        self.patch_embed = nn.Linear(config.patch**3, width)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(decoder_width))
+        decoder_block = CrossBlock if config.decoder == "cross" else Block
         self.decoder_blocks = nn.ModuleList(
-            Block(decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
+            decoder_block(decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder_width, voxels)
+        self.head = make_head(config)
 
         # Fixed, and made again from the configuration: not part of the checkpoint.
         self.register_buffer("pos_embed", sincos_positions(config.grid, width), persistent=False)
         self.register_buffer("decoder_pos_embed", sincos_positions(config.grid, decoder_width), persistent=False)
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Draw all weights anew, as MAE does: Xavier for linear layers, normal for the mask token."""
+        """Draw all weights anew."""
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        super().init_weights(generator)
 
-    def forward(self, volume_BZYX: Tensor, masks: Masks, intensity: Intensity, flip: Tensor | None = None) -> Tensor:
-        """Predict the hidden patches ``masks.ids_masked`` of crops: ``[B, M, V]`` in normalised units."""
-        latent_BND = self.forward_encoder(volume_BZYX, masks, intensity, flip)
-        decoded_BLE = self.forward_decoder(latent_BND, masks)
-        pred_BMV: Tensor = self.decoder_pred(_tokens_at(decoded_BLE, masks.ids_masked))
-        return pred_BMV
+    @property
+    def latent_per_voxel(self) -> float:
+        """Numbers of the latent code for each voxel, nothing being hidden."""
+        return self.config.width / self.config.patch**3
 
-    def predict_all(
-        self, volume_BZYX: Tensor, masks: Masks, intensity: Intensity, flip: Tensor | None = None
-    ) -> Tensor:
-        """Predict every patch, ``[B, L, V]`` in normalised units; no loss ever taught the visible ones."""
-        latent_BND = self.forward_encoder(volume_BZYX, masks, intensity, flip)
-        decoded_BLE = self.forward_decoder(latent_BND, masks)
-        pred_BLV: Tensor = self.decoder_pred(decoded_BLE)
-        return pred_BLV
+    def forward(self, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+        masks = inputs.masks
+        patches_BNV = inputs.visible_patches(inputs.input_dtype(self.patch_embed.weight))
+        latent_BND = self.forward_encoder(patches_BNV, masks.ids_keep)
+        decoded = self.forward_decoder(latent_BND, inputs)
+        usable_BN = masks.mask.gather(1, masks.ids_keep) == 0
+        return Prediction(self.head(decoded, inputs.targets, Known(patches_BNV, masks.ids_keep, usable_BN)))
 
-    def forward_encoder(
-        self, volume_BZYX: Tensor, masks: Masks, intensity: Intensity, flip: Tensor | None = None
-    ) -> Tensor:
+    def forward_encoder(self, patches_BNV: Tensor, ids_keep: Tensor) -> Tensor:
         """Encode the visible patches: ``[B, N, D]``."""
-        patches_BNV = kernels.gather_patches(
-            volume_BZYX, masks.ids_keep, patch_size=self.config.patch, window=intensity.window,
-            mean=intensity.mean, std=intensity.std, dtype=self._input_dtype(volume_BZYX.device), flip=flip,
-        )  # fmt: skip
-        tokens_BND: Tensor = self.patch_embed(patches_BNV) + self.pos_embed[masks.ids_keep]
+        tokens_BND: Tensor = self.patch_embed(patches_BNV) + self.pos_embed[ids_keep]
         for block in self.blocks:
             tokens_BND = block(tokens_BND)
         latent_BND: Tensor = self.norm(tokens_BND)
         return latent_BND
 
-    def forward_decoder(self, latent_BND: Tensor, masks: Masks) -> Tensor:
-        """Decode all positions from the encoded visible ones: ``[B, L, E]``."""
-        visible_BNE = self.decoder_embed(latent_BND)
-        tokens_BLE = kernels.unshuffle_tokens(visible_BNE, self.mask_token, self.decoder_pos_embed, masks.ids_restore)
+    def forward_decoder(self, latent_BND: Tensor, inputs: MaskedInput) -> Tensor:
+        """Decode the tokens that the head asks for: all, ``[B, L, E]``, or the targets, ``[B, S, E]``."""
+        visible_BNE, ids_keep, targets = self.decoder_embed(latent_BND), inputs.masks.ids_keep, inputs.targets
+        if self.config.decoder == "cross":
+            memory_BNE = self._on_grid(visible_BNE, inputs, ids_keep)
+            tokens = self._on_grid(visible_BNE, inputs, targets)
+            for block in self.decoder_blocks:
+                tokens = block(tokens, memory_BNE)
+            return self.decoder_norm(tokens)  # type: ignore[no-any-return]
+
+        count = targets.shape[1]
+        partial = self.config.decoder == "subset" and ids_keep.shape[1] + count < self.config.tokens
+        tokens = self._on_grid(visible_BNE, inputs, torch.cat([ids_keep, targets], dim=1) if partial else None)
         for block in self.decoder_blocks:
-            tokens_BLE = block(tokens_BLE)
-        decoded_BLE: Tensor = self.decoder_norm(tokens_BLE)
-        return decoded_BLE
+            tokens = block(tokens)
+        decoded: Tensor = self.decoder_norm(tokens)
+        if partial:
+            return decoded[:, -count:]
+        return decoded if self.head.needs_all_tokens else tokens_at(decoded, targets)
 
-    def forward_loss(
-        self,
-        pred_BMV: Tensor,
-        volume_BZYX: Tensor,
-        masks: Masks,
-        intensity: Intensity,
-        weight_BM: Tensor | None = None,
-        flip: Tensor | None = None,
-    ) -> Tensor:
-        """Mean squared error over the hidden patches, each counting by its weight: a float32 scalar."""
-        return kernels.masked_reconstruction_loss(
-            pred_BMV, volume_BZYX, masks.ids_masked, patch_size=self.config.patch, window=intensity.window,
-            mean=intensity.mean, std=intensity.std, weight=weight_BM, flip=flip,
-        )  # fmt: skip
-
-    def _input_dtype(self, device: torch.device) -> torch.dtype:
-        if torch.is_autocast_enabled(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self.patch_embed.weight.dtype
+    def _on_grid(self, visible_BNE: Tensor, inputs: MaskedInput, ids_BS: Tensor | None) -> Tensor:
+        """Return tokens of the grid (these, or all): visible ones, mask tokens elsewhere, and their positions."""
+        return kernels.unshuffle_tokens(
+            visible_BNE, self.mask_token, self.decoder_pos_embed, inputs.masks.ids_restore, ids_BS
+        )
 
 
 class Block(nn.Module):
@@ -130,6 +168,24 @@ class Block(nn.Module):
         return out_BND
 
 
+class CrossBlock(nn.Module):
+    """A block whose tokens look at the visible ones and never at each other (CrossMAE, arXiv 2401.14391)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm_memory = nn.LayerNorm(width, eps=1e-6)
+        self.attn = CrossAttention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, tokens_BSE: Tensor, memory_BNE: Tensor) -> Tensor:
+        """``[B, S, E]`` and ``[B, N, E]`` to ``[B, S, E]``."""
+        mixed_BSE: Tensor = tokens_BSE + self.attn(self.norm1(tokens_BSE), self.norm_memory(memory_BNE))
+        out_BSE: Tensor = mixed_BSE + self.mlp(self.norm2(mixed_BSE))
+        return out_BSE
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens it is given."""
 
@@ -147,6 +203,25 @@ class Attention(nn.Module):
         return out_BND
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention from one set of tokens to another."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, tokens_BSE: Tensor, memory_BNE: Tensor) -> Tensor:
+        """``[B, S, E]`` and ``[B, N, E]`` to ``[B, S, E]``, each head of width d by itself."""
+        query_BHSd = self.q(tokens_BSE).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key_value_2BHNd = self.kv(memory_BNE).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed_BHSd = functional.scaled_dot_product_attention(query_BHSd, *key_value_2BHNd.unbind(0))
+        out_BSE: Tensor = self.proj(mixed_BHSd.transpose(1, 2).flatten(2))
+        return out_BSE
+
+
 def sincos_positions(grid: Zyx, width: int) -> Tensor:
     """Make fixed 3D sine-cosine position codes ``[L, width]``: a third of the channels for each of z, y, x.
 
@@ -161,27 +236,3 @@ def sincos_positions(grid: Zyx, width: int) -> Tensor:
     angles = [index.reshape(-1, 1) * omega for index in index_zyx]
     codes = torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)
     return functional.pad(codes, (0, width - 6 * frequencies)).float()
-
-
-def patchify(volume_BZYX: Tensor, patch: int) -> Tensor:
-    """Cut volumes into patches: ``[B, L, P^3]``, tokens and voxels in the order of `maesil.kernels`."""
-    B, Z, Y, X = volume_BZYX.shape
-    cut = volume_BZYX.reshape(B, Z // patch, patch, Y // patch, patch, X // patch, patch)
-    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, -1, patch**3)
-
-
-def unpatchify(tokens_BLV: Tensor, grid: Zyx, patch: int) -> Tensor:
-    """Put patches ``[B, L, P^3]`` together again: ``[B, Z, Y, X]``, the inverse of `patchify`."""
-    B, (gz, gy, gx) = len(tokens_BLV), grid
-    cut = tokens_BLV.reshape(B, gz, gy, gx, patch, patch, patch)
-    return cut.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, gz * patch, gy * patch, gx * patch)
-
-
-def to_hu(values: Tensor, intensity: Intensity) -> Tensor:
-    """Turn normalised values back into HU, clipped to the window."""
-    lo, hi = intensity.window
-    return ((values * intensity.std + intensity.mean) * (hi - lo) + lo).clamp(lo, hi)
-
-
-def _tokens_at(tokens_BLE: Tensor, ids_BM: Tensor) -> Tensor:
-    return tokens_BLE.gather(1, ids_BM[..., None].expand(-1, -1, tokens_BLE.shape[-1]))

@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay on matrices only, and a learning rate that is a function of the step."""
+"""AdamW with decoupled weight decay on matrices only, a learning rate by step, a moving average of the weights."""
 
 from __future__ import annotations
 
@@ -38,3 +38,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Give all parameter groups one learning rate."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+@torch.no_grad()
+def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: int) -> None:
+    """Move averaged weights towards those of step 1, 2, ...: slowly by ``decay``, faster in the first steps.
+
+    The share kept is ``min(decay, step / (step + 9))``, so that the random start is soon forgotten. Buffers are copied.
+    """
+    kept = min(decay, step / (step + 9))
+    for average, parameter in zip(averaged.parameters(), model.parameters(), strict=True):
+        average.lerp_(parameter, 1 - kept)
+    for copied, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
+        copied.copy_(buffer)

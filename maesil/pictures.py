@@ -6,6 +6,7 @@ state: figures are drawn on their own Agg canvas.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,23 +79,58 @@ def save_reconstruction(
     """
     panels = _panels(volume_ZYX, mask_ZYX, prediction_ZYX, window)
     limit = _error_limit(panels["error"][mask_ZYX])
-    layout = _Layout(tuple(n * mm for n, mm in zip(volume_ZYX.shape, spacing, strict=True)))
-    figure, axes = layout.figure()
-    for row, plane in enumerate(_PLANES):
-        index = _best_slice(volume_ZYX, mask_ZYX, plane.axis)
-        for column, name in enumerate(COLUMNS):
-            image = np.moveaxis(panels[name], plane.axis, 0)[index]
-            image = image if name != "error" else _error_rgb(image, limit)
-            axes.imshow(image, origin="lower" if plane.upward else "upper", extent=layout.extent(row, column))
-        _annotate(axes, layout.extent(row, 0), plane, f"{plane.name} {index + 1}/{volume_ZYX.shape[plane.axis]}")
-    for column, name in enumerate(COLUMNS):
-        left, right = layout.column(column)
-        axes.text((left + right) / 2, layout.height + 0.08, name, color="white", fontsize=11, ha="center", va="bottom")
-    axes.set(xlim=(0, layout.width), ylim=(0, layout.height))
+    coloured = {name: _error_rgb(panel, limit) if name == "error" else panel for name, panel in panels.items()}
+    figure = _draw_panels(coloured, volume_ZYX, mask_ZYX, spacing, margin=_BAR_INCHES)
     _error_bar(figure, limit)
     hidden = f"window {window[0]:g} to {window[1]:g} HU, {mask_ZYX.mean():.0%} of the voxels hidden"
     _headline(figure, title, hidden)
     figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def save_comparison(
+    path: Path,
+    volume_ZYX: HuArray,
+    mask_ZYX: NDArray[np.bool_],
+    predictions: Mapping[str, FloatArray],
+    window: Window,
+    title: str = "",
+    spacing: Spacing = (1.0, 1.0, 1.0),
+) -> None:
+    """Write one PNG: rows axial, coronal, sagittal; columns the input, the masked input, and each prediction pasted.
+
+    Arrays as in `save_reconstruction`. Where everything is predicted (``mask_ZYX`` True everywhere) there is no masked
+    input to show.
+    """
+    columns: dict[str, Float32] = {}
+    for name, prediction_ZYX in predictions.items():
+        panels = _panels(volume_ZYX, mask_ZYX, prediction_ZYX, window)
+        columns |= {} if columns else {"input": panels["input"], "masked input": panels["masked input"]}
+        columns[name] = panels["pasted"]
+    if mask_ZYX.all():
+        del columns["masked input"]
+    figure = _draw_panels(columns, volume_ZYX, mask_ZYX, spacing, margin=0.0)
+    _headline(figure, title, f"window {window[0]:g} to {window[1]:g} HU")
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _draw_panels(
+    columns: Mapping[str, Float32], volume_ZYX: HuArray, mask_ZYX: NDArray[np.bool_], spacing: Spacing, margin: float
+) -> Figure:
+    """Draw volumes of colours ``[Z, Y, X, 3]`` side by side in three planes; leave room at the right."""
+    extents = tuple(n * mm for n, mm in zip(volume_ZYX.shape, spacing, strict=True))
+    layout = _Layout(extents, len(columns), margin)
+    figure, axes = layout.figure()
+    for row, plane in enumerate(_PLANES):
+        index = _best_slice(volume_ZYX, mask_ZYX, plane.axis)
+        for column, panel in enumerate(columns.values()):
+            image = np.moveaxis(panel, plane.axis, 0)[index]
+            axes.imshow(image, origin="lower" if plane.upward else "upper", extent=layout.extent(row, column))
+        _annotate(axes, layout.extent(row, 0), plane, f"{plane.name} {index + 1}/{volume_ZYX.shape[plane.axis]}")
+    for column, name in enumerate(columns):
+        left, right = layout.column(column)
+        axes.text((left + right) / 2, layout.height + 0.08, name, color="white", fontsize=11, ha="center", va="bottom")
+    axes.set(xlim=(0, layout.width), ylim=(0, layout.height))
+    return figure
 
 
 @dataclass(frozen=True)
@@ -103,6 +139,9 @@ class _Layout:
 
     extents_mm: tuple[float, ...]
     """Of the volume along z, y, x."""
+    columns: int
+    margin: float
+    """Room at the right (inches)."""
 
     @property
     def inches_per_mm(self) -> float:
@@ -112,7 +151,7 @@ class _Layout:
     @property
     def width(self) -> float:
         """Of all columns."""
-        return self.column(len(COLUMNS) - 1)[1]
+        return self.column(self.columns - 1)[1]
 
     @property
     def height(self) -> float:
@@ -133,7 +172,10 @@ class _Layout:
 
     def figure(self) -> tuple[Figure, Axes]:
         """Make a black figure, and in it one axes, in inches, that all panels are drawn into."""
-        width, height = self.width + _MARGIN_INCHES + _BAR_INCHES, self.height + _MARGIN_INCHES + _HEADER_INCHES
+        width, height = (
+            self.width + _MARGIN_INCHES + max(self.margin, _MARGIN_INCHES),
+            self.height + _MARGIN_INCHES + _HEADER_INCHES,
+        )
         figure = Figure(figsize=(width, height), dpi=130, facecolor="black")
         FigureCanvasAgg(figure)
         place = (_MARGIN_INCHES / width, _MARGIN_INCHES / height, self.width / width, self.height / height)

@@ -6,13 +6,15 @@ run goes on from its last checkpoint with the losses an undisturbed one would ha
 
 from __future__ import annotations
 
+import copy
 import json
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 
@@ -21,12 +23,14 @@ from rich.console import Console
 
 from maesil.checkpoint import has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
-from maesil.data import CropLoader, CropSampler, Sources, measure_intensity, split_groups, validation_crops
+from maesil.data import CropLoader, CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
-from maesil.model import MaskedAutoencoder
 from maesil.optim import make_optimizer
 from maesil.runlog import RunLog
 from maesil.trainer import Trainer
+from maesil.zoo import make_model
+
+_WARM_UP_STEPS, _TIMED_STEPS = 3, 12
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,12 @@ def train(
     out: Path,
     *,
     resume: bool = False,
+    split: Split | None = None,
     console: Console | None = None,
 ) -> TrainSummary:
-    """Pre-train a masked autoencoder on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
+    """Pre-train a model on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
 
+    ``split`` says which patient groups are trained on and validated on, in place of the configuration's share.
     With ``resume`` a run that was cut off goes on; its configuration must be the same but for the number of
     steps, the optimiser's values and what does not touch the losses. Raises UsageError, CheckpointError,
     NoInputError, ResourceError, StoreError (damage, at the step that meets it), and KeyboardInterrupt after
@@ -57,7 +63,7 @@ def train(
     """
     started, console, last = time.monotonic(), console or Console(stderr=True), {}
     with _memory_errors_named():
-        trainer = prepare(stores, config, out, resume=resume, console=console)
+        trainer = prepare(stores, config, out, resume=resume, split=split, console=console)
         settings = trainer.config.train
         with (
             RunLog(out, trainer.step, settings.steps, console) as log,
@@ -72,8 +78,8 @@ def train(
 
                 validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
                 if end or validate or step % settings.log_every == 0:
-                    crops = settings.batch * (step - logged_step)
-                    record["superpatches_per_s"] = crops / (time.monotonic() - logged_at)
+                    record["seconds"] = time.monotonic() - logged_at
+                    record["superpatches_per_s"] = settings.batch * (step - logged_step) / record["seconds"]
                     record |= trainer.validate() if validate else {}
                     log.write(record)
                     last, logged_at, logged_step = record, time.monotonic(), step
@@ -88,7 +94,15 @@ def train(
     return TrainSummary(out, trainer.step, time.monotonic() - started, last)
 
 
-def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: bool, console: Console) -> Trainer:
+def prepare(
+    stores: Sequence[Path],
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool,
+    console: Console,
+    split: Split | None = None,
+) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     device = pick_device(config.train.device)
     if config.train.threads:
@@ -96,14 +110,18 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
     _require_run_folder(out, resume)
     sources = Sources.open(stores, config.model)
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
+    model = make_model(config.model)
     if saved:
         require_resumable(saved, config, sources.fingerprints, out)
-        split, intensity, model = saved.split, saved.intensity, saved.model
+        split, intensity = saved.split, saved.intensity
+        model.load_state_dict(saved.last_weights)
+        if config.train.minutes:  # what fits was decided when the run began
+            config = with_steps(config, saved.config.train.steps)
     else:
-        split = split_groups(sources.groups, config.train.validation, config.train.seed)
+        split = split or split_groups(sources.groups, config.train.validation, config.train.seed)
         intensity = measure_intensity(sources, split.train, config.train.window, config.train.readers)
-        model = MaskedAutoencoder(config.model)
         model.init_weights(torch.Generator().manual_seed(config.train.seed))
+        torch.manual_seed(config.train.seed)  # for what draws numbers in a step: the code of a VAE, revived codes
     model = model.to(device)
     trainer = Trainer(
         config=config,
@@ -115,7 +133,10 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
         validation=validation_crops(sources, split.validation, config.model.crop, config.train),
         model=model,
         optimizer=make_optimizer(model, config.train),
+        averaged=saved.model if saved and config.train.ema else None,
     )
+    if config.train.minutes and not saved:
+        trainer.config = with_steps(config, steps_that_fit(trainer, config.train.minutes))
     if saved:
         trainer.step = saved.step
         trainer.optimizer.load_state_dict(saved.optimizer_state)
@@ -123,6 +144,26 @@ def prepare(stores: Sequence[Path], config: RunConfig, out: Path, *, resume: boo
     _write_decisions(trainer, out)
     _announce(trainer, console)
     return trainer
+
+
+def with_steps(config: RunConfig, steps: int) -> RunConfig:
+    """Return the configuration with another number of steps."""
+    return replace(config, train=replace(config.train, steps=steps))
+
+
+def steps_that_fit(trainer: Trainer, minutes: float) -> int:
+    """Return how many steps fit into a time on this machine: the median of a few, taken by a copy of the trainer."""
+    settings = trainer.config.train
+    model, rng = copy.deepcopy(trainer.model), torch.get_rng_state()
+    rehearsal = replace(trainer, model=model, optimizer=make_optimizer(model, settings), averaged=None)
+    seconds = []
+    with CropLoader(trainer.sampler, settings.batch, settings.readers, pin=trainer.on_gpu) as loader:
+        for batch in loader.batches(0, _WARM_UP_STEPS + _TIMED_STEPS):
+            started = time.monotonic()
+            rehearsal.training_step(batch)
+            seconds.append(time.monotonic() - started)
+    torch.set_rng_state(rng)
+    return max(1, int(60 * minutes / statistics.median(seconds[_WARM_UP_STEPS:])))
 
 
 def pick_device(name: str) -> torch.device:
@@ -175,11 +216,11 @@ def _require_run_folder(out: Path, resume: bool) -> None:
         raise CheckpointError(f"{out}: nothing to resume, expected a run folder made by `maesil train`")
     if not resume and has_checkpoint(out):
         raise UsageError(f"{out}: holds a run already; go on with --resume, or name another --out")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 def _write_decisions(trainer: Trainer, out: Path) -> None:
     """Write ``config.toml`` and ``split.json`` for people; a resumed run reads the checkpoint, not these."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / "config.toml").write_text(to_toml(trainer.config), encoding="utf-8")
     split = {**asdict(trainer.split), "stores": trainer.store_fingerprints}
     (out / "split.json").write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,17 +14,19 @@ from torch import Tensor
 
 from maesil.checkpoint import save_checkpoint
 from maesil.config import RunConfig
-from maesil.data import Batch, Crop, CropLoader, CropSampler, Split, patch_shares
+from maesil.data import Batch, Crop, CropLoader, CropSampler, Draw, Split, patch_shares
 from maesil.errors import MaesilError
-from maesil.masking import Masks, make_masks
-from maesil.model import MaskedAutoencoder, to_hu, unpatchify
-from maesil.optim import learning_rate, set_learning_rate
-from maesil.types import HuArray, Intensity
+from maesil.masked_input import MaskedInput
+from maesil.masking import draw_targets, make_masks
+from maesil.model import Prediction, ReconstructionModel
+from maesil.optim import learning_rate, set_learning_rate, update_average
+from maesil.patches import to_hu, unpatchify
+from maesil.types import HuArray, Intensity, Window
 
 
 @dataclass
 class Trainer:
-    """What is fixed in a run, and the three things a step changes: model, optimiser, step."""
+    """What is fixed in a run, and what a step changes: model, average, optimiser, step."""
 
     config: RunConfig
     device: torch.device
@@ -33,10 +36,19 @@ class Trainer:
     sampler: CropSampler
     validation: list[Crop]
     """Crops of the held-out patients; empty if nobody is held out."""
-    model: MaskedAutoencoder
+    model: ReconstructionModel
     optimizer: torch.optim.AdamW
+    averaged: ReconstructionModel | None = None
+    """The moving average of the model, if the run keeps one."""
     step: int = 0
     """Optimiser steps done."""
+    _forward: Callable[[MaskedInput], Prediction] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        if self.config.train.ema and self.averaged is None:
+            self.averaged = copy.deepcopy(self.model)
+        self._forward = torch.compile(self.model) if self.config.train.compile else self.model
 
     @property
     def on_gpu(self) -> bool:
@@ -48,24 +60,37 @@ class Trainer:
         """The learning rate of the coming step."""
         return learning_rate(self.step, self.config.train)
 
+    @property
+    def final_model(self) -> ReconstructionModel:
+        """The model that is scored and used: the average, if there is one."""
+        return self.averaged or self.model
+
     def training_step(self, batch: Batch) -> dict[str, float]:
         """Take one step of AdamW; return its number, loss, learning rate and gradient norm (before clipping).
 
         MaesilError, before anything is changed, where loss or gradient are not finite.
         """
-        shares = patch_shares(batch.valid, self.config.model.patch, batch.flip)
-        hu, flip, shares = self._to_device(batch.hu, batch.flip, shares)
-        loss, _ = self._loss(hu, self._masks([draw.mask_seed for draw in batch.draws]), shares, flip)
+        settings = self.config.train
+        inputs = self._training_input(batch)
+        weight_BS = self._weights(patch_shares(batch.valid, inputs.patch, batch.flip), inputs)
+        with self._autocast():
+            prediction = self._forward(inputs)
+        loss = total = inputs.loss(prediction.patches_BSV, weight_BS)
+        if prediction.penalty is not None:
+            total = loss + self.model.penalty_weight(self.step / settings.steps) * prediction.penalty
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip)
-        loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # one wait for the GPU
-        record = {"step": self.step + 1, "loss": loss_value, "lr": self.lr, "grad_norm": norm_value}
-        if not math.isfinite(loss_value + norm_value):
+        total.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        named = {"loss": loss.detach(), "grad_norm": norm, **prediction.facts}
+        values = torch.stack([value.float() for value in named.values()]).tolist()  # one wait for the GPU
+        record = {"step": self.step + 1, "lr": self.lr, **dict(zip(named, values, strict=True))}
+        if not math.isfinite(sum(values)):
             raise MaesilError(self._blown_up(record, batch))
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
         self.step += 1
+        if self.averaged is not None:
+            update_average(self.averaged, self.model, settings.ema, self.step)
         return record
 
     @torch.no_grad()
@@ -76,13 +101,16 @@ class Trainer:
         all crops (dB of the window's width).
         """
         error = total = 0.0
+        model = self.final_model.eval()
         for start in range(0, len(self.validation), self.config.train.batch):
             crops = self.validation[start : start + self.config.train.batch]
-            shares = patch_shares(_stack([crop.valid for crop in crops]), self.config.model.patch)
-            hu, shares = self._to_device(_stack([crop.hu for crop in crops]), shares)
-            loss, weight_BM = self._loss(hu, self._masks(range(start, start + len(crops))), shares)
-            error += float(loss) * float(weight_BM.sum())
-            total += float(weight_BM.sum())
+            inputs = self._input(_stack([crop.hu for crop in crops]), range(start, start + len(crops)))
+            weight_BS = self._weights(patch_shares(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
+            with self._autocast():
+                patches_BSV = model(inputs).patches_BSV
+            error += float(inputs.loss(patches_BSV, weight_BS)) * float(weight_BS.sum())
+            total += float(weight_BS.sum())
+        self.model.train()
         loss_value = error / total
         return {
             "validation_loss": loss_value,
@@ -95,20 +123,22 @@ class Trainer:
         from maesil.pictures import save_reconstruction  # matplotlib: a second, and not every step
 
         hu = self._picture_crop()
-        masks, (grid, patch) = self._masks([0]), (self.config.model.grid, self.config.model.patch)
-        (volume,) = self._to_device(torch.from_numpy(hu)[None])
+        inputs, grid = self._input(torch.from_numpy(hu)[None], [0]), self.config.model.grid
         with self._autocast():
-            tokens_BLV = self.model.predict_all(volume, masks, self.intensity)
-        prediction = unpatchify(to_hu(tokens_BLV.float(), self.intensity), grid, patch)[0].cpu().numpy()
-        hidden = unpatchify(masks.mask[..., None].expand(-1, -1, patch**3), grid, patch)[0].cpu().numpy() > 0
+            tokens_BLV = self.final_model.eval().predict_all(inputs)
+        self.model.train()
+        prediction = unpatchify(to_hu(tokens_BLV.float(), self.intensity), grid, inputs.patch)[0].cpu().numpy()
+        hidden = unpatchify(inputs.masks.mask[..., None].expand(-1, -1, inputs.patch**3), grid, inputs.patch)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_reconstruction(path, hu, hidden, prediction, self.intensity.window, title=f"step {self.step}")
+        window, title = self.intensity.window, f"step {self.step}"
+        save_reconstruction(path, hu, hidden[0].cpu().numpy() > 0, prediction, window, title=title)
 
     def save(self, run_dir: Path) -> None:
         """Write the checkpoint of this step."""
         save_checkpoint(
             run_dir,
             model=self.model,
+            averaged=self.averaged,
             optimizer=self.optimizer,
             step=self.step,
             intensity=self.intensity,
@@ -117,18 +147,31 @@ class Trainer:
             store_fingerprints=self.store_fingerprints,
         )
 
-    def _loss(self, hu: Tensor, masks: Masks, shares_BL: Tensor, flip: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the loss over hidden patches, and their weights ``[B, M]``: the valid share of each."""
-        weight_BM = shares_BL.gather(1, masks.ids_masked)
-        with self._autocast():
-            pred_BMV = self.model(hu, masks, self.intensity, flip)
-        return self.model.forward_loss(pred_BMV, hu, masks, self.intensity, weight_BM, flip), weight_BM
+    def _training_input(self, batch: Batch) -> MaskedInput:
+        """Return a batch as the model sees it: mirrored, windowed and masked as its draws say."""
+        model, settings = self.config.model, self.config.train
+        seeds = [draw.mask_seed for draw in batch.draws]
+        inputs = self._input(batch.hu, seeds)
+        windows = _shifted_windows(settings.window, settings.window_jitter, batch.draws)
+        lean = model.kind == "maesil" and model.decoder != "full"
+        return MaskedInput(
+            inputs.volume_BZYX, inputs.masks, self.intensity, model.patch,
+            flip_B3=self._to_device(batch.flip),
+            window_B2=self._to_device(windows) if settings.window_jitter else None,
+            ids_target=draw_targets(inputs.masks, model.decoded, seeds) if lean else None,
+        )  # fmt: skip
 
-    def _masks(self, seeds: Sequence[int]) -> Masks:
-        return make_masks(self.config.mask, self.config.model.grid, seeds, self.device)
+    def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
+        config = self.config
+        masks = make_masks(config.mask, config.model.grid, mask_seeds, self.device)
+        return MaskedInput(self._to_device(hu), masks, self.intensity, config.model.patch)
 
-    def _to_device(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in tensors)
+    def _weights(self, shares_BL: Tensor, inputs: MaskedInput) -> Tensor:
+        """Return what each predicted patch counts in the loss: its valid share, ``[B, S]``."""
+        return self._to_device(shares_BL).gather(1, inputs.targets)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
@@ -148,6 +191,12 @@ class Trainer:
             f"{record['lr']:.3g}; nothing of this step was kept. Lower train.lr and go on with --resume, or look "
             f"at its crops: {crops}"
         )
+
+
+def _shifted_windows(window: Window, jitter: float, draws: Sequence[Draw]) -> Tensor:
+    """Return one window a sample, its ends moved as the draws say: float32 ``[B, 2]`` HU."""
+    reach = jitter * (window[1] - window[0])
+    return torch.tensor([[end + reach * by for end, by in zip(window, d.window_shift, strict=True)] for d in draws])
 
 
 def _stack(arrays: Sequence[np.ndarray]) -> Tensor:

@@ -85,9 +85,9 @@ def test_what_is_no_checkpoint_ends_in_one_clear_line(tmp_path):
     with pytest.raises(CheckpointError, match="another program"):
         load_run(tmp_path)
     torch.save({"format": "maesil-checkpoint", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 1, found 99"):
+    with pytest.raises(CheckpointError, match="version 2, found 99"):
         load_run(tmp_path)
-    torch.save({"format": "maesil-checkpoint", "version": 1}, path)
+    torch.save({"format": "maesil-checkpoint", "version": 2}, path)
     with pytest.raises(CheckpointError, match="incomplete"):
         load_run(tmp_path)
 
@@ -97,7 +97,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
         def __reduce__(self):
             return (print, ("ran",))
 
-    torch.save({"format": "maesil-checkpoint", "version": 1, "model": Evil()}, tmp_path / CHECKPOINT)
+    torch.save({"format": "maesil-checkpoint", "version": 2, "model": Evil()}, tmp_path / CHECKPOINT)
     with pytest.raises(CheckpointError):
         load_run(tmp_path)
 

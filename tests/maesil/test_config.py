@@ -93,7 +93,10 @@ def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
         ("mask.plane=1.0", "between 0 and 1"),
         ("mask.plane=0.001", "hides some, not all, of 64"),
         ("mask.axis=0.99", "hides some, not all, of 32"),
-        ("mask.kind=tube", "one of dual"),
+        ("mask.kind=cube", "one of dual"),
+        ("model.kind=unet", "one of maesil"),
+        ("model.head=interpolate model.decoder=cross", "linear, overlap or refine"),
+        ("model.kind=mae2d mask.kind=slab", "layers hide alike"),
         ("model.crop=60", "a multiple of 8"),
         ("model.crop=8", "at least two patches"),
         ("model.patch=6", "a multiple or a divisor of 8"),
@@ -105,7 +108,7 @@ def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
 )
 def test_impossible_values_end_in_a_usage_error_that_says_what_would_do(override, words):
     with pytest.raises(UsageError) as error:
-        load_config("tiny", None, [override])
+        load_config("tiny", None, override.split())
     assert words in str(error.value)
     assert override.partition(".")[0] in str(error.value)
 

@@ -21,7 +21,7 @@ from maesil.data import (
     window_sums,
 )
 from maesil.errors import NoInputError, StoreError, UsageError
-from maesil.model import patchify
+from maesil.patches import patchify
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
@@ -259,3 +259,26 @@ def test_patch_shares_are_those_of_the_mirrored_voxels(patch):
         (patch_shares(cells, patch, flip), torch.stack([voxels[0], voxels[1].flip(0), voxels[2].flip(0, 2)])),
     ):
         torch.testing.assert_close(shares.double(), patchify(turned, patch).mean(dim=-1) / 255)
+
+
+def test_window_shifts_are_even_and_those_of_their_sample_alone(sampler):
+    shifts = np.array([sampler.draw(step, 0).window_shift for step in range(400)])
+    assert np.abs(shifts).max() <= 1
+    assert np.abs(shifts.mean(axis=0)).max() < 0.15 and np.abs(np.corrcoef(shifts.T)[0, 1]) < 0.2
+    assert sampler.draw(7, 1).window_shift == sampler.draw(7, 1).window_shift != sampler.draw(7, 2).window_shift
+
+
+def test_what_lies_outside_the_scan_is_air_whatever_the_store_holds(tmp_path):
+    store, valid = make_store(tmp_path / "s", []), np.ones((32, 32, 32), dtype=bool)
+    valid[:16] = False
+    hu = synthetic_hu((32, 32, 32))
+    hu[:16] = 1234
+    add_volume(store, hu, valid=valid, body=np.ones(hu.shape, bool) & valid)
+    sources = Sources.open([store.path], replace(MODEL, crop=32))
+    sampler = CropSampler(sources, sources.groups, 32, TrainConfig(min_body=0.1))
+    with CropLoader(sampler, batch=1) as loader:
+        crop = next(loader.batches(0, 1)).hu[0].numpy()
+    (on_grid,) = grid_crops(sources.readers[0], sources.readers[0].volumes, 32)
+    for found in (crop, on_grid.hu):
+        assert (found[:16] == AIR_HU).all()
+        assert np.array_equal(found[16:], hu[16:])

@@ -13,10 +13,13 @@ from maesil.config import ModelConfig, RunConfig
 from maesil.data import Split, grid_crops
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
 from maesil.evaluate import ModelPredictor, evaluate, make_predictors, mask_seed, reconstruct
+from maesil.masked_input import MaskedInput
 from maesil.masking import make_masks
 from maesil.metrics import expand_cells
 from maesil.model import MaskedAutoencoder
 from maesil.types import Intensity
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROW_KEYS = {
     "model", "table", "input", "region", "mask", "seed", "window", "psnr_hidden", "psnr_whole", "psnr_pasted",
@@ -42,15 +45,6 @@ def save_run(path, split):
         store_fingerprints=(),
     )
     return path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Volumes this small are no work for two threads, least of all when other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -188,13 +182,16 @@ def test_another_seed_hides_other_patches(world):
 def test_model_predictor_agrees_with_the_loss(world):
     """Its hidden voxels, in HU, give the loss that training would report."""
     run = load_run(world[2])
+    for parameter in run.model.parameters():
+        parameter.data *= 0.7  # predictions stay inside the window
     hu = torch.from_numpy(synthetic_hu((32, 32, 32), 1))[None]
     masks = make_masks(run.config.mask, (4, 4, 4), [7])
     predicted = ModelPredictor(run.model, run.intensity).predict_hu(hu, masks)
     hidden = expand_cells(masks.mask.view(1, 4, 4, 4) > 0, 8)
     in_units = (predicted - hu.float().clamp(-1000, 1000))[hidden] / 2000 / run.intensity.std
     with torch.no_grad():
-        loss = run.model.forward_loss(run.model(hu, masks, run.intensity), hu, masks, run.intensity)
+        inputs = MaskedInput(hu, masks, run.intensity, 8)
+        loss = inputs.loss(run.model(inputs).patches_BSV)
     assert in_units.square().mean().item() == pytest.approx(loss.item(), rel=0.02)  # but for clipping to the window
 
 

@@ -10,16 +10,9 @@ from maesil.floors import InterpolationFloor, MeanFloor, _prolong, _restrict, sp
 from maesil.masking import masks_from_hidden
 from maesil.metrics import expand_cells
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WINDOW = (-1000.0, 1000.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Fields this small are no work for two threads, least of all when other tests run beside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_patches(grid, hidden, seed=0, batch=1):

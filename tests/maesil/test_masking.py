@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.config import MaskConfig, hidden_count
-from maesil.masking import make_masks, masks_from_hidden
+from maesil.masking import draw_targets, make_masks, masks_from_hidden
 
 GRID = (4, 6, 5)
 
@@ -73,3 +73,48 @@ def test_the_mask_of_a_seed_never_changes():
 def test_samples_that_hide_different_numbers_are_refused():
     with pytest.raises(ValueError, match="equally many"):
         masks_from_hidden(torch.tensor([[True, False], [False, False]]))
+
+
+@pytest.mark.parametrize("kind", ["dual", "random", "tube", "slab"])
+def test_every_kind_hides_exact_counts_by_the_seed_alone(kind):
+    config, (gz, gy, gx) = MaskConfig(kind=kind, plane=0.4, axis=0.3, share=0.6), GRID
+    columns = hidden_count(0.4, gy * gx)
+    layers = hidden_count(0.3, gz)
+    expected = {
+        "dual": gz * (columns + hidden_count(0.3, gy * gx - columns)),
+        "random": hidden_count(0.6, gz * gy * gx),
+        "tube": gz * columns,
+        "slab": layers * gy * gx + (gz - layers) * columns,
+    }[kind]
+    masks = make_masks(config, GRID, [1, 2, 1])
+    assert masks.mask.sum(dim=1).tolist() == [expected] * 3
+    assert torch.equal(masks.mask[0], masks.mask[2])
+    assert not torch.equal(masks.mask[0], masks.mask[1])
+    hidden = masks.mask[0].reshape(gz, gy * gx) > 0
+    if kind in ("tube", "slab"):
+        assert hidden.all(dim=0).sum() == columns
+    if kind == "slab":
+        assert hidden.all(dim=1).sum() == layers
+
+
+def test_kinds_fall_evenly_on_all_tokens():
+    for kind, share in (("random", 0.75), ("tube", 0.5), ("slab", 0.75)):
+        mean = make_masks(MaskConfig(kind=kind), (4, 4, 4), range(400)).mask.mean(dim=0)
+        assert (mean - share).abs().max() < 5 * (share * (1 - share) / 400) ** 0.5
+
+
+def test_without_a_mask_all_is_visible_and_all_is_to_be_predicted():
+    masks = make_masks(MaskConfig(kind="none"), GRID, [0, 1])
+    tokens = torch.arange(4 * 6 * 5).expand(2, -1)
+    assert torch.equal(masks.ids_keep, tokens) and torch.equal(masks.ids_masked, tokens)
+    assert torch.equal(masks.ids_restore, tokens) and (masks.mask == 1).all()
+
+
+def test_targets_are_some_of_the_hidden_tokens_by_the_seed_alone():
+    masks = make_masks(MaskConfig(), GRID, [1, 2])
+    targets = draw_targets(masks, 0.25, [5, 6])
+    assert targets.shape == (2, hidden_count(0.25, masks.ids_masked.shape[1]))
+    assert (targets.diff(dim=1) > 0).all()
+    assert (masks.mask.gather(1, targets) == 1).all()
+    assert torch.equal(draw_targets(masks, 0.25, [5, 6]), targets)
+    assert not torch.equal(draw_targets(masks, 0.25, [5, 7])[1], targets[1])

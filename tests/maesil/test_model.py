@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,17 @@ import torch
 
 from maesil import kernels
 from maesil.config import PRESETS, MaskConfig, ModelConfig
-from maesil.masking import make_masks
-from maesil.model import MaskedAutoencoder, patchify, sincos_positions, to_hu, unpatchify
+from maesil.masked_input import MaskedInput
+from maesil.masking import Masks, draw_targets, make_masks
+from maesil.model import MaskedAutoencoder, sincos_positions
+from maesil.patches import patchify, to_hu, tokens_at, unpatchify
 from maesil.types import Intensity
 
 SMALL = ModelConfig(crop=32, width=24, depth=2, decoder_width=16, decoder_depth=1)
+DECODERS = [
+    ("full", "linear"), ("full", "overlap"), ("full", "interpolate"), ("full", "refine"),
+    ("subset", "linear"), ("subset", "refine"), ("cross", "linear"), ("cross", "refine"),
+]  # fmt: skip
 INTENSITY = Intensity(window=(-500.0, 700.0), mean=0.4, std=0.3)
 
 
@@ -33,54 +40,107 @@ def masks():
     return make_masks(MaskConfig(), SMALL.grid, [3, 4])
 
 
-def test_forward_predicts_the_hidden_tokens_that_predict_all_predicts(model, volume, masks):
-    hidden = model(volume, masks, INTENSITY)
-    everything = model.predict_all(volume, masks, INTENSITY)
-    assert hidden.shape == (2, masks.ids_masked.shape[1], 512)
+@pytest.fixture
+def inputs(volume, masks):
+    return MaskedInput(volume, masks, INTENSITY, 8)
+
+
+def made(**changes):
+    model = MaskedAutoencoder(replace(SMALL, **changes))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.mark.parametrize(("decoder", "head"), DECODERS)
+def test_forward_predicts_the_hidden_tokens_that_predict_all_predicts(inputs, decoder, head):
+    model = made(decoder=decoder, head=head)
+    hidden, everything = model(inputs).patches_BSV, model.predict_all(inputs)
+    assert hidden.shape == (2, inputs.masks.ids_masked.shape[1], 512)
     assert everything.shape == (2, 64, 512)
-    for b in range(2):
-        torch.testing.assert_close(hidden[b], everything[b, masks.ids_masked[b]])
+    torch.testing.assert_close(hidden, tokens_at(everything, inputs.masks.ids_masked), atol=1e-4, rtol=1e-4)
 
 
-def test_predictions_do_not_depend_on_hidden_voxels_but_on_every_visible_patch(model, volume, masks):
-    base = model(volume, masks, INTENSITY)
+@pytest.mark.parametrize(("decoder", "head"), DECODERS)
+def test_predictions_do_not_depend_on_hidden_voxels_but_on_every_visible_patch(volume, masks, decoder, head):
+    model = made(decoder=decoder, head=head)
+    base = model(MaskedInput(volume, masks, INTENSITY, 8)).patches_BSV
     hidden = unpatchify(masks.mask[..., None].expand(-1, -1, 512), SMALL.grid, 8) > 0
     other = torch.where(hidden, torch.zeros((), dtype=torch.int16), volume)
-    assert torch.equal(model(other, masks, INTENSITY), base)
-    for token in masks.ids_keep[0]:
+    assert torch.equal(model(MaskedInput(other, masks, INTENSITY, 8)).patches_BSV, base)
+    for token in masks.ids_keep[0, ::5]:
         patches = patchify(volume, 8).clone()
         patches[0, token] = patches[0, token].flip(0)
-        changed = model(unpatchify(patches, SMALL.grid, 8), masks, INTENSITY)
+        changed = model(MaskedInput(unpatchify(patches, SMALL.grid, 8), masks, INTENSITY, 8)).patches_BSV
         assert not torch.allclose(changed[0], base[0], atol=1e-6)
-        assert torch.equal(changed[1], base[1])
+        torch.testing.assert_close(changed[1], base[1])
 
 
-def test_flip_equals_a_mirrored_volume(model, volume, masks):
+def test_a_lean_cross_decoder_predicts_a_token_the_same_whichever_others_it_predicts(inputs):
+    """Its tokens never look at each other; the head is linear, so neither does it."""
+    model = made(decoder="cross", head="linear")
+    some = draw_targets(inputs.masks, 0.25, [1, 2])
+    assert some.shape == (2, 12) and (some.diff(dim=1) > 0).all()
+    lean = model(replace(inputs, ids_target=some)).patches_BSV
+    torch.testing.assert_close(lean, tokens_at(model.predict_all(inputs), some), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decoder", ["subset", "cross"])
+def test_a_lean_decoder_decodes_fewer_tokens(inputs, decoder):
+    model, seen = made(decoder=decoder), []
+    model.decoder_blocks[0].register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1]))
+    model(replace(inputs, ids_target=draw_targets(inputs.masks, 0.25, [1, 2])))
+    assert seen == [{"subset": 16 + 12, "cross": 12}[decoder]]
+
+
+@pytest.mark.parametrize(("decoder", "head"), DECODERS)
+def test_flip_equals_a_mirrored_volume(volume, masks, decoder, head):
+    model = made(decoder=decoder, head=head)
     flip = torch.tensor([[True, False, True], [False, True, False]])
     mirrored = torch.stack([volume[0].flip(0, 2), volume[1].flip(1)])
     weight = torch.rand(masks.ids_masked.shape)
-    by_kernel = model(volume, masks, INTENSITY, flip)
-    torch.testing.assert_close(by_kernel, model(mirrored, masks, INTENSITY))
-    torch.testing.assert_close(
-        model.forward_loss(by_kernel, volume, masks, INTENSITY, weight, flip),
-        model.forward_loss(by_kernel, mirrored, masks, INTENSITY, weight),
-    )
+    by_kernel = MaskedInput(volume, masks, INTENSITY, 8, flip_B3=flip)
+    by_hand = MaskedInput(mirrored, masks, INTENSITY, 8)
+    pred = model(by_kernel).patches_BSV
+    torch.testing.assert_close(pred, model(by_hand).patches_BSV)
+    torch.testing.assert_close(by_kernel.loss(pred, weight), by_hand.loss(pred, weight))
 
 
-def test_loss_compares_with_the_true_patches(model, volume, masks):
+def test_each_sample_may_have_its_own_window(model, volume, masks):
+    windows = torch.tensor([[-400.0, 600.0], [-900.0, 300.0]])
+    together = MaskedInput(volume, masks, INTENSITY, 8, window_B2=windows)
+    pred = model(together).patches_BSV
+    for b in range(2):
+        alone = MaskedInput(
+            volume[b : b + 1], Masks(*(ids[b : b + 1] for ids in vars(masks).values())),
+            replace(INTENSITY, window=tuple(windows[b].tolist())), 8,
+        )  # fmt: skip
+        torch.testing.assert_close(model(alone).patches_BSV[0], pred[b], atol=1e-5, rtol=1e-5)
+
+
+def test_loss_compares_with_the_true_patches(inputs, volume, masks):
     pred = torch.zeros(2, masks.ids_masked.shape[1], 512)
     value = ((volume.float().clamp(-500, 700) + 500) / 1200 - 0.4) / 0.3
-    truth = patchify(value, 8).gather(1, masks.ids_masked[..., None].expand(-1, -1, 512))
-    loss = model.forward_loss(pred, volume, masks, INTENSITY)
-    torch.testing.assert_close(loss, truth.square().mean())
+    torch.testing.assert_close(inputs.loss(pred), tokens_at(patchify(value, 8), masks.ids_masked).square().mean())
 
 
-def test_a_step_reaches_every_parameter(model, volume, masks):
-    loss = model.forward_loss(model(volume, masks, INTENSITY), volume, masks, INTENSITY)
+@pytest.mark.parametrize(("decoder", "head"), DECODERS)
+def test_a_step_reaches_every_parameter(inputs, decoder, head):
+    model = made(decoder=decoder, head=head)
+    loss = inputs.loss(model(inputs).patches_BSV)
     loss.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
     assert math.isfinite(loss.item())
+
+
+def test_without_a_mask_everything_is_seen_and_predicted_and_nothing_is_copied(volume):
+    """Were a true patch copied into its own prediction, changing the weights would not change the error to 0."""
+    masks = make_masks(MaskConfig(kind="none"), SMALL.grid, [0, 1])
+    inputs, model = MaskedInput(volume, masks, INTENSITY, 8), made()
+    pred = model(inputs).patches_BSV
+    assert pred.shape == (2, 64, 512)
+    torch.testing.assert_close(pred, model.predict_all(inputs))
+    assert inputs.loss(pred) > 0.1
 
 
 def test_patchify_uses_the_token_order_of_the_kernels(volume):
@@ -122,7 +182,7 @@ def test_equal_seeds_give_equal_weights_and_positions_stay_out_of_the_checkpoint
 def test_names_are_those_of_mae():
     top = {name.split(".")[0] for name in MaskedAutoencoder(SMALL).state_dict()}
     encoder = {"patch_embed", "blocks", "norm"}
-    assert top == encoder | {"decoder_embed", "mask_token", "decoder_blocks", "decoder_norm", "decoder_pred"}
+    assert top == encoder | {"decoder_embed", "mask_token", "decoder_blocks", "decoder_norm", "head"}
 
 
 def test_the_encoder_of_base_is_a_vit_b():
@@ -131,11 +191,10 @@ def test_the_encoder_of_base_is_a_vit_b():
     assert sum(parameter.numel() for parameter in blocks.parameters()) == 12 * (12 * 768**2 + 13 * 768)
 
 
-def test_bfloat16_autocast_stays_close_to_float32(model, volume, masks):
-    exact = model(volume, masks, INTENSITY)
+def test_bfloat16_autocast_stays_close_to_float32(model, inputs):
+    exact = model(inputs).patches_BSV
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = model(volume, masks, INTENSITY)
+        low = model(inputs).patches_BSV
     assert low.dtype is torch.bfloat16
     assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
-    loss = model.forward_loss(low, volume, masks, INTENSITY)
-    assert loss.dtype is torch.float32
+    assert inputs.loss(low).dtype is torch.float32

@@ -8,7 +8,7 @@ import torch
 
 from maesil.config import ModelConfig, TrainConfig
 from maesil.model import MaskedAutoencoder
-from maesil.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate
+from maesil.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate, update_average
 
 SMALL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
 
@@ -50,3 +50,16 @@ def test_a_step_without_gradient_decays_matrices_by_lr_times_decay_alone():
     optimizer.step()
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.detach(), before[name] * (0.95 if parameter.ndim > 1 else 1.0))
+
+
+def test_averaged_weights_follow_the_recurrence_and_forget_the_random_start():
+    model, averaged = MaskedAutoencoder(SMALL), MaskedAutoencoder(SMALL)
+    expected = next(averaged.parameters()).detach().clone()
+    for step in range(1, 30):
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, float(step))
+        update_average(averaged, model, 0.5, step)
+        kept = min(0.5, step / (step + 9))
+        expected = kept * expected + (1 - kept) * step
+    torch.testing.assert_close(next(averaged.parameters()).detach(), expected)
+    assert (expected - 29).abs().max() < 2

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from maesil.pictures import COLUMNS, MASK_COLOUR, _Layout, save_reconstruction
+from maesil.pictures import COLUMNS, MASK_COLOUR, _Layout, save_comparison, save_reconstruction
 
 WINDOW = (-1000.0, 1000.0)
 
@@ -19,16 +19,16 @@ def crop():
     return volume, mask, volume + rng.normal(0, 100, volume.shape).astype(np.float32)
 
 
-def panels(path):
+def panels(path, columns=5, room_at_the_right=0.75):
     """Cut a picture of a cube into its 3 x 5 panels, a little inside their edges: RGB arrays [3][5]."""
     picture = imread(path)[..., :3]
-    layout = _Layout((1.0, 1.0, 1.0))
+    layout = _Layout((1.0, 1.0, 1.0), columns, room_at_the_right)
     height, width = picture.shape[:2]
-    inch, inset = width / (layout.width + 0.85), 0.05
+    inch, inset = width / (layout.width + 0.1 + room_at_the_right), 0.05
     rows: list[list[np.ndarray]] = []
     for row in range(3):
         rows.append([])
-        for column in range(5):
+        for column in range(columns):
             x0, x1, y0, y1 = layout.extent(row, column)
             left, right = (int((0.1 + x) * inch) for x in (x0 + inset, x1 - inset))
             top, bottom = (height - int((0.1 + y) * inch) for y in (y1 - inset, y0 + inset))
@@ -126,3 +126,20 @@ def test_a_crop_of_air_and_an_extreme_prediction(tmp_path):
     save_reconstruction(tmp_path / "p.png", volume, np.ones(volume.shape, dtype=bool), prediction, WINDOW)
     (row, *_) = panels(tmp_path / "p.png")
     assert row[0].mean() < 0.1 and row[3].mean() > 0.9
+
+
+@pytest.mark.parametrize("all_hidden", [False, True])
+def test_a_comparison_shows_each_model_pasted(tmp_path, crop, all_hidden):
+    volume, mask, prediction = crop
+    mask = mask | all_hidden
+    path = tmp_path / "c.png"
+    predictions = {"one": prediction, "flat": np.full(volume.shape, 900.0, np.float32)}
+    save_comparison(path, volume, mask, predictions, (-1000.0, 1000.0), "title")
+    titles = ["input", "one", "flat"] if all_hidden else ["input", "masked input", "one", "flat"]
+    for row in panels(path, columns=len(titles), room_at_the_right=0.1):
+        shown = dict(zip(titles, row, strict=True))
+        # 900 HU is nearly white; what was visible stays as it was.
+        white = (shown["flat"] > 0.9).all(axis=-1).mean()
+        assert white > 0.9 if all_hidden else 0.3 < white < 0.95
+        one, whole = (shown[name][:290, :290].mean(axis=-1) for name in ("one", "input"))
+        assert np.corrcoef(one.ravel(), whole.ravel())[0, 1] > 0.8

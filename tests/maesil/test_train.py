@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,3 +269,68 @@ def test_devices_that_are_not_there_are_refused():
     assert pick_device("auto").type in ("cpu", "cuda")
     with pytest.raises(UsageError, match="CUDA devices"):
         pick_device("cuda:99")
+
+
+@pytest.mark.parametrize("kind", ["vae", "vqvae", "mae2d"])
+def test_every_kind_of_model_resumes_to_the_bit_with_its_average(store, tmp_path, kind):
+    """A VAE draws numbers in every step, a VQ-VAE keeps a codebook; the moving average is state as well."""
+    config = with_train(ema=0.9, window_jitter=0.1, steps=8)
+    config = replace(config, model=replace(CONFIG.model, kind=kind, channels=4, latent=4, codes=6))
+    run(store, tmp_path / "whole", config)
+    first_losses(store, tmp_path / "cut", config, 5)
+    run(store, tmp_path / "cut", config, resume=True)
+    whole, cut = (metrics(tmp_path / name) for name in ("whole", "cut"))
+    timing = {"seconds", "superpatches_per_s"}
+    assert [{k: v for k, v in r.items() if k not in timing} for r in whole] == [
+        {k: v for k, v in r.items() if k not in timing} for r in cut
+    ]
+    a, b = load_run(tmp_path / "whole"), load_run(tmp_path / "cut")
+    for name, value in a.model.state_dict().items():
+        assert torch.equal(value, b.model.state_dict()[name])
+        assert torch.equal(a.last_weights[name], b.last_weights[name])
+
+
+def test_the_average_is_what_is_scored_and_differs_from_the_last_weights(store, tmp_path):
+    run(store, tmp_path / "r", with_train(ema=0.9))
+    saved = load_run(tmp_path / "r")
+    moved = [
+        name for name, value in saved.model.state_dict().items() if not torch.equal(value, saved.last_weights[name])
+    ]
+    assert len(moved) > 10
+    run(store, tmp_path / "plain", CONFIG)
+    plain = load_run(tmp_path / "plain")
+    assert all(torch.equal(value, plain.last_weights[name]) for name, value in plain.model.state_dict().items())
+    # The average itself changes nothing in the training.
+    assert all(torch.equal(value, plain.last_weights[name]) for name, value in saved.last_weights.items())
+
+
+def test_a_budget_in_minutes_becomes_a_number_of_steps_and_stays(store, tmp_path):
+    config = with_train(minutes=0.02)
+    summary, _ = run(store, tmp_path / "r", config)
+    saved = load_run(tmp_path / "r")
+    assert saved.config.train.steps == summary.steps == metrics(tmp_path / "r")[-1]["step"]
+    assert summary.steps > 12
+    again, _ = run(store, tmp_path / "r", config, resume=True)
+    assert again.steps == summary.steps and again.last == {}
+    # The rehearsal leaves no trace: the same steps without it give the same losses.
+    run(store, tmp_path / "fixed", with_train(steps=summary.steps))
+    losses = [[record["loss"] for record in metrics(tmp_path / name)] for name in ("r", "fixed")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("decoder", ["subset", "cross"])
+def test_lean_decoders_train(store, tmp_path, decoder):
+    config = replace(CONFIG, model=replace(CONFIG.model, crop=32, decoder=decoder))
+    run(store, tmp_path / "r", config)
+    losses = [record["loss"] for record in metrics(tmp_path / "r")]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_step_takes_the_same_steps(store, tmp_path):
+    config = with_train(steps=3)
+    run(store, tmp_path / "eager", config)
+    run(store, tmp_path / "compiled", with_train(steps=3, compile=True))
+    losses = [[record["loss"] for record in metrics(tmp_path / name)] for name in ("eager", "compiled")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)

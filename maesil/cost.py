@@ -1,0 +1,37 @@
+"""What a model costs: parameters, floating-point operations, size of its code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from maesil.config import RunConfig
+from maesil.masked_input import MaskedInput
+from maesil.masking import make_masks
+from maesil.model import ReconstructionModel
+from maesil.types import Intensity
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model."""
+
+    parameters: int
+    gflop: float
+    """Of the forward pass of one crop, multiplications and additions counted apart (10^9)."""
+    latent_per_voxel: float
+    """Numbers of the latent code for each voxel, nothing being hidden."""
+
+
+@torch.no_grad()
+def measure_cost(model: ReconstructionModel, config: RunConfig, intensity: Intensity) -> Cost:
+    """Count by running one crop of air through the model, masked as in training."""
+    device, edge = next(model.parameters()).device, config.model.crop
+    volume = torch.full((1, edge, edge, edge), -1000, dtype=torch.int16, device=device)
+    masks = make_masks(config.mask, config.model.grid, [0], device)
+    with FlopCounterMode(display=False) as counter:
+        model(MaskedInput(volume, masks, intensity, config.model.patch))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return Cost(parameters, counter.get_total_flops() / 1e9, model.latent_per_voxel)

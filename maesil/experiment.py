@@ -1,0 +1,225 @@
+"""The paper's comparison as one command: MAESIL against AE, VAE, VQ-VAE and a 2D masked autoencoder.
+
+Table A, inpainting: all are given the same masked input and trained on hidden voxels. Table B, reconstruction: all are
+given the full input and trained on all valid voxels. Everything below ``DIR`` is either complete or made again:
+finished models are not trained twice, an interrupted one goes on. Protocol: ``docs/explanation/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from maesil.cache.reader import SuperpatchReader
+from maesil.checkpoint import Run, load_run
+from maesil.commit import Volume
+from maesil.config import PRESETS, RunConfig, from_document, require_known, require_tile
+from maesil.cost import Cost, measure_cost
+from maesil.data import Split, grid_origins, split_groups
+from maesil.errors import UsageError
+from maesil.evaluate import ModelPredictor, Predictor, make_floors, reconstruct, score_volumes
+from maesil.experiment_report import Experiment, Trained, write_report
+from maesil.runlog import METRICS, read_metrics
+from maesil.same_scan import merge_groups
+from maesil.scores import Row, thickness_of
+from maesil.store import Store
+from maesil.train import pick_device, train, with_steps
+from maesil.types import HuArray, Zyx
+from maesil.whole_file import write_whole
+
+MODELS = ("maesil", "ae", "vae", "vqvae", "mae2d")
+TABLES = {"A": "dual", "B": "none"}
+"""The mask under which the models of each table are trained and scored."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One section of ``paper.toml``."""
+
+    name: str
+    document: dict[str, Any]
+
+    @classmethod
+    def load(cls, name: str, file: Path | None = None) -> Budget:
+        """Read a budget; UsageError for a name that the file does not hold."""
+        text = file.read_text(encoding="utf-8") if file else (files("maesil") / "paper.toml").read_text("utf-8")
+        budgets = tomllib.loads(text)
+        require_known(name, list(budgets), "budget")
+        return cls(name, budgets[name])
+
+    def config(self, model: str, table: str, seed: int, device: str) -> RunConfig:
+        """Return how a model is trained for a table."""
+        own = self.document[model]
+        config = PRESETS[self.document["preset"]]
+        for part in (self.document.get("all", {}), {name: own[name] for name in ("model", "train") if name in own}):
+            config = from_document(part, config)
+        fixed: dict[str, Any] = {
+            "model": {"kind": model},
+            "mask": {"kind": TABLES[table]},
+            "train": {"seed": seed, "device": device, "minutes": float(self.document.get("minutes", 0.0))},
+        }
+        config = from_document(fixed, config)
+        return with_steps(config, own["steps"][table]) if "steps" in own else config
+
+
+def run_paper_experiment(
+    store_path: Path,
+    out: Path,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    models: Sequence[str] = MODELS,
+    console: Console | None = None,
+) -> Experiment:
+    """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
+
+    Raises UsageError (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt
+    after SIGINT, resumable.
+    """
+    console = console or Console(stderr=True)
+    for model in models:
+        require_known(model, list(MODELS), "model")
+    store = Store.open(store_path)
+    reader, volumes = SuperpatchReader(store), store.volumes()
+    split = split_patients(reader, volumes, budget, seed)
+    _claim(out, {"budget": budget.document, "seed": seed, "store": store.fingerprint, "device": device}, split)
+    test = _TestSet(reader, [volume for volume in volumes if volume.group in split.test], seed, device)
+    console.print(
+        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
+        f"({len(test.volumes)} volumes); budget {budget.name}, seed {seed}",
+        highlight=False,
+    )
+    runs = []
+    for table, model in product(TABLES, models):
+        config, folder = budget.config(model, table, seed, device), out / "runs" / f"{table}_{model}"
+        require_tile(config.model, store.superpatch, store.path)
+        console.print(f"[{table}] {model}", style="bold", markup=False)
+        _train_unless_done(store_path, config, folder, split, console)
+        runs.append(_score_or_find(folder, table, test))
+    thickness = {volume.volume_id: thickness_of(volume) for volume in test.volumes}
+    floors = _score_floors_or_find(out, test)
+    experiment = Experiment(budget.name, seed, store.fingerprint, split, tuple(runs), floors, thickness)
+    write_report(experiment, out)
+    return experiment
+
+
+@dataclass(frozen=True)
+class _TestSet:
+    """What every model is scored on, and how."""
+
+    reader: SuperpatchReader
+    volumes: Sequence[Volume]
+    seed: int
+    device: str
+
+
+def split_patients(reader: SuperpatchReader, volumes: Sequence[Volume], budget: Budget, seed: int) -> Split:
+    """Set patients aside for scores and for curves; groups that share a scan count as one patient.
+
+    UsageError with fewer than three patients.
+    """
+    leader = merge_groups(reader, volumes)
+    patients = set(leader.values())
+    if len(patients) < 3:
+        raise UsageError(f"expected a store of at least 3 patients to train, validate and score, found {len(patients)}")
+    outer = split_groups(patients, float(budget.document["test"]), seed)
+    inner = split_groups(outer.train, float(budget.document["validation"]), seed)
+
+    def members(chosen: Sequence[str]) -> tuple[str, ...]:
+        return tuple(sorted(group for group, leading in leader.items() if leading in chosen))
+
+    return Split(members(inner.train), members(inner.validation), members(outer.validation))
+
+
+def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
+    """Make ``out`` the folder of this experiment, or find that it is already."""
+    document = {**made_from, "split": {"train": split.train, "validation": split.validation, "test": split.test}}
+    document = json.loads(json.dumps(document))
+    marker = out / "experiment.json"
+    if marker.exists():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        changed = [name for name in document if found.get(name) != document[name]]
+        if changed:
+            raise UsageError(f"{out}: holds an experiment with another {', '.join(changed)}; name another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: expected a new or empty folder for the experiment, found other files")
+    write_whole(marker, json.dumps(document, indent=1) + "\n")
+
+
+def _train_unless_done(store: Path, config: RunConfig, folder: Path, split: Split, console: Console) -> None:
+    """Train a model, or go on with it, unless it is finished."""
+    if not (folder / "trained").exists():
+        resume = (folder / "config.toml").exists()
+        summary = train([store], config, folder, resume=resume, split=split, console=console)
+        write_whole(folder / "trained", f"{summary.steps}\n")
+
+
+def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
+    """Score a model on the test volumes, or find the scores; and keep one crop of it for the pictures."""
+    run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
+    if not scores.exists():
+        predictor = ModelPredictor(run.model, run.intensity)
+        rows = score_volumes(run, test.reader, test.volumes, [predictor], test.seed)
+        _keep_crop(folder / "crop.npz", run, predictor, test)
+        cost = measure_cost(run.model, run.config, run.intensity)
+        write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
+    found = json.loads(scores.read_text(encoding="utf-8"))
+    seconds = sum(record["seconds"] for record in read_metrics(folder / METRICS))
+    return Trained(table, run, found["scored"], Cost(**found["cost"]), seconds, folder)
+
+
+def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
+    """Score the floors under the masks of table A, or find the scores."""
+    scores = out / "floors" / "scores.json"
+    if not scores.exists():
+        run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
+        floors = make_floors(run)
+        rows = score_volumes(run, test.reader, test.volumes, floors, test.seed)
+        for floor in floors:
+            _keep_crop(out / "floors" / f"{floor.name}.npz", run, floor, test)
+        write_whole(scores, json.dumps(rows, indent=1) + "\n")
+    found: list[Row] = json.loads(scores.read_text(encoding="utf-8"))
+    return found
+
+
+def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:
+    """Keep one crop of the first test volume as it was predicted, for the pictures."""
+    volume = test.volumes[0]
+    hu = test.reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    box = _crop_to_show(test.reader, volume, hu, run)
+    device = next(run.model.parameters()).device
+    result = reconstruct(test.reader, volume, predictor, run.config, test.seed, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        reference=hu[box],
+        predicted=result.predicted[box].cpu().numpy().astype(np.float32),
+        hidden=result.hidden[box].cpu().numpy(),
+        spacing=np.asarray(volume.spacing),
+    )
+
+
+def _crop_to_show(reader: SuperpatchReader, volume: Volume, hu: HuArray, run: Run) -> tuple[slice, ...]:
+    """Return the crop of the grid with the most contrast among those that lie half in the body or more."""
+    edge = run.config.model.crop
+
+    def interest(start: Zyx) -> float:
+        body = float(reader.read_map_region(volume.volume_id, "body", start, (edge,) * 3).mean()) / 255
+        return min(body, 0.5) * float(np.clip(hu[_box(start, edge)], *run.intensity.window).std())
+
+    return _box(max(grid_origins(volume, edge), key=interest), edge)
+
+
+def _box(start: Zyx, edge: int) -> tuple[slice, ...]:
+    return tuple(slice(first, first + edge) for first in start)

@@ -1,0 +1,165 @@
+"""All models that are compared: the same contract, and what is special to each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from maesil.config import MaskConfig, ModelConfig
+from maesil.masked_input import MaskedInput
+from maesil.masking import make_masks
+from maesil.patches import patchify, tokens_at, unpatchify
+from maesil.types import Intensity
+from maesil.zoo import make_model
+
+CONFIG = ModelConfig(
+    crop=32, width=24, depth=1, decoder_width=16, decoder_depth=1, channels=4, latent=6, codes=12, penalty=0.5
+)
+INTENSITY = Intensity(window=(-500.0, 700.0), mean=0.4, std=0.3)
+KINDS = ["maesil", "mae2d", "ae", "vae", "vqvae"]
+
+
+def made(kind, **changes):
+    torch.manual_seed(0)
+    model = make_model(replace(CONFIG, kind=kind, **changes))
+    model.init_weights(torch.Generator().manual_seed(0))
+    return model
+
+
+@pytest.fixture
+def volume():
+    return torch.randint(-1024, 1500, (2, 32, 32, 32), generator=torch.Generator().manual_seed(1)).short()
+
+
+def given(volume, kind="dual"):
+    return MaskedInput(volume, make_masks(MaskConfig(kind=kind), CONFIG.grid, [3, 4]), INTENSITY, 8)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mask", ["dual", "none"])
+def test_every_model_predicts_the_targets_of_what_it_is_given(volume, kind, mask):
+    inputs, model = given(volume, mask), made(kind).eval()
+    prediction = model(inputs)
+    assert prediction.patches_BSV.shape == (2, inputs.targets.shape[1], 512)
+    torch.testing.assert_close(prediction.patches_BSV, tokens_at(model.predict_all(inputs), inputs.targets))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_model_sees_hidden_voxels_and_every_one_sees_the_others(volume, kind):
+    inputs, model = given(volume), made(kind)
+    model(inputs)  # a codebook starts with the first batch
+    base = model.eval()(inputs).patches_BSV
+    mask = inputs.masks.mask[..., None].expand(-1, -1, 512)
+    hidden = unpatchify(mask, CONFIG.grid, 8) > 0
+    noise = torch.randint(-1024, 1500, volume.shape, generator=torch.Generator().manual_seed(2)).short()
+    assert torch.equal(model(replace(inputs, volume_BZYX=torch.where(hidden, noise, volume))).patches_BSV, base)
+    changed = model(replace(inputs, volume_BZYX=torch.where(hidden, volume, noise))).patches_BSV
+    assert not torch.allclose(changed, base, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns(volume, kind):
+    inputs, model = given(volume), made(kind)
+    prediction = model(inputs)
+    loss = inputs.loss(prediction.patches_BSV)
+    if prediction.penalty is not None:
+        loss = loss + model.penalty_weight(1.0) * prediction.penalty
+    loss.backward()
+    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_model_can_learn_one_crop(kind):
+    z, y, x = torch.meshgrid(*(torch.linspace(-1, 1, 32),) * 3, indexing="ij")
+    volume = (600 * torch.sin(3 * x + 2 * y) * torch.cos(2 * z)).short()[None]
+    masks = make_masks(MaskConfig(kind="none"), CONFIG.grid, [0])
+    inputs, model = MaskedInput(volume, masks, INTENSITY, 8), made(kind, latent=32, channels=8)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        prediction = model(inputs)
+        loss = inputs.loss(prediction.patches_BSV)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert losses[-1] < 0.35 * losses[0]
+
+
+def test_a_slice_of_the_2d_model_depends_on_its_own_slice_alone(volume):
+    inputs, model = given(volume, "none"), made("mae2d")
+    base = unpatchify(model(inputs).patches_BSV, CONFIG.grid, 8)
+    other = volume.clone()
+    other[:, 13] = other[:, 13].flip(-1)
+    changed = unpatchify(model(replace(inputs, volume_BZYX=other)).patches_BSV, CONFIG.grid, 8)
+    differs = (changed - base).abs().amax(dim=(0, 2, 3)) > 1e-4
+    assert differs.nonzero().flatten().tolist() == [13]
+
+
+def test_the_vae_draws_while_it_trains_and_warms_its_penalty_up(volume):
+    inputs, model = given(volume), made("vae")
+    assert not torch.equal(model(inputs).patches_BSV, model(inputs).patches_BSV)
+    model.eval()
+    assert torch.equal(model(inputs).patches_BSV, model(inputs).patches_BSV)
+    weights = [model.penalty_weight(progress) for progress in (0.0, 0.15, 0.3, 1.0)]
+    assert weights == pytest.approx([0.0, 0.25, 0.5, 0.5])
+
+
+def test_the_kl_is_that_of_torch(volume):
+    model = made("vae")
+    code = torch.randn(2, 12, 4, 4, 4)
+    mean, log_variance = code.chunk(2, dim=1)
+    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0)).mean()
+    torch.testing.assert_close(model.bottleneck(code)[1], expected)
+
+
+def test_codes_are_the_nearest_and_the_gradient_passes_straight_through():
+    model = made("vqvae").eval()
+    model.codebook_Kc.copy_(torch.randn(12, 6, generator=torch.Generator().manual_seed(3)))
+    code = torch.randn(1, 6, 2, 2, 2, requires_grad=True)
+    quantised, commitment, facts = model.bottleneck(code)
+    flat = code.detach().movedim(1, -1).reshape(-1, 6)
+    distances = (flat[:, None] - model.codebook_Kc).square().sum(-1)
+    torch.testing.assert_close(quantised.movedim(1, -1).reshape(-1, 6), model.codebook_Kc[distances.argmin(1)])
+    torch.testing.assert_close(commitment, distances.min(1).values.mean() / 6)
+    weight = torch.randn(quantised.shape)
+    (quantised * weight).sum().backward()
+    assert torch.equal(code.grad, weight)
+    assert 1 <= facts["perplexity"] <= 8
+
+
+def test_the_codebook_starts_from_the_data_and_dead_codes_are_revived():
+    model = made("vqvae").train()
+    generator = torch.Generator().manual_seed(0)
+
+    def perplexity():
+        code = 5 * torch.randn(4, 6, 4, 4, 4, generator=generator)
+        return float(model.bottleneck(code)[2]["perplexity"])
+
+    assert perplexity() > 6
+    model.codebook_Kc[1:] = 1000.0  # nothing is near them any more
+    model.sums_Kc.copy_(model.codebook_Kc * model.counts_K[:, None])
+    assert perplexity() == pytest.approx(1.0)
+    for _ in range(400):
+        recovered = perplexity()
+    assert recovered > 6
+
+
+def test_latent_sizes_are_stated():
+    values = {kind: made(kind).latent_per_voxel for kind in KINDS}
+    assert values == pytest.approx(
+        {"maesil": 24 / 512, "mae2d": 24 / 64, "ae": 6 / 512, "vae": 6 / 512, "vqvae": 1 / 512}
+    )
+
+
+def test_convolutions_get_the_mask_as_a_channel(volume):
+    inputs, model = given(volume), made("ae")
+    seen, hidden = model._masked_volume(inputs).unbind(1)
+    assert torch.equal(patchify(hidden, 8), inputs.masks.mask[..., None].expand(-1, -1, 512))
+    assert (seen[hidden > 0] == 0).all()
+    value = ((volume.float().clamp(-500, 700) + 500) / 1200 - 0.4) / 0.3
+    torch.testing.assert_close(seen[hidden == 0], value[hidden == 0])

@@ -1,0 +1,156 @@
+"""The whole experiment on a small real store with small models; then again, interrupted, and with what it refuses."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import tomllib
+from importlib.resources import files
+
+import pytest
+from rich.console import Console
+from support.stores import add_volume, make_store, synthetic_hu
+
+from maesil.checkpoint import load_run
+from maesil.config import RunConfig
+from maesil.errors import UsageError
+from maesil.experiment import MODELS, TABLES, Budget, run_paper_experiment
+from maesil.scores import SCORES
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SMALL = {"crop": 32, "width": 16, "depth": 1, "decoder_width": 16, "channels": 4, "latent": 8, "codes": 8}
+BUDGET = Budget(
+    "small",
+    {
+        "preset": "tiny",
+        "test": 0.3,
+        "validation": 0.3,
+        "all": {"model": SMALL, "train": {"batch": 2, "validate_every": 2, "threads": 1}},
+        **{name: {"steps": {"A": 4, "B": 4}} for name in MODELS},
+    },
+)
+
+
+def run(store, out, **options):
+    console = Console(file=io.StringIO(), width=200)
+    given = {"device": "cpu", "console": console, **options}
+    return run_paper_experiment(store.path, out, given.pop("budget", BUDGET), **given), console.file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Four patients, and the first one's scan once more under another name."""
+    folder = tmp_path_factory.mktemp("experiment")
+    store = make_store(folder / "s", [(40, 48, 40), (36, 40, 48), (40, 40, 40), (33, 44, 50)], superpatch=32)
+    add_volume(store, synthetic_hu((40, 48, 40), 0), name="again", group="again")
+    experiment, _ = run(store, folder / "out")
+    return store, folder / "out", experiment
+
+
+def test_a_scan_under_two_names_is_one_patient_and_nobody_is_in_two_parts(world):
+    store, _, experiment = world
+    split = experiment.split
+    parts = [set(split.train), set(split.validation), set(split.test)]
+    assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 5
+    twin = next(
+        v.group for v in store.volumes() if v.source_hash != "" and v.shape == (40, 48, 40) and v.group != "again"
+    )
+    assert any({twin, "again"} <= part for part in parts)
+
+
+def test_rows_hold_both_tables_all_models_and_the_floors(world):
+    _, out, _ = world
+    document = json.loads((out / "results.json").read_text())
+    found = {(row["table"], row["model"], row["region"]) for row in document["rows"]}
+    expected = {(t, m, r) for t in TABLES for m in MODELS for r in ("body", "whole")}
+    assert found == expected | {("A", m, r) for m in ("mean", "interpolation") for r in ("body", "whole")}
+    for row in document["rows"]:
+        assert set(SCORES) <= set(row)
+        assert (row["input"], row["mask"]) == {"A": ("masked", "dual"), "B": ("full", "none")}[row["table"]]
+        assert (row["psnr_hidden"] is None) == (row["table"] == "B")
+        assert isinstance(row["psnr_whole"], float) and row["volumes"] >= 1
+    assert {row["group_by"] for row in document["rows_other"]} == {"hu_class", "column", "slice_thickness"}
+    assert set(document["seconds"]) == {f"{t}_{m}" for t in TABLES for m in MODELS}
+
+
+def test_csv_markdown_and_page_hold_the_same_scores_and_the_page_is_self_contained(world):
+    _, out, _ = world
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    read = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert [float(one["mae_hu"]) for one in read] == pytest.approx([row["mae_hu"] for row in rows])
+    tables, page = (out / "tables.md").read_text(), (out / "index.html").read_text()
+    for row in rows:
+        if row["region"] == "body" and row["table"] == "A":
+            assert f"{row['psnr_hidden']:.2f}" in tables and f"{row['psnr_hidden']:.2f}" in page
+    images = re.findall(r'src="([^"]+)"', page)
+    assert len(images) == 3
+    assert all(base64.b64decode(src.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG") for src in images)
+    assert "http" not in page
+
+
+def test_the_same_command_again_trains_nothing_and_the_same_seed_gives_the_same_table(world, tmp_path):
+    store, out, _ = world
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
+    assert len(before) == 10
+    first = json.loads((out / "results.json").read_text())["rows"]
+    run(store, out)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")} == before
+    # Anew, but for most of the models, which are taken over; one was cut off in the middle.
+    other = tmp_path / "other"
+    shutil.copytree(out, other)
+    for name in ("A_vae", "B_maesil"):
+        shutil.rmtree(other / "runs" / name)
+    shutil.rmtree(other / "floors")
+    (other / "runs" / "A_vqvae" / "trained").unlink()
+    (other / "runs" / "A_vqvae" / "scores.json").unlink()
+    run(store, other)
+    assert json.loads((other / "results.json").read_text())["rows"] == first
+
+
+def test_the_models_of_a_table_see_the_same_masks(world):
+    _, out, _ = world
+    import numpy as np
+
+    hidden = [np.load(path)["hidden"] for path in sorted((out / "runs").glob("A_*/crop.npz"))]
+    assert len(hidden) == 5 and all(np.array_equal(hidden[0], other) for other in hidden[1:])
+    assert 0.7 < hidden[0].mean() < 0.8
+    assert all(np.load(path)["hidden"].all() for path in (out / "runs").glob("B_*/crop.npz"))
+
+
+def test_every_model_was_trained_on_the_training_patients_alone(world):
+    _, out, experiment = world
+    for folder in (out / "runs").iterdir():
+        assert load_run(folder).split == experiment.split
+
+
+def test_another_experiment_in_the_folder_and_too_few_patients_are_refused(world, tmp_path):
+    store, out, _ = world
+    with pytest.raises(UsageError, match="another seed"):
+        run(store, out, seed=1)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("x")
+    with pytest.raises(UsageError, match="found other files"):
+        run(store, tmp_path / "full")
+    two = make_store(tmp_path / "two", [(32, 32, 32), (32, 40, 32)], superpatch=32)
+    with pytest.raises(UsageError, match="at least 3 patients"):
+        run(two, tmp_path / "o")
+    with pytest.raises(UsageError, match="did you mean maesil"):
+        run(store, tmp_path / "p", models=["maesill"])
+
+
+def test_every_budget_of_the_file_makes_configurations():
+    names = tomllib.loads((files("maesil") / "paper.toml").read_text("utf-8"))
+    assert set(names) == {"tiny", "h100-10min", "paper"}
+    for name in names:
+        for model in MODELS:
+            for table in TABLES:
+                config = Budget.load(name).config(model, table, 3, "cpu")
+                assert isinstance(config, RunConfig)
+                assert (config.model.kind, config.mask.kind, config.train.seed) == (model, TABLES[table], 3)
+    with pytest.raises(UsageError, match="there are tiny"):
+        Budget.load("huge")
