@@ -53,7 +53,8 @@ def main(descriptor: int, parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before it could be tied to
         return
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt is the parent's to handle
+    for request_to_end in (signal.SIGINT, signal.SIGTERM):  # the parent's to handle: it may want to finish its volume
+        signal.signal(request_to_end, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     connection = socket.socket(fileno=descriptor)
     while True:

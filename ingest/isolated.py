@@ -146,7 +146,9 @@ class Child:
             return Refused(
                 "decoder_killed", "the process that decodes was killed from outside; most likely out of memory"
             )
-        return Refused("decoder_crashed", f"the decoder crashed (status {status}) on this source; it is damaged")
+        if status is None or status >= 0:  # no signal: it could not start, which is no source's fault
+            return Refused("unexpected", f"the process that decodes ended by itself (status {status})")
+        return Refused("decoder_crashed", f"the decoder crashed (signal {-status}) on this source; it is damaged")
 
 
 def _unless_raised(answer: dict[str, Any]) -> dict[str, Any]:

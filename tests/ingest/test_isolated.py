@@ -91,6 +91,16 @@ def test_a_child_that_died_between_two_sources_is_nobodys_fault(source):
     np.testing.assert_array_equal(isolated.read(source).hu, phantom_hu())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_end_is_left_to_the_parent(source, number):
+    """Job schedulers send it to every process of a job; what is being read must be read to its end."""
+    isolated.source_hash(source)
+    before = child_pid()
+    os.kill(before, number)
+    np.testing.assert_array_equal(isolated.read(source).hu, phantom_hu())
+    assert child_pid() == before
+
+
 def test_what_takes_for_ever_is_ended(source, endless, monkeypatch):
     monkeypatch.setattr(isolated, "SECONDS", 0.5)
     assert refused_by(endless).code == "decode_time"
