@@ -261,6 +261,27 @@ def experiment_paper(
 
 
 @app.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")],
+    store: StorePath,
+    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or a beginning of it that is unique.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for NIfTI and picture (default: RUN/reconstruction).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Predict every voxel of a volume while it is hidden; write NIfTI beside the original, and a picture.
+
+    Example: maesil reconstruct run store.zarr 1882660a --out reconstruction
+    """
+    from maesil.reconstruct import reconstruct_volume
+
+    result = reconstruct_volume(run, store, volume, out=out, seed=seed, device=device)
+    lo, hi = result.window
+    _print(f"PSNR {result.psnr:.2f} dB over the valid voxels of the body, window {lo:g} to {hi:g} HU", *result.notes)
+    _print(*map(str, (result.original, result.reconstruction, result.picture)))
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes.")] = Path("demo"),
 ) -> None:

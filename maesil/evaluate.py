@@ -171,7 +171,7 @@ def reconstruct(
     padded = [-(-n // crop) * crop for n in volume.shape]
     predicted = torch.full(padded, float(AIR_HU), device=device)
     hidden, column_hidden = (torch.zeros(padded, dtype=torch.bool, device=device) for _ in range(2))
-    for crops in _batches(grid_crops(reader, [volume.volume_id], crop), _crops_at_once(crop, device)):
+    for crops in _batches(grid_crops(reader, [volume.volume_id], crop), crops_at_once(crop, device)):
         hu = torch.from_numpy(np.stack([one.hu for one in crops])).to(device)
         valid = torch.from_numpy(np.stack([one.valid for one in crops])).to(device) == 255
         masks = make_masks(config.mask, grid, [mask_seed(seed, volume.volume_id, one.origin) for one in crops], device)
@@ -285,6 +285,6 @@ def _batches(crops: Iterator[Crop], size: int) -> Iterator[list[Crop]]:
         yield batch
 
 
-def _crops_at_once(crop: int, device: torch.device) -> int:
+def crops_at_once(crop: int, device: torch.device) -> int:
     """Return how many crops to predict at once: about 2 million voxels on a CPU, 32 million on a GPU."""
     return max(1, (2**25 if device.type == "cuda" else 2**21) // crop**3)
