@@ -227,6 +227,9 @@ def evaluate(
     volumes: Annotated[list[str] | None, typer.Option(help="Volume ids, or 'all'; default: held-out patients.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")
+    ] = None,
 ) -> None:
     """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
 
@@ -234,7 +237,9 @@ def evaluate(
     """
     from maesil.evaluate import evaluate as run_evaluation
 
-    report = run_evaluation(run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes)
+    report = run_evaluation(
+        run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes, lpips_weights=lpips_weights
+    )
     _print(report.table())
 
 
