@@ -92,7 +92,8 @@ def reconstruct_volume(
     psnr = _psnr(original, predicted.hu_ZYX, body, run)
     shown = np.where(_inside(reader, volume), original, np.int16(AIR_HU))
     title, window = f"volume {volume.volume_id[:8]}, step {run.step}", run.intensity.window
-    detail = f"window {window[0]:g} to {window[1]:g} HU, {psnr:.2f} dB in the body"
+    seen = "nothing was hidden" if run.config.mask.kind == "none" else "each voxel predicted while hidden"
+    detail = f"window {window[0]:g} to {window[1]:g} HU; {seen}; {psnr:.2f} dB in the body"
     save_volume(paths[2], shown, hu, body, window, title, detail, volume.spacing)
     return Reconstructed(*paths, psnr, window, _notes(run, volume, predicted))
 
