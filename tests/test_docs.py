@@ -27,7 +27,8 @@ def test_the_page_of_options_is_made_from_the_code():
 def commands(page: Path) -> list[list[str]]:
     """The words of every indented `maesil` command of a page, without what a shell adds."""
     found = []
-    for line in page.read_text(encoding="utf-8").splitlines():
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))  # a command may go on in the next line
+    for line in text.splitlines():
         if match := re.match(r"(?: {4,}|\t)(?:\$ )?(maesil .*)", line):
             words = shlex.split(match[1].replace("...", ""), comments=True)
             found.append([word for word in words if word not in ("[VOLUME_ID]",)])
