@@ -92,19 +92,38 @@ def _patch_voxels(
     size: Size | None,
 ) -> Tensor:
     """Look up the raw voxels ``[B, N, P^3]`` of patches ``ids_BN`` of the cropped and mirrored volume."""
-    edges = superpatch_edges(volume_BZYX, size)
+    volume = volume_BZYX.contiguous()
+    corner_BN = _patch_corners(volume, ids_BN, patch, origin, flip, superpatch_edges(volume, size))
+    # A view of every box of P^3 voxels, by the number of its first voxel: each patch is then one strided copy.
+    _, *strides = volume.stride()
+    boxes = volume.numel() - (patch - 1) * sum(strides)
+    every_box = volume.as_strided((boxes, patch, patch, patch), (1, *strides))
+    patch_BNV = every_box.index_select(0, corner_BN.flatten()).reshape(*ids_BN.shape, patch**3)
+    return patch_BNV if flip is None else _mirror(patch_BNV, flip, patch)
+
+
+def _patch_corners(
+    volume: Tensor, ids_BN: Tensor, patch: int, origin: Tensor | None, flip: Tensor | None, edges: tuple[int, int, int]
+) -> Tensor:
+    """Number the first voxel of each patch, ``[B, N]``, counting all voxels of the batch."""
     _, gy, gx = (edge // patch for edge in edges)
     index_zyx = (ids_BN // (gy * gx), ids_BN // gx % gy, ids_BN % gx)
-    voxel_zyx = []
-    for axis, (index, edge) in enumerate(zip(index_zyx, edges, strict=True)):
-        voxel_BNP = index[..., None] * patch + torch.arange(patch, device=ids_BN.device)
-        if flip is not None:
-            voxel_BNP = torch.where(flip[:, axis, None, None], edge - 1 - voxel_BNP, voxel_BNP)
-        voxel_zyx.append(voxel_BNP if origin is None else voxel_BNP + origin[:, axis, None, None])
-    sample = torch.arange(len(ids_BN), device=ids_BN.device)[:, None, None, None, None]
-    z, y, x = voxel_zyx
-    z, y, x = z[:, :, :, None, None], y[:, :, None, :, None], x[:, :, None, None, :]
-    return volume_BZYX[sample, z, y, x].flatten(2)
+    batch_stride, *strides = volume.stride()
+    corner_BN = torch.arange(len(volume), device=volume.device)[:, None] * batch_stride
+    for axis, (index, edge, stride) in enumerate(zip(index_zyx, edges, strides, strict=True)):
+        start = index * patch if flip is None else torch.where(
+            flip[:, axis, None], edge - patch - index * patch, index * patch
+        )  # fmt: skip
+        corner_BN = corner_BN + stride * (start if origin is None else start + origin[:, axis, None])
+    return corner_BN
+
+
+def _mirror(patch_BNV: Tensor, flip: Tensor, patch: int) -> Tensor:
+    """Mirror the voxels inside each patch along the axes its sample's ``flip`` names."""
+    forward = torch.arange(patch, device=flip.device)
+    z, y, x = torch.where(flip[..., None], patch - 1 - forward, forward).unbind(1)
+    source_BV = ((z[:, :, None, None] * patch + y[:, None, :, None]) * patch + x[:, None, None, :]).flatten(1)
+    return patch_BNV.gather(2, source_BV[:, None].expand_as(patch_BNV))
 
 
 def _window_bounds(window: Window, like: Tensor) -> tuple[Tensor, Tensor]:
