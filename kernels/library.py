@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -81,16 +80,17 @@ def _runs_triton(tensor: Tensor, dtype: torch.dtype) -> bool:
 
 def _run(operation: str, tensor: Tensor, dtype: torch.dtype, /, *args: Any, **options: Any) -> Any:
     """Run an operation by whichever is decided, on the tensor's own GPU."""
-    backend = _triton() if _runs_triton(tensor, dtype) else reference
+    function = _launcher(operation) if _runs_triton(tensor, dtype) else getattr(reference, operation)
     with torch.cuda.device_of(tensor):
-        return getattr(backend, operation)(*args, **options)
+        return function(*args, **options)
 
 
-def _triton() -> SimpleNamespace:
-    """The Triton launchers under the names of the definitions; imported when first used, as not all systems have it."""
+def _launcher(operation: str) -> Any:
+    """Find the Triton launcher of an operation; imported when first used, as not all systems have Triton."""
     from maesil.kernels import gather, loss, unshuffle
 
-    return SimpleNamespace(**vars(gather), **vars(unshuffle), **vars(loss))
+    (module,) = (module for module in (gather, loss, unshuffle) if hasattr(module, operation))
+    return getattr(module, operation)
 
 
 def _lookup(
