@@ -40,11 +40,15 @@ def settings(operation: str, width: int, architecture: int) -> Launch:
 
 
 def by_rule(operation: str, width: int) -> Launch:
-    """Settings for a shape that nobody measured: 2,048 values a tile, in whole powers of two."""
+    """Settings for a shape that is not in the table: whole powers of two, so many values a tile that loads overlap."""
     divisor = width & -width  # the largest power of two that divides it
-    columns = divisor if divisor >= 64 else 1 << (width - 1).bit_length()
-    columns = min(columns, 512)
-    return Launch(rows=max(1, 2048 // columns), columns=columns, warps=4, steps=4 if "unshuffle_b" in operation else 1)
+    columns = min(512, divisor if divisor >= 64 else 1 << (width - 1).bit_length())
+    if operation == "unshuffle_subset":
+        return Launch(rows=1, columns=columns, warps=max(1, columns // 256))
+    if operation == "unshuffle_backward":  # 128 rows a program: few partial sums to write and to add up
+        rows = max(1, 8192 // columns)
+        return Launch(rows=rows, columns=columns, warps=8, steps=max(1, 128 // rows))
+    return Launch(rows=max(1, 2048 // columns), columns=columns, warps=4)
 
 
 @functools.cache

@@ -153,7 +153,7 @@ def _send_home(grad_visible: Tensor | None, grad: Tensor, sources: Tensor, shown
 def _sum_rows(grad: Tensor, group: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
     """Sum the rows of each group 0 .. ``groups - 1`` in the order of the rows: ``[groups, D]`` of ``dtype``."""
     width = grad.shape[-1]
-    tile = launch("unshuffle_backward", width)
+    tile = launch("unshuffle_subset", width)
     sorted_group, order = group.sort(stable=True)
     bounds = torch.searchsorted(sorted_group, torch.arange(groups + 1, device=grad.device))
     sums = grad.new_empty((groups, width), dtype=dtype)

@@ -26,32 +26,41 @@ def load_voxels(
     P: tl.constexpr, EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Load the voxels of the tile in float32: ((clip(hu, lo, hi) - lo) / (hi - lo) - mean) / std."""
-    # Where the patch starts in its superpatch, and where a voxel lies in its patch.
+    WHOLE_ROWS: tl.constexpr = (P & (P - 1)) == 0  # rows of a power of two of voxels can be reversed in registers
+    # Where the patch lies in its superpatch, counted in patches, and where a voxel lies in its patch.
+    gz: tl.constexpr = EDGE_Z // P
     gy: tl.constexpr = EDGE_Y // P
     gx: tl.constexpr = EDGE_X // P
-    z0, y0, x0 = (token // (gy * gx)) * P, (token // gx % gy) * P, (token % gx) * P
+    iz, iy, ix = token // (gy * gx), token // gx % gy, token % gx
     z, y, x = (voxel // (P * P))[None, :], (voxel // P % P)[None, :], (voxel % P)[None, :]
     if flip is not None:
-        # A mirrored superpatch holds the patch at the mirrored corner, and its voxels in reverse.
+        # A mirrored superpatch holds the patch in the mirrored place, and its voxels in reverse.
         flip_z = tl.load(flip + sample * 3) != 0
         flip_y = tl.load(flip + sample * 3 + 1) != 0
         flip_x = tl.load(flip + sample * 3 + 2) != 0
-        z0, y0 = tl.where(flip_z, EDGE_Z - P - z0, z0), tl.where(flip_y, EDGE_Y - P - y0, y0)
-        x0 = tl.where(flip_x, EDGE_X - P - x0, x0)
+        iz, iy = tl.where(flip_z, gz - 1 - iz, iz), tl.where(flip_y, gy - 1 - iy, iy)
+        ix = tl.where(flip_x, gx - 1 - ix, ix)
         z, y = tl.where(flip_z[:, None], P - 1 - z, z), tl.where(flip_y[:, None], P - 1 - y, y)
-        if (P & (P - 1)) != 0:
+        if not WHOLE_ROWS:
             x = tl.where(flip_x[:, None], P - 1 - x, x)
+    z0, y0 = iz * P, iy * P
     if origin is not None:
         z0 += tl.load(origin + sample * 3)
         y0 += tl.load(origin + sample * 3 + 1)
-        x0 += tl.load(origin + sample * 3 + 2)
 
     row = sample.to(tl.int64) * stride_b + z0.to(tl.int64) * stride_z + y0.to(tl.int64) * stride_y
-    offset = (row * UNIT + x0)[:, None] + (z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y) * UNIT + x
-    hu = tl.load(volume + offset, mask=inside, other=0)
+    offset = (row * UNIT + ix * P)[:, None] + (z.to(tl.int64) * stride_z + y.to(tl.int64) * stride_y) * UNIT + x
+    if origin is None:
+        hu = tl.load(volume + offset, mask=inside, other=0)
+    else:
+        # Two loads of which one takes place, so that origins on whole units keep the wide one.
+        x0 = tl.load(origin + sample * 3 + 2)
+        whole = (x0 % UNIT == 0)[:, None]
+        wide = tl.load(volume + offset + (x0 // UNIT * UNIT)[:, None], mask=inside & whole, other=0)
+        narrow = tl.load(volume + offset + x0[:, None], mask=inside & ~whole, other=0)
+        hu = tl.where(whole, wide, narrow)
     if flip is not None:
-        if (P & (P - 1)) == 0:
-            # Rows were loaded as they lie, and are reversed in registers.
+        if WHOLE_ROWS:
             rows = tl.reshape(hu, (hu.shape[0] * hu.shape[1] // P, P))
             hu = tl.where(flip_x[:, None], tl.reshape(tl.flip(rows, 1), hu.shape), hu)
 
