@@ -96,7 +96,7 @@ def _finish_kernel(loss, partials, count, COLUMNS: tl.constexpr):
         error += tl.load(partials + start + column, mask=inside, other=0.0)
         weight += tl.load(partials + count + start + column, mask=inside, other=0.0)
     total = tl.sum(weight)
-    tl.store(loss, tl.where(total > 0, tl.sum(error) / total, 0.0))
+    tl.store(loss, tl.sum(error) / tl.where(total > 0, total, 1.0))
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def _loss_backward_kernel(
         share = tl.full((ROWS,), 1.0, tl.float32) / rows
     else:
         weights = tl.load(total)
-        share = tl.load(weight + row) * tl.where(weights > 0, 1.0 / weights, 0.0)
+        share = tl.load(weight + row) / tl.where(weights > 0, weights, 1.0)
     share *= tl.load(grad).to(tl.float32) * (2.0 / VOXELS)
     for start in range(0, VOXELS, COLUMNS):
         voxel = start + tl.arange(0, COLUMNS)
