@@ -42,8 +42,10 @@ def settings(operation: str, width: int, architecture: int) -> Launch:
 def by_rule(operation: str, width: int) -> Launch:
     """Settings for a shape that is not in the table: whole powers of two, so many values a tile that loads overlap."""
     divisor = width & -width  # the largest power of two that divides it
-    columns = min(512, divisor if divisor >= 64 else 1 << (width - 1).bit_length())
-    if operation == "unshuffle_subset":
+    at_once = 1 << (width - 1).bit_length()
+    columns = min(512, divisor if divisor >= 64 else at_once)
+    if operation == "unshuffle_subset":  # one row after the other, each thread 8 values of it
+        columns = min(1024, at_once)
         return Launch(rows=1, columns=columns, warps=max(1, columns // 256))
     if operation == "unshuffle_backward":  # 128 rows a program: few partial sums to write and to add up
         rows = max(1, 8192 // columns)

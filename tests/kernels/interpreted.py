@@ -54,7 +54,7 @@ def test_patches_of_the_paper_mirrored_in_a_larger_scan(margin):
 
 
 def test_patches_larger_than_a_tile():
-    spec = PatchSpec(batch=1, patch=16, grid=(1, 1, 2), share=1.0, flip=True, seed=1)
+    spec = PatchSpec(batch=1, patch=16, grid=(1, 1, 2), share=1.0)
     check_gather(spec)
     check_loss(spec, norm_patch=True)
     check_loss(PatchSpec(batch=1, patch=14, grid=(1, 2, 1), share=1.0, flip=True, margin=(1, 1, 1)), norm_patch=True)
