@@ -203,11 +203,12 @@ def check_unshuffle(
         found_grads = torch.autograd.grad(found, leaves, grad)
 
     assert found.dtype is dtype
-    assert_near(found, expected, atol=ROUNDING[dtype], rtol=ROUNDING[dtype])
+    # Three roundings, the first two of normal numbers: of the mask token, of a code, of their sum.
+    assert_near(found, expected, atol=4 * ROUNDING[dtype], rtol=ROUNDING[dtype])
     many = batch * tokens  # as far as rounding may add up in a sum of them
     for by_triton, by_definition, leaf in zip(found_grads, expected_grads, leaves, strict=True):
         assert by_triton.dtype is leaf.dtype
-        assert_near(by_triton, by_definition, atol=many * ROUNDING[torch.float32] / 4, rtol=2 * ROUNDING[leaf.dtype])
+        assert_near(by_triton, by_definition, atol=many * ROUNDING[torch.float32] / 4, rtol=max(1e-5, 2 * ROUNDING[leaf.dtype]))
 
 
 def _laid_out(grad: Tensor, layout: str) -> Tensor:
