@@ -50,9 +50,10 @@ def gather_patches(
     for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
     """
     edges = _check_patches(volume, ids_keep, patch_size, window, origin, flip, size)
-    return library.gather_patches(
+    patches: Tensor = library.gather_patches(
         volume, ids_keep.long(), patch_size, edges, *_window_arguments(window), mean, std, dtype, origin, flip
     )
+    return patches
 
 
 def unshuffle_tokens(
@@ -77,7 +78,8 @@ def unshuffle_tokens(
             f"got {list(mask_token.shape)} and {list(pos_embed.shape)}"
         )
     ids_subset = None if ids_subset is None else ids_subset.long()
-    return library.unshuffle_tokens(visible, mask_token, pos_embed, ids_restore.long(), ids_subset)
+    placed: Tensor = library.unshuffle_tokens(visible, mask_token, pos_embed, ids_restore.long(), ids_subset)
+    return placed
 
 
 def masked_reconstruction_loss(
@@ -111,10 +113,11 @@ def masked_reconstruction_loss(
         raise ValueError(f"weight must be {list(ids_masked.shape)} like ids_masked, got {list(weight.shape)}")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight is data and gets no gradient; detach it")
-    return library.masked_reconstruction_loss(
+    loss: Tensor = library.masked_reconstruction_loss(
         pred, volume, ids_masked.long(), patch_size, edges, *_window_arguments(window), mean, std, norm_patch, eps,
         weight, origin, flip,
     )  # fmt: skip
+    return loss
 
 
 def _window_arguments(window: Window) -> tuple[tuple[float, float], Tensor | None]:

@@ -81,7 +81,7 @@ def _runs_triton(tensor: Tensor, dtype: torch.dtype) -> bool:
 def _run(operation: str, tensor: Tensor, dtype: torch.dtype, /, *args: Any, **options: Any) -> Any:
     """Run an operation by whichever is decided, on the tensor's own GPU."""
     function = _launcher(operation) if _runs_triton(tensor, dtype) else getattr(reference, operation)
-    with torch.cuda.device_of(tensor):
+    with torch.cuda.device_of(tensor):  # type: ignore[no-untyped-call]
         return function(*args, **options)
 
 

@@ -116,7 +116,7 @@ def unshuffle_tokens_backward(
     Without a subset every row has a visible token of its own, or none: each row of ``ids_restore`` must be a
     permutation. A subset may name a position twice or never, so there the rows are sorted by their visible token.
     """
-    batch, positions, width = grad_BSD.shape
+    batch, _, width = grad_BSD.shape
     grad_BSD = grad_BSD.contiguous()
     if ids_subset_BS is None:
         sources = ids_restore_BL.contiguous()

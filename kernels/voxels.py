@@ -59,10 +59,9 @@ def load_voxels(
         wide = tl.load(volume + offset + (x0 // UNIT * UNIT)[:, None], mask=inside & whole, other=0)
         narrow = tl.load(volume + offset + x0[:, None], mask=inside & ~whole, other=0)
         hu = tl.where(whole, wide, narrow)
-    if flip is not None:
-        if WHOLE_ROWS:
-            rows = tl.reshape(hu, (hu.shape[0] * hu.shape[1] // P, P))
-            hu = tl.where(flip_x[:, None], tl.reshape(tl.flip(rows, 1), hu.shape), hu)
+    if flip is not None and WHOLE_ROWS:
+        rows = tl.reshape(hu, (hu.shape[0] * hu.shape[1] // P, P))
+        hu = tl.where(flip_x[:, None], tl.reshape(tl.flip(rows, 1), hu.shape), hu)
 
     if windows is not None:
         lo = tl.load(windows + sample * 2).to(tl.float32)[:, None]

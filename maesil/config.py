@@ -142,7 +142,7 @@ class TrainConfig:
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     kernels: str = "auto"
-    """``auto``: Triton on a GPU, plain PyTorch elsewhere; ``reference``: plain PyTorch; ``triton``: Triton or an error."""
+    """``auto``: Triton on a GPU, else plain PyTorch; ``reference``: plain PyTorch; ``triton``: Triton or an error."""
 
     def __post_init__(self) -> None:
         for name in (

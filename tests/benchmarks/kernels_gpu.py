@@ -3,9 +3,9 @@
     python tests/benchmarks/kernels_gpu.py [--json FILE]     # `make gpu` runs the tests first, then this
 
 Needs torch and triton only, and the repository's root on PYTHONPATH. Bandwidth is the least an operation must move
-(32-byte sectors counted) over its time, at 64 samples with inputs rotated past the L2 cache; latency is at 8 samples. Both
-are taken from CUDA graphs. Peers: *naive* PyTorch as one writes it first, with float volumes and targets;
-*good* PyTorch, the definition in `kernels/reference.py`; `torch.compile` of both; the *floor*, a copy of as many bytes.
+(32-byte sectors counted) over its time, at 64 samples with inputs rotated past the L2 cache; latency is at 8 samples.
+Both are taken from CUDA graphs. Peers: *naive* PyTorch as one writes it first, with float volumes and targets; *good*
+PyTorch, the definition in `kernels/reference.py`; `torch.compile` of both; the *floor*, a copy of as many bytes.
 ``--smoke`` runs every line on a CPU with tiny shapes, for what it is worth: not for figures.
 """
 
@@ -29,8 +29,13 @@ import torch._functorch.config
 import triton
 from torch import Tensor
 
+import maesil.model
 from maesil import kernels
+from maesil.config import PRESETS, MaskConfig, ModelConfig
 from maesil.kernels import reference
+from maesil.masking import Masks, make_masks
+from maesil.optim import make_optimizer
+from maesil.types import Intensity
 
 Call = Callable[[], object]
 LOOKUP: dict[str, Any] = {"window": (-1000.0, 1000.0), "mean": 0.3, "std": 0.2}
@@ -113,9 +118,7 @@ def naive_unshuffle(visible: Tensor, mask_token: Tensor, pos_embed: Tensor, ids_
     return rows_of(torch.cat([visible, hidden], dim=1), ids_restore) + pos_embed.to(visible.dtype)
 
 
-def naive_loss(
-    pred: Tensor, volume: Tensor, ids: Tensor, *, patch_size: int, weight: Tensor, **_: object
-) -> Tensor:
+def naive_loss(pred: Tensor, volume: Tensor, ids: Tensor, *, patch_size: int, weight: Tensor, **_: object) -> Tensor:
     """As facebookresearch/mae does it: all targets in float, then those of the hidden patches."""
     target = rows_of(naive_patches(volume, patch_size), ids)
     error = ((pred.float() - target) ** 2).mean(dim=-1)
@@ -261,65 +264,71 @@ def measure(shape: Shape, sets: int, copy: float, smoke: bool) -> list[dict[str,
 
 def whole_step(smoke: bool, device: str) -> list[dict[str, object]]:
     """Time training steps of preset base: kernels and definitions, both as they are and compiled whole."""
-    from maesil import model as model_module
-    from maesil.config import PRESETS, MaskConfig, ModelConfig
-    from maesil.masking import Masks, make_masks
-    from maesil.optim import make_optimizer
-    from maesil.types import Intensity
-
-    small = ModelConfig(crop=16, width=16, depth=1, decoder_width=16)
-    config, batch, steps = (small, 2, 2) if smoke else (PRESETS["base"].model, 8, 20)
-    volume = torch.randint(-1024, 3072, (batch, *(config.crop,) * 3), dtype=torch.int16, device=device)
-    masks = make_masks(MaskConfig(), config.grid, range(batch), device)
-    weight = torch.rand(masks.ids_masked.shape, device=device)
-    intensity = Intensity((-1000.0, 1000.0), 0.3, 0.2)
     definitions = SimpleNamespace(
         gather_patches=reference.gather_patches,
         unshuffle_tokens=reference.unshuffle_tokens,
         masked_reconstruction_loss=reference.masked_reconstruction_loss,
     )
     rows = []
-    for way, operators, compile_it in (
+    for way, operators, compiled in (
         ("maesil", kernels, False), ("maesil compiled", kernels, True),
         ("good", definitions, False), ("good compiled", definitions, True),
     ):  # fmt: skip
         torch._dynamo.reset()
-        model = model_module.MaskedAutoencoder(config)
-        model.init_weights(torch.Generator().manual_seed(0))
-        model.to(device)
-        optimizer = make_optimizer(model, PRESETS["base"].train)
-
-        def loss_of(ids_keep: Tensor, ids_masked: Tensor, ids_restore: Tensor, mask: Tensor, model: Any = model) -> Tensor:
-            chosen = Masks(ids_keep, ids_masked, ids_restore, mask)
-            with torch.autocast(device, dtype=torch.bfloat16):
-                pred = model(volume, chosen, intensity)
-            return model.forward_loss(pred, volume, chosen, intensity, weight)
-
-        run = torch.compile(loss_of, fullgraph=True, backend="aot_eager" if smoke else "inductor") if compile_it else loss_of
-
-        def step(run: Callable[..., Tensor] = run, optimizer: Any = optimizer) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            run(masks.ids_keep, masks.ids_masked, masks.ids_restore, masks.mask).backward()
-            optimizer.step()
-
-        with mock.patch.object(model_module, "kernels", operators):
+        gc.collect()
+        batch, steps = (2, 2) if smoke else (8, 20)
+        with mock.patch.object(maesil.model, "kernels", operators):
+            step = training_step(batch, compiled, smoke, device)
             for _ in range(3):
                 step()
-            _wait(device)
             peak = peak_megabytes(step, device)
+            _wait(device)
             started = time.perf_counter()
             for _ in range(steps):
                 step()
             _wait(device)
         taken = (time.perf_counter() - started) / steps
-        row = {"way": way, "batch": batch, "ms": round(taken * 1e3, 2), "superpatches_per_second": round(batch / taken, 1)}
-        row["peak_megabytes"] = peak
-        rows.append(row)
-        print("step {way:16} B={batch} {ms:8.2f} ms {superpatches_per_second:7.1f} superpatches/s, peak {peak_megabytes} MB"
-              .format(**row), flush=True)  # fmt: skip
-        del model, optimizer, run, step, loss_of
-        gc.collect()
+        rows.append(
+            {
+                "way": way,
+                "batch": batch,
+                "ms": round(taken * 1e3, 2),
+                "superpatches_per_second": round(batch / taken, 1),
+                "peak_megabytes": peak,
+            }
+        )
+        print("step {way:15} B={batch} {ms:8.2f} ms {superpatches_per_second:7.1f} superpatches/s, "
+              "peak {peak_megabytes} MB".format(**rows[-1]), flush=True)  # fmt: skip
     return rows
+
+
+def training_step(batch: int, compiled: bool, smoke: bool, device: str) -> Call:
+    """Set up a model and an optimiser, and return one step of them, on the same batch every time."""
+    config = ModelConfig(crop=16, width=16, depth=1, decoder_width=16) if smoke else PRESETS["base"].model
+    volume = torch.randint(-1024, 3072, (batch, *(config.crop,) * 3), dtype=torch.int16, device=device)
+    masks = make_masks(MaskConfig(), config.grid, range(batch), device)
+    weight = torch.rand(masks.ids_masked.shape, device=device)
+    intensity = Intensity((-1000.0, 1000.0), 0.3, 0.2)
+    model = maesil.model.MaskedAutoencoder(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    model.to(device)
+    optimizer = make_optimizer(model, PRESETS["base"].train)
+
+    def loss_of(ids_keep: Tensor, ids_masked: Tensor, ids_restore: Tensor, mask: Tensor) -> Tensor:
+        chosen = Masks(ids_keep, ids_masked, ids_restore, mask)
+        with torch.autocast(device, dtype=torch.bfloat16):
+            pred = model(volume, chosen, intensity)
+        return model.forward_loss(pred, volume, chosen, intensity, weight)
+
+    backend = "aot_eager" if smoke else "inductor"
+    run = torch.compile(loss_of, fullgraph=True, backend=backend) if compiled else loss_of
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        run(masks.ids_keep, masks.ids_masked, masks.ids_restore, masks.mask).backward()
+        optimizer.step()
+
+    return step
 
 
 def _wait(device: str) -> None:

@@ -158,7 +158,9 @@ def test_tokens_of_more_than_2_31_elements(empty_memory):
     expected = reference.unshuffle_tokens(visible[-2:], mask, codes, ids_restore[-2:])
     torch.testing.assert_close(tokens[-2:], expected, rtol=2**-7, atol=2**-7)
     grad_visible, grad_mask = torch.ops.maesil.unshuffle_tokens_backward(tokens, ids_restore, None, 64)
-    assert torch.equal(grad_visible[-2:], tokens[-2:].gather(1, ids_restore[-2:].argsort(1)[:, :64, None].expand(-1, -1, 512)))
+    assert torch.equal(
+        grad_visible[-2:], tokens[-2:].gather(1, ids_restore[-2:].argsort(1)[:, :64, None].expand(-1, -1, 512))
+    )
     seen = (ids_restore[0] < 64)[None, :, None]
     exact = sum(part.double().masked_fill(seen, 0).sum((0, 1)) for part in tokens.split(25))
     torch.testing.assert_close(grad_mask.double(), exact, rtol=1e-3, atol=1.0)

@@ -123,9 +123,7 @@ def test_registers_stay_within_the_golden_file(codes):
     assert over == {}
 
 
-@pytest.mark.parametrize(
-    ("patch", "dtype"), [(4, torch.float32), (6, torch.bfloat16), (16, torch.float32)]
-)
+@pytest.mark.parametrize(("patch", "dtype"), [(4, torch.float32), (6, torch.bfloat16), (16, torch.float32)])
 def test_other_patches_do_not_spill_either(patch, dtype):
     calls = patch_calls(patch, dtype, edge=48 if patch < 16 else 96)
     names = ("gather mirrored", "loss backward normed")

@@ -1,4 +1,4 @@
-"""Runs the tests that need Triton's interpreter in a process of their own: it is switched on before Triton is imported."""
+"""Runs the tests under Triton's interpreter, each file in a process of its own: Triton asks for it when imported."""
 
 from __future__ import annotations
 

@@ -208,7 +208,9 @@ def check_unshuffle(
     many = batch * tokens  # as far as rounding may add up in a sum of them
     for by_triton, by_definition, leaf in zip(found_grads, expected_grads, leaves, strict=True):
         assert by_triton.dtype is leaf.dtype
-        assert_near(by_triton, by_definition, atol=many * ROUNDING[torch.float32] / 4, rtol=max(1e-5, 2 * ROUNDING[leaf.dtype]))
+        assert_near(
+            by_triton, by_definition, atol=many * ROUNDING[torch.float32] / 4, rtol=max(1e-5, 2 * ROUNDING[leaf.dtype])
+        )
 
 
 def _laid_out(grad: Tensor, layout: str) -> Tensor:
