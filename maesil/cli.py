@@ -162,6 +162,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, masks and augmentation.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Pre-train a 3D masked autoencoder from stores.
@@ -171,7 +172,9 @@ def train(
     from maesil.config import load_config
     from maesil.train import train as run_training
 
-    given = {"steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device}
+    given = {
+        "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
+    }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     summary = run_training(stores, load_config(preset, config, options), out, resume=resume)
     typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
