@@ -81,21 +81,22 @@ def reconstruct_volume(
     reader, predictor = SuperpatchReader(store), ModelPredictor(run.model, run.intensity)
     original = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
     with progress({"reconstruct": "crops"}) as report:
-        device = next(run.model.parameters()).device
-        predicted = predict_while_hidden(reader, volume, predictor, run.config, seed, device, report)
+        on = next(run.model.parameters()).device
+        predicted = predict_while_hidden(reader, volume, predictor, run.config, seed, on, report)
     hu = predicted.hu_ZYX.cpu().numpy()
 
-    paths = [out / f"{volume.volume_id}_{name}" for name in ("original.nii.gz", "reconstruction.nii.gz", "planes.png")]
-    write_nifti(paths[0], original, volume.affine)
-    write_nifti(paths[1], np.rint(hu).astype(np.int16), volume.affine)
+    names = ("original.nii.gz", "reconstruction.nii.gz", "planes.png")
+    source, reconstruction, picture = (out / f"{volume.volume_id}_{name}" for name in names)
+    write_nifti(source, original, volume.affine)
+    write_nifti(reconstruction, np.rint(hu).astype(np.int16), volume.affine)
     body = _body(reader, volume)
     psnr = _psnr(original, predicted.hu_ZYX, body, run)
     shown = np.where(_inside(reader, volume), original, np.int16(AIR_HU))
     title, window = f"volume {volume.volume_id[:8]}, step {run.step}", run.intensity.window
     seen = "nothing was hidden" if run.config.mask.kind == "none" else "each voxel predicted while hidden"
     detail = f"window {window[0]:g} to {window[1]:g} HU; {seen}; {psnr:.2f} dB in the body"
-    save_volume(paths[2], shown, hu, body, window, title, detail, volume.spacing)
-    return Reconstructed(*paths, psnr, window, _notes(run, volume, predicted))
+    save_volume(picture, shown, hu, body, window, title, detail, volume.spacing)
+    return Reconstructed(source, reconstruction, picture, psnr, window, _notes(run, volume, predicted))
 
 
 def predict_while_hidden(

@@ -29,6 +29,7 @@ import torch._functorch.config
 import triton
 from torch import Tensor
 
+import maesil.masked_input
 import maesil.model
 from maesil import kernels
 from maesil.config import PRESETS, MaskConfig, ModelConfig
@@ -277,7 +278,10 @@ def whole_step(smoke: bool, device: str) -> list[dict[str, object]]:
         torch._dynamo.reset()
         gc.collect()
         batch, steps = (2, 2) if smoke else (8, 20)
-        with mock.patch.object(maesil.model, "kernels", operators):
+        with (
+            mock.patch.object(maesil.model, "kernels", operators),
+            mock.patch.object(maesil.masked_input, "kernels", operators),
+        ):
             step = training_step(batch, compiled, smoke, device)
             for _ in range(3):
                 step()
@@ -316,9 +320,10 @@ def training_step(batch: int, compiled: bool, smoke: bool, device: str) -> Call:
 
     def loss_of(ids_keep: Tensor, ids_masked: Tensor, ids_restore: Tensor, mask: Tensor) -> Tensor:
         chosen = Masks(ids_keep, ids_masked, ids_restore, mask)
+        inputs = maesil.masked_input.MaskedInput(volume, chosen, intensity, config.patch)
         with torch.autocast(device, dtype=torch.bfloat16):
-            pred = model(volume, chosen, intensity)
-        return model.forward_loss(pred, volume, chosen, intensity, weight)
+            pred = model(inputs).patches_BSV
+        return inputs.loss(pred, weight)
 
     backend = "aot_eager" if smoke else "inductor"
     run = torch.compile(loss_of, fullgraph=True, backend=backend) if compiled else loss_of

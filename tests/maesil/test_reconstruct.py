@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import nibabel as nib
 import numpy as np
@@ -51,7 +52,7 @@ def test_crops_overlap_by_half_and_leave_nothing_out(shape, crop):
         starts = sorted({origin[axis] for origin in origins})
         assert starts[0] == 0 and starts[-1] + crop >= size
         assert starts[-1] == 0 or starts[-1] + crop < size + 8
-        assert all(b - a <= crop / 2 and a % 8 == 0 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= crop / 2 and a % 8 == 0 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize("crop", [16, 64])
