@@ -270,7 +270,9 @@ def reconstruct(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")],
     store: StorePath,
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or a beginning of it that is unique.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for NIfTI and picture (default: RUN/reconstruction).")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for NIfTI and picture (default: RUN/reconstruction).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:

@@ -113,7 +113,10 @@ def test_what_is_equal_has_no_distance_and_what_lies_outside_does_not_count(with
     y, x = body_slices(body)[1]
     counted = torch.zeros_like(valid)
     counted[1:5, y, x] = True
-    noisy = [torch.where(counted & valid, volume.float(), noise * sign) for volume, sign in zip(volumes[:2], (1, -1), strict=True)]
+    noisy = [
+        torch.where(counted & valid, volume.float(), noise * sign)
+        for volume, sign in zip(volumes[:2], (1, -1), strict=True)
+    ]
     assert lpips.of_volume(*noisy, WINDOW, valid_ZYX=valid, body_ZYX=body) == score
     nearer = reference + 0.3 * (predicted - reference)
     assert lpips.of_volume(reference, nearer, WINDOW, valid_ZYX=valid, body_ZYX=body) < score

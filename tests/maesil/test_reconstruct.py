@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise, product
 
 import nibabel as nib
 import numpy as np
@@ -51,13 +52,13 @@ def test_crops_overlap_by_half_and_leave_nothing_out(shape, crop):
         starts = sorted({origin[axis] for origin in origins})
         assert starts[0] == 0 and starts[-1] + crop >= size
         assert starts[-1] == 0 or starts[-1] + crop < size + 8
-        assert all(b - a <= crop / 2 and a % 8 == 0 for a, b in zip(starts, starts[1:], strict=False))
+        assert all(b - a <= crop / 2 and a % 8 == 0 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize("crop", [16, 64])
 def test_blending_weights_of_overlapping_crops_add_up_to_one_and_vanish_at_faces(crop):
     weights, half = blending_weights(crop), crop // 2
-    corners = [weights[z : z + half, y : y + half, x : x + half] for z in (0, half) for y in (0, half) for x in (0, half)]
+    corners = [weights[z : z + half, y : y + half, x : x + half] for z, y, x in product((0, half), repeat=3)]
     torch.testing.assert_close(sum(corners), torch.ones(half, half, half))
     assert weights[0].max() < 0.01 and (weights > 0).all() and weights[half, half, half] > 0.9
 
