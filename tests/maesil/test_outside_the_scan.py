@@ -1,4 +1,4 @@
-"""What lies outside the scan decides nothing: two stores that differ there alone train and score alike, to the bit.
+"""What lies outside the scan decides nothing: stores that differ there alone train and score alike, to the bit.
 
 Cells with ``valid`` 0 hold noise in one store; partly valid cells hold -1024 outside the scan, as the format says.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import nibabel as nib
 import numpy as np
@@ -58,9 +58,7 @@ def test_crops_overlap_by_half_and_leave_nothing_out(shape, crop):
 @pytest.mark.parametrize("crop", [16, 64])
 def test_blending_weights_of_overlapping_crops_add_up_to_one_and_vanish_at_faces(crop):
     weights, half = blending_weights(crop), crop // 2
-    corners = [
-        weights[z : z + half, y : y + half, x : x + half] for z in (0, half) for y in (0, half) for x in (0, half)
-    ]
+    corners = [weights[z : z + half, y : y + half, x : x + half] for z, y, x in product((0, half), repeat=3)]
     torch.testing.assert_close(sum(corners), torch.ones(half, half, half))
     assert weights[0].max() < 0.01 and (weights > 0).all() and weights[half, half, half] > 0.9
 
