@@ -24,6 +24,7 @@ check: lint types imports test
 
 # On a machine with a GPU; needs python3 (or PYTHON=...) with torch, triton, numpy and pytest, and no .venv.
 gpu:
+	@$(PYTHON) -c "import torch; torch.cuda.is_available() or exit('make gpu: expected a CUDA GPU, torch sees none')"
 	PYTHONPATH=. $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/on_gpu.py
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/kernels_gpu.py --json kernels_gpu.json
 
