@@ -76,7 +76,7 @@ class Lpips:
             return float("nan")
         lo, hi = window
         distances = []
-        for z in slices.split(_SLICES_AT_ONCE):
+        for z in torch.split(slices, _SLICES_AT_ONCE):
             images = []
             for volume in (reference_ZYX, predicted_ZYX):
                 chosen = torch.where(valid_ZYX[z], clip(volume[z], window), lo)[:, *rectangle]

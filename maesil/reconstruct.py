@@ -79,24 +79,27 @@ def reconstruct_volume(
     out = out or run_dir / "reconstruction"
 
     reader, predictor = SuperpatchReader(store), ModelPredictor(run.model, run.intensity)
-    original = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
     with progress({"reconstruct": "crops"}) as report:
         on = next(run.model.parameters()).device
         predicted = predict_while_hidden(reader, volume, predictor, run.config, seed, on, report)
-    hu = predicted.hu_ZYX.cpu().numpy()
 
-    names = ("original.nii.gz", "reconstruction.nii.gz", "planes.png")
-    source, reconstruction, picture = (out / f"{volume.volume_id}_{name}" for name in names)
-    write_nifti(source, original, volume.affine)
-    write_nifti(reconstruction, np.rint(hu).astype(np.int16), volume.affine)
-    body = _body(reader, volume)
-    psnr = _psnr(original, predicted.hu_ZYX, body, run)
+    original, hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape), predicted.hu_ZYX.cpu()
+    body, sums = _body(reader, volume), ErrorSums(run.intensity.window)
+    sums.add(torch.from_numpy(original), hu, body, body)
+    made = Reconstructed(
+        original=out / f"{volume.volume_id}_original.nii.gz",
+        reconstruction=out / f"{volume.volume_id}_reconstruction.nii.gz",
+        picture=out / f"{volume.volume_id}_planes.png",
+        psnr=sums.psnr_hidden,
+        window=run.intensity.window,
+        notes=_notes(run, volume, predicted),
+    )
+    write_nifti(made.original, original, volume.affine)
+    write_nifti(made.reconstruction, hu.round().to(torch.int16).numpy(), volume.affine)
     shown = np.where(_inside(reader, volume), original, np.int16(AIR_HU))
-    title, window = f"volume {volume.volume_id[:8]}, step {run.step}", run.intensity.window
-    seen = "nothing was hidden" if run.config.mask.kind == "none" else "each voxel predicted while hidden"
-    detail = f"window {window[0]:g} to {window[1]:g} HU; {seen}; {psnr:.2f} dB in the body"
-    save_volume(picture, shown, hu, body, window, title, detail, volume.spacing)
-    return Reconstructed(source, reconstruction, picture, psnr, window, _notes(run, volume, predicted))
+    title, detail = _headline(run, volume, made.psnr)
+    save_volume(made.picture, shown, hu.numpy(), body.numpy(), made.window, title, detail, volume.spacing)
+    return made
 
 
 def predict_while_hidden(
@@ -191,16 +194,18 @@ def _inside(reader: SuperpatchReader, volume: Volume) -> np.ndarray:
     return expand_cells(cells, MAP_CELL)[:z, :y, :x].numpy()
 
 
-def _body(reader: SuperpatchReader, volume: Volume) -> np.ndarray:
+def _body(reader: SuperpatchReader, volume: Volume) -> Tensor:
     """Return the valid voxels of the body as evaluations score them, bool ``[Z, Y, X]``."""
     valid, body = (torch.from_numpy(reader.read_map(volume.volume_id, name)) for name in ("valid", "body"))
-    return region_voxels(valid, body, volume.shape)["body"].numpy()
+    return region_voxels(valid, body, volume.shape)["body"]
 
 
-def _psnr(original: np.ndarray, predicted_ZYX: Tensor, body: np.ndarray, run: Run) -> float:
-    sums, region = ErrorSums(run.intensity.window), torch.from_numpy(body)
-    sums.add(torch.from_numpy(original), predicted_ZYX.cpu(), region, region)
-    return sums.psnr_hidden
+def _headline(run: Run, volume: Volume, psnr: float) -> tuple[str, str]:
+    """Return the title of the picture, and what stands beside it."""
+    (lo, hi), kind = run.intensity.window, run.config.mask.kind
+    seen = "nothing was hidden" if kind == "none" else "each voxel predicted while hidden"
+    title = f"volume {volume.volume_id[:8]}, step {run.step}"
+    return title, f"window {lo:g} to {hi:g} HU; {seen}; {psnr:.2f} dB in the body"
 
 
 def _notes(run: Run, volume: Volume, predicted: HiddenPrediction) -> tuple[str, ...]:
