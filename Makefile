@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types imports check clean
+.PHONY: demo test lint types imports check gpu clean
 
 demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
@@ -21,6 +21,12 @@ imports: .venv/.installed-test
 	$(BIN)/lint-imports --no-cache
 
 check: lint types imports test
+
+# On a machine with a GPU; needs python3 (or PYTHON=...) with torch, triton, numpy and pytest, and no .venv.
+gpu:
+	@$(PYTHON) -c "import torch; torch.cuda.is_available() or exit('make gpu: expected a CUDA GPU, torch sees none')"
+	PYTHONPATH=. $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/on_gpu.py
+	PYTHONPATH=. $(PYTHON) tests/benchmarks/kernels_gpu.py --json kernels_gpu.json
 
 clean:
 	rm -rf .venv demo build *.egg-info

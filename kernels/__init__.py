@@ -11,6 +11,9 @@ Conventions they share:
 * ``origin`` int64 ``[B, 3]`` and ``size`` (one edge, or ``(z, y, x)``) cut a superpatch out of a larger scan,
   and ids then count its own patches; ``flip`` bool ``[B, 3]`` mirrors that superpatch along z, y, x. Given
   the same three, gather and loss see the same voxels.
+
+Each runs as a PyTorch operator: by its definition (`maesil.kernels.reference`) on a CPU, by Triton on CUDA, or as
+``use_kernels`` says. Gradients reach ``pred``, ``visible``, ``mask_token`` and ``pos_embed``; the rest is data.
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maesil.kernels import reference
-from maesil.kernels.reference import Size, Window
+from maesil.kernels import library
+from maesil.kernels.library import CHOICES, can_run_triton, use_kernels
+from maesil.kernels.reference import Size, Window, superpatch_edges
 
-__all__ = ["gather_patches", "masked_reconstruction_loss", "unshuffle_tokens"]
+__all__ = [
+    "CHOICES", "can_run_triton", "gather_patches", "masked_reconstruction_loss", "unshuffle_tokens", "use_kernels",
+]  # fmt: skip
 
 
 def gather_patches(
@@ -43,11 +49,11 @@ def gather_patches(
     the gather in ``random_masking`` do together in facebookresearch/mae ``models_mae.py``. Raises ValueError
     for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
     """
-    _check_patches(volume, ids_keep, patch_size, origin, flip, size)
-    return reference.gather_patches(
-        volume, ids_keep, patch_size=patch_size, window=window, mean=mean, std=std, dtype=dtype,
-        origin=origin, flip=flip, size=size,
-    )  # fmt: skip
+    edges = _check_patches(volume, ids_keep, patch_size, window, origin, flip, size)
+    patches: Tensor = library.gather_patches(
+        volume, ids_keep.long(), patch_size, edges, *_window_arguments(window), mean, std, dtype, origin, flip
+    )
+    return patches
 
 
 def unshuffle_tokens(
@@ -71,7 +77,9 @@ def unshuffle_tokens(
             f"mask_token must be [{width}] and pos_embed [{tokens}, {width}] to fit visible and ids_restore, "
             f"got {list(mask_token.shape)} and {list(pos_embed.shape)}"
         )
-    return reference.unshuffle_tokens(visible, mask_token, pos_embed, ids_restore, ids_subset)
+    ids_subset = None if ids_subset is None else ids_subset.long()
+    placed: Tensor = library.unshuffle_tokens(visible, mask_token, pos_embed, ids_restore.long(), ids_subset)
+    return placed
 
 
 def masked_reconstruction_loss(
@@ -98,31 +106,48 @@ def masked_reconstruction_loss(
     ``norm_pix_loss`` of MAE (arXiv 2111.06377). Returns a float32 scalar (float64 for float64 predictions).
     Raises ValueError for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
     """
-    _check_patches(volume, ids_masked, patch_size, origin, flip, size)
+    edges = _check_patches(volume, ids_masked, patch_size, window, origin, flip, size)
     if pred.shape != (*ids_masked.shape, patch_size**3):
         raise ValueError(f"pred must be {[*ids_masked.shape, patch_size**3]}, got {list(pred.shape)}")
     if weight is not None and weight.shape != ids_masked.shape:
         raise ValueError(f"weight must be {list(ids_masked.shape)} like ids_masked, got {list(weight.shape)}")
-    return reference.masked_reconstruction_loss(
-        pred, volume, ids_masked, patch_size=patch_size, window=window, mean=mean, std=std,
-        norm_patch=norm_patch, eps=eps, weight=weight, origin=origin, flip=flip, size=size,
+    if weight is not None and weight.requires_grad:
+        raise ValueError("weight is data and gets no gradient; detach it")
+    loss: Tensor = library.masked_reconstruction_loss(
+        pred, volume, ids_masked.long(), patch_size, edges, *_window_arguments(window), mean, std, norm_patch, eps,
+        weight, origin, flip,
     )  # fmt: skip
+    return loss
+
+
+def _window_arguments(window: Window) -> tuple[tuple[float, float], Tensor | None]:
+    """Split a window into the two arguments of the operators: numbers, which no GPU waits for, and a tensor."""
+    if isinstance(window, Tensor):
+        return (0.0, 1.0), window
+    lo, hi = window
+    return (float(lo), float(hi)), None
 
 
 def _check_patches(
-    volume: Tensor, ids: Tensor, patch: int, origin: Tensor | None, flip: Tensor | None, size: Size | None
-) -> None:
-    """Refuse shapes that the lookup would misread; values are looked at only on a CPU, where that is free."""
+    volume: Tensor,
+    ids: Tensor,
+    patch: int,
+    window: Window,
+    origin: Tensor | None,
+    flip: Tensor | None,
+    size: Size | None,
+) -> tuple[int, int, int]:
+    """Refuse shapes that the lookup would misread; return the superpatch's edges (z, y, x) in voxels."""
     if volume.ndim != 4 or ids.ndim != 2 or len(volume) != len(ids):
         raise ValueError(f"volume [B, Z, Y, X] and ids [B, N] expected, not {list(volume.shape)}, {list(ids.shape)}")
-    edges = reference.superpatch_edges(volume, size)
+    if volume.dtype != torch.int16:
+        raise ValueError(f"volume must hold int16 HU, got {volume.dtype}")
+    edges = superpatch_edges(volume, size)
     if any(edge % patch for edge in edges):
         raise ValueError(f"superpatch edges {edges} are not all divisible by the patch edge {patch}")
+    if isinstance(window, Tensor) and window.shape not in ((2,), (len(volume), 2)):
+        raise ValueError(f"window must be (lo, hi) or [{len(volume)}, 2], got {list(window.shape)}")
     for name, value in (("origin", origin), ("flip", flip)):
         if value is not None and value.shape != (len(volume), 3):
             raise ValueError(f"{name} must be [{len(volume)}, 3] (z, y, x), got {list(value.shape)}")
-    start = torch.zeros(1, 3, dtype=torch.int64) if origin is None else origin
-    if start.device.type == "cpu":
-        stop = start + torch.tensor(edges)
-        if (start < 0).any() or (stop > torch.tensor(volume.shape[1:])).any():
-            raise ValueError(f"superpatches {edges} at {start.tolist()} leave volume {list(volume.shape)}")
+    return edges

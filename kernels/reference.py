@@ -8,6 +8,8 @@ whole volume), mirrored along the axes that ``flip`` names *after* it is cut out
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,27 @@ def unshuffle_tokens(
     return tokens + pos_embed_LD.to(visible.dtype)[positions]
 
 
+def unshuffle_tokens_backward(
+    grad_BSD: Tensor, ids_restore_BL: Tensor, ids_subset_BS: Tensor | None, visible: int
+) -> tuple[Tensor, Tensor]:
+    """Gradients by the visible tokens, ``[B, N, D]``, and by the mask token, ``[D]`` summed in float32 or better."""
+    source_BS = ids_restore_BL if ids_subset_BS is None else ids_restore_BL.gather(1, ids_subset_BS)
+    hidden = (source_BS >= visible)[..., None]
+    B, _, D = grad_BSD.shape
+    index = source_BS.clamp(max=visible - 1)[..., None].expand(-1, -1, D)
+    grad_BND = grad_BSD.new_zeros(B, visible, D).scatter_add_(1, index, grad_BSD.masked_fill(hidden, 0))
+    exact = torch.promote_types(grad_BSD.dtype, torch.float32)
+    return grad_BND, grad_BSD.masked_fill(~hidden, 0).sum((0, 1), dtype=exact)
+
+
+def unshuffle_positions_backward(grad_BSD: Tensor, ids_subset_BS: Tensor | None, tokens: int) -> Tensor:
+    """Gradient by the position codes, ``[L, D]`` in float32 or better; training with fixed codes never asks for it."""
+    grad = grad_BSD.to(torch.promote_types(grad_BSD.dtype, torch.float32))
+    if ids_subset_BS is None:
+        return grad.sum(0)
+    return grad.new_zeros(tokens, grad.shape[-1]).index_add_(0, ids_subset_BS.flatten(), grad.flatten(0, 1))
+
+
 def masked_reconstruction_loss(
     pred_BMV: Tensor,
     volume_BZYX: Tensor,
@@ -70,17 +93,53 @@ def masked_reconstruction_loss(
     size: Size | None = None,
 ) -> Tensor:
     """Average the squared error of the hidden patches, weighted: a scalar, float32 (float64 for float64)."""
-    pred = pred_BMV.to(torch.promote_types(pred_BMV.dtype, torch.float32))
-    target = gather_patches(
-        volume_BZYX, ids_masked_BM, patch_size=patch_size, window=window, mean=mean, std=std,
-        dtype=pred.dtype, origin=origin, flip=flip, size=size,
+    pred, target = _pred_and_target(
+        pred_BMV, volume_BZYX, ids_masked_BM, norm_patch, eps, patch_size=patch_size, window=window, mean=mean,
+        std=std, origin=origin, flip=flip, size=size,
     )  # fmt: skip
-    if norm_patch:
-        variance, average = torch.var_mean(target, dim=-1, keepdim=True)
-        target = (target - average) / (variance + eps).sqrt()
     error_BM = (pred - target).square().mean(dim=-1)
     weight_BM = torch.ones_like(error_BM) if weight is None else weight.to(pred.dtype)
     return (error_BM * weight_BM).sum() / weight_BM.sum().clamp_min(torch.finfo(pred.dtype).tiny)
+
+
+def masked_reconstruction_loss_backward(
+    grad: Tensor,
+    pred_BMV: Tensor,
+    volume_BZYX: Tensor,
+    ids_masked_BM: Tensor,
+    *,
+    patch_size: int,
+    window: Window,
+    mean: float,
+    std: float,
+    norm_patch: bool = False,
+    eps: float = 1e-6,
+    weight: Tensor | None = None,
+    origin: Tensor | None = None,
+    flip: Tensor | None = None,
+    size: Size | None = None,
+) -> Tensor:
+    """Gradient of the loss by ``pred``, in its shape and dtype; the targets are looked up again."""
+    pred, target = _pred_and_target(
+        pred_BMV, volume_BZYX, ids_masked_BM, norm_patch, eps, patch_size=patch_size, window=window, mean=mean,
+        std=std, origin=origin, flip=flip, size=size,
+    )  # fmt: skip
+    weight_BM = torch.ones_like(pred[..., 0]) if weight is None else weight.to(pred.dtype)
+    total = weight_BM.sum()
+    share_BM = torch.where(total > 0, grad / total, 0) * weight_BM / pred.shape[-1]
+    return ((pred - target).mul_(2).mul_(share_BM[..., None])).to(pred_BMV.dtype)
+
+
+def _pred_and_target(
+    pred_BMV: Tensor, volume: Tensor, ids_masked_BM: Tensor, norm_patch: bool, eps: float, **lookup: Any
+) -> tuple[Tensor, Tensor]:
+    """Return predictions and true patches alike in dtype, float32 or better."""
+    pred = pred_BMV.to(torch.promote_types(pred_BMV.dtype, torch.float32))
+    target = gather_patches(volume, ids_masked_BM, dtype=pred.dtype, **lookup)
+    if norm_patch:
+        variance, average = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - average) / (variance + eps).sqrt()
+    return pred, target
 
 
 def _patch_voxels(
@@ -92,19 +151,38 @@ def _patch_voxels(
     size: Size | None,
 ) -> Tensor:
     """Look up the raw voxels ``[B, N, P^3]`` of patches ``ids_BN`` of the cropped and mirrored volume."""
-    edges = superpatch_edges(volume_BZYX, size)
+    volume = volume_BZYX.contiguous()
+    corner_BN = _patch_corners(volume, ids_BN, patch, origin, flip, superpatch_edges(volume, size))
+    # A view of every box of P^3 voxels, by the number of its first voxel: each patch is then one strided copy.
+    _, *strides = volume.stride()
+    boxes = volume.numel() - (patch - 1) * sum(strides)
+    every_box = volume.as_strided((boxes, patch, patch, patch), (1, *strides))
+    patch_BNV = every_box.index_select(0, corner_BN.flatten()).reshape(*ids_BN.shape, patch**3)
+    return patch_BNV if flip is None else _mirror(patch_BNV, flip, patch)
+
+
+def _patch_corners(
+    volume: Tensor, ids_BN: Tensor, patch: int, origin: Tensor | None, flip: Tensor | None, edges: tuple[int, int, int]
+) -> Tensor:
+    """Number the first voxel of each patch, ``[B, N]``, counting all voxels of the batch."""
     _, gy, gx = (edge // patch for edge in edges)
     index_zyx = (ids_BN // (gy * gx), ids_BN // gx % gy, ids_BN % gx)
-    voxel_zyx = []
-    for axis, (index, edge) in enumerate(zip(index_zyx, edges, strict=True)):
-        voxel_BNP = index[..., None] * patch + torch.arange(patch, device=ids_BN.device)
-        if flip is not None:
-            voxel_BNP = torch.where(flip[:, axis, None, None], edge - 1 - voxel_BNP, voxel_BNP)
-        voxel_zyx.append(voxel_BNP if origin is None else voxel_BNP + origin[:, axis, None, None])
-    sample = torch.arange(len(ids_BN), device=ids_BN.device)[:, None, None, None, None]
-    z, y, x = voxel_zyx
-    z, y, x = z[:, :, :, None, None], y[:, :, None, :, None], x[:, :, None, None, :]
-    return volume_BZYX[sample, z, y, x].flatten(2)
+    batch_stride, *strides = volume.stride()
+    corner_BN = torch.arange(len(volume), device=volume.device)[:, None] * batch_stride
+    for axis, (index, edge, stride) in enumerate(zip(index_zyx, edges, strides, strict=True)):
+        start = index * patch if flip is None else torch.where(
+            flip[:, axis, None], edge - patch - index * patch, index * patch
+        )  # fmt: skip
+        corner_BN = corner_BN + stride * (start if origin is None else start + origin[:, axis, None])
+    return corner_BN
+
+
+def _mirror(patch_BNV: Tensor, flip: Tensor, patch: int) -> Tensor:
+    """Mirror the voxels inside each patch along the axes its sample's ``flip`` names."""
+    forward = torch.arange(patch, device=flip.device)
+    z, y, x = torch.where(flip[..., None], patch - 1 - forward, forward).unbind(1)
+    source_BV = ((z[:, :, None, None] * patch + y[:, None, :, None]) * patch + x[:, None, None, :]).flatten(1)
+    return patch_BNV.gather(2, source_BV[:, None].expand_as(patch_BNV))
 
 
 def _window_bounds(window: Window, like: Tensor) -> tuple[Tensor, Tensor]:

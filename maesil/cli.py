@@ -162,6 +162,7 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, masks and augmentation.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Pre-train a 3D masked autoencoder from stores.
@@ -171,7 +172,9 @@ def train(
     from maesil.config import load_config
     from maesil.train import train as run_training
 
-    given = {"steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device}
+    given = {
+        "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
+    }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     summary = run_training(stores, load_config(preset, config, options), out, resume=resume)
     typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
@@ -186,6 +189,9 @@ def evaluate(
     volumes: Annotated[list[str] | None, typer.Option(help="Volume ids, or 'all'; default: held-out patients.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")
+    ] = None,
 ) -> None:
     """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
 
@@ -193,7 +199,9 @@ def evaluate(
     """
     from maesil.evaluate import evaluate as run_evaluation
 
-    report = run_evaluation(run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes)
+    report = run_evaluation(
+        run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes, lpips_weights=lpips_weights
+    )
     print_all(report.table())
 
 
@@ -217,6 +225,29 @@ def experiment_paper(
     run_paper_experiment(store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS)
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")
+
+
+@app.command()
+def reconstruct(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")],
+    store: StorePath,
+    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or a beginning of it that is unique.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for NIfTI and picture (default: RUN/reconstruction).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Predict every voxel of a volume while it is hidden; write NIfTI beside the original, and a picture.
+
+    Example: maesil reconstruct run store.zarr 1882660a --out reconstruction
+    """
+    from maesil.reconstruct import reconstruct_volume
+
+    result = reconstruct_volume(run, store, volume, out=out, seed=seed, device=device)
+    lo, hi = result.window
+    print_all(f"PSNR {result.psnr:.2f} dB over the valid voxels of the body, window {lo:g} to {hi:g} HU", *result.notes)
+    print_all(*map(str, (result.original, result.reconstruction, result.picture)))
 
 
 @app.command()

@@ -26,6 +26,7 @@ MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
 DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
+KERNELS = ("auto", "reference", "triton")
 
 
 def hidden_count(share: float, of: int) -> int:
@@ -196,6 +197,8 @@ class TrainConfig:
     """CPU threads for the model; 0 leaves it to torch. Losses are equal to the bit for equally many threads."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    kernels: str = "auto"
+    """``auto``: Triton on a GPU, else plain PyTorch; ``reference``: plain PyTorch; ``triton``: Triton or an error."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -214,6 +217,7 @@ class TrainConfig:
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
+        _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ def grid_crops(
         for origin in grid_origins(reader.volumes[volume_id], crop):
             valid = reader.read_map_region(volume_id, "valid", origin, (crop, crop, crop))
             if valid.any() and valid.mean() >= 255 * min_valid:
-                yield _read_crop(reader, volume_id, origin, crop)
+                yield read_crop(reader, volume_id, origin, crop)
 
 
 def grid_origins(volume: Volume, crop: int) -> Iterator[Zyx]:
@@ -309,7 +309,7 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
     ]
     count = min(len(places), config.validation_crops)
     chosen = [places[i * len(places) // count] for i in range(count)]
-    return [_read_crop(*place, crop) for place in chosen]
+    return [read_crop(*place, crop) for place in chosen]
 
 
 def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> Tensor:
@@ -330,7 +330,8 @@ def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> 
     return shares.flatten(1)
 
 
-def _read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) -> Crop:
+def read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) -> Crop:
+    """Read the crop of a volume at any origin of multiples of 8, cells without any valid voxel set to air."""
     size = (crop, crop, crop)
     valid, body = (reader.read_map_region(volume_id, name, origin, size) for name in ("valid", "body"))
     hu = reader.read_region(volume_id, origin, size)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +25,7 @@ from maesil.config import RunConfig
 from maesil.data import Crop, Split, grid_crops, grid_origins
 from maesil.errors import NoInputError, UsageError
 from maesil.floors import InterpolationFloor, MeanFloor
+from maesil.lpips import Lpips
 from maesil.masked_input import MaskedInput
 from maesil.masking import Masks, make_masks
 from maesil.metrics import BorderSums, ErrorSums, expand_cells, patch_rmse, region_voxels, ssim
@@ -86,15 +87,18 @@ def evaluate(
     seed: int = 0,
     device: str | torch.device = "auto",
     volumes: Sequence[str] | None = None,
+    lpips_weights: Path | None = None,
 ) -> Report:
     """Score a run and the floors on a store; write ``scores.json`` and pictures to ``out`` (default RUN/evaluation).
 
     ``volumes`` are ids (or unique beginnings of them), or ``["all"]``; default: every volume whose patient the run was
     not trained on, and UsageError where there is none. Equal ``seed``, run and store give equal masks for all models.
-    Raises CheckpointError, StoreError, NoInputError.
+    ``lpips_weights`` is the file that LPIPS is computed with, see `maesil.lpips`. Raises CheckpointError, StoreError,
+    NoInputError.
     """
     run = load_run(run_dir, pick_device(str(device)))
     store = Store.open(store_path)
+    lpips = Lpips.load(lpips_weights, next(run.model.parameters()).device) if lpips_weights else None
     chosen = choose_volumes(store, run.split, volumes)
     out = out or run_dir / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
@@ -105,7 +109,7 @@ def evaluate(
     with progress({"evaluate": "predicted volumes"}) as report_progress:
         for number, volume in enumerate(chosen):
             for predictor, (result, rows) in zip(
-                predictors, evaluate_volume(run, reader, volume, predictors, seed), strict=True
+                predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
             ):
                 scored += rows
                 if isinstance(predictor, ModelPredictor):
@@ -113,6 +117,9 @@ def evaluate(
             report_progress("evaluate", number + 1, len(chosen))
 
     report = summarise(run_dir, run, store, chosen, seed, scored, pictures)
+    if lpips:
+        facts = report.facts | {"lpips_weights_sha256": lpips.sha256}
+        report = replace(report, facts=facts, notes=report.notes + lpips.notes)
     for path in {out / "scores.json", json_path or out / "scores.json"}:
         write_whole(path, json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
     return report
@@ -171,7 +178,7 @@ def reconstruct(
     padded = [-(-n // crop) * crop for n in volume.shape]
     predicted = torch.full(padded, float(AIR_HU), device=device)
     hidden, column_hidden = (torch.zeros(padded, dtype=torch.bool, device=device) for _ in range(2))
-    for crops in _batches(grid_crops(reader, [volume.volume_id], crop), _crops_at_once(crop, device)):
+    for crops in _batches(grid_crops(reader, [volume.volume_id], crop), crops_at_once(crop, device)):
         hu = torch.from_numpy(np.stack([one.hu for one in crops])).to(device)
         valid = torch.from_numpy(np.stack([one.valid for one in crops])).to(device) == 255
         masks = make_masks(config.mask, grid, [mask_seed(seed, volume.volume_id, one.origin) for one in crops], device)
@@ -199,7 +206,12 @@ def score_volumes(
 
 
 def evaluate_volume(
-    run: Run, reader: SuperpatchReader, volume: Volume, predictors: Iterable[Predictor], seed: int
+    run: Run,
+    reader: SuperpatchReader,
+    volume: Volume,
+    predictors: Iterable[Predictor],
+    seed: int,
+    lpips: Lpips | None = None,
 ) -> Iterator[tuple[Reconstruction, list[Row]]]:
     """Yield, for each predictor, the predicted volume and its rows."""
     device = next(run.model.parameters()).device
@@ -209,10 +221,12 @@ def evaluate_volume(
     for predictor in predictors:
         result = reconstruct(reader, volume, predictor, run.config, seed, device)
         identity = {"model": predictor.name, "volume_id": volume.volume_id, "group": volume.group}
-        yield result, [{**identity, **row} for row in score_volume(reference, result, regions, run)]
+        yield result, [{**identity, **row} for row in score_volume(reference, result, regions, run, lpips)]
 
 
-def score_volume(reference: Tensor, result: Reconstruction, regions: dict[str, Tensor], run: Run) -> Iterator[Row]:
+def score_volume(
+    reference: Tensor, result: Reconstruction, regions: dict[str, Tensor], run: Run, lpips: Lpips | None = None
+) -> Iterator[Row]:
     """Yield one volume's scores: a row per region, then rows by HU class and by column, which name their group."""
     window, config = run.intensity.window, run.config.model
     hidden, predicted = result.hidden, result.predicted
@@ -221,6 +235,11 @@ def score_volume(reference: Tensor, result: Reconstruction, regions: dict[str, T
         name: ssim(reference, pasted, window, regions, valid_ZYX=regions["whole"], axial=name == "ssim_axial")
         for name in ("ssim_3d", "ssim_axial")
     }
+    perceptual = {}
+    if lpips:
+        perceptual["body"] = lpips.of_volume(
+            reference, pasted, window, valid_ZYX=regions["whole"], body_ZYX=regions["body"]
+        )
     for region in REGIONS:
         borders = BorderSums(config.patch, config.crop, window)
         borders.add(reference, predicted, hidden & regions[region])
@@ -229,6 +248,7 @@ def score_volume(reference: Tensor, result: Reconstruction, regions: dict[str, T
             "region": region,
             **_error_scores(reference, predicted, hidden, regions[region], run),
             **{name: values[region] for name, values in similar.items()},
+            "lpips": perceptual.get(region, math.nan),
             "border_ratio": borders.ratio,
             "seam_ratio": borders.seam_ratio,
             "patch_rmse_hu": [float(np.percentile(spread, q)) for q in (10, 50, 90)] if len(spread) else None,
@@ -285,6 +305,6 @@ def _batches(crops: Iterator[Crop], size: int) -> Iterator[list[Crop]]:
         yield batch
 
 
-def _crops_at_once(crop: int, device: torch.device) -> int:
+def crops_at_once(crop: int, device: torch.device) -> int:
     """Return how many crops to predict at once: about 2 million voxels on a CPU, 32 million on a GPU."""
     return max(1, (2**25 if device.type == "cuda" else 2**21) // crop**3)

@@ -42,8 +42,31 @@ def make_masks(config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torc
     """
     if config.kind == "none":
         return _nothing_hidden(len(seeds), grid).to(device)
-    hidden_BL = torch.stack([_KINDS[config.kind](config, grid, _generator(seed)).flatten() for seed in seeds])
-    return masks_from_hidden(hidden_BL).to(device)
+    nothing_wanted = torch.zeros(grid[0], grid[1] * grid[2], dtype=torch.bool)
+    hidden = [_KINDS[config.kind](config, grid, _generator(seed), nothing_wanted) for seed in seeds]
+    return masks_from_hidden(torch.stack(hidden).flatten(1)).to(device)
+
+
+def complementary_masks(
+    config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> list[Masks]:
+    """Draw masks until each token was hidden at least once: a list of passes, each a batch of one mask a seed.
+
+    The first pass is that of `make_masks`. Every later one is of the same kind and hides exactly as many, but wherever
+    it chooses, it takes first what was never hidden and only then draws at random. Two passes do for every kind that
+    hides half of its columns; ``none`` has the one pass it has.
+    """
+    if config.kind == "none":
+        return [make_masks(config, grid, seeds, device)]
+    generators = [_generator(seed) for seed in seeds]
+    wanted = torch.ones(len(seeds), grid[0], grid[1] * grid[2], dtype=torch.bool)
+    passes = []
+    while wanted.any():
+        draws = [_KINDS[config.kind](config, grid, *sample) for sample in zip(generators, wanted, strict=True)]
+        hidden = torch.stack(draws)
+        wanted &= ~hidden
+        passes.append(masks_from_hidden(hidden.flatten(1)).to(device))
+    return passes
 
 
 def masks_from_hidden(hidden_BL: Tensor) -> Masks:
@@ -66,7 +89,8 @@ def draw_targets(masks: Masks, share: float, seeds: Sequence[int]) -> Tensor:
     """Draw which hidden tokens a lean decoder predicts in one step: ``[B, S]``, ascending, one seed a sample."""
     hidden = masks.ids_masked.shape[1]
     count = max(1, hidden_count(share, hidden))
-    chosen = torch.stack([_random_order((hidden,), _generator(seed))[:count].sort().values for seed in seeds])
+    all_alike = torch.zeros(hidden, dtype=torch.bool)
+    chosen = torch.stack([_random_order(all_alike, _generator(seed))[:count].sort().values for seed in seeds])
     return masks.ids_masked.gather(1, chosen.to(masks.ids_masked.device))
 
 
@@ -75,43 +99,46 @@ def _nothing_hidden(samples: int, grid: Zyx) -> Masks:
     return Masks(ids_BL, ids_BL, ids_BL, torch.ones(ids_BL.shape))
 
 
-def _dual(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+# Each kind returns what it hides, bool [gz, gy * gx]; ``wanted``, of the same shape, says what to hide first.
+
+
+def _dual(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
     """Hide whole columns, and in each layer by itself a share of what is left."""
     gz, gy, gx = grid
-    columns = _random_order((gy * gx,), generator)
+    columns = _random_order(wanted.sum(dim=0), generator)
     in_plane = hidden_count(config.plane, gy * gx)
     left = columns[in_plane:]
-    order_per_layer = _random_order((gz, len(left)), generator)
+    order_per_layer = _random_order(wanted[:, left], generator)
     in_layer = left[order_per_layer[:, : hidden_count(config.axis, len(left))]]
     hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
     hidden[:, columns[:in_plane]] = True
     return hidden.scatter_(1, in_layer, True)
 
 
-def _random(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+def _random(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
     """Hide a share of all tokens."""
-    tokens = grid[0] * grid[1] * grid[2]
-    hidden = torch.zeros(tokens, dtype=torch.bool)
-    hidden[_random_order((tokens,), generator)[: hidden_count(config.share, tokens)]] = True
-    return hidden
+    hidden = torch.zeros(wanted.numel(), dtype=torch.bool)
+    hidden[_random_order(wanted.flatten(), generator)[: hidden_count(config.share, wanted.numel())]] = True
+    return hidden.view_as(wanted)
 
 
-def _tube(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+def _tube(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
     """Hide whole columns."""
     gz, gy, gx = grid
     hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
-    hidden[:, _random_order((gy * gx,), generator)[: hidden_count(config.plane, gy * gx)]] = True
+    hidden[:, _random_order(wanted.sum(dim=0), generator)[: hidden_count(config.plane, gy * gx)]] = True
     return hidden
 
 
-def _slab(config: MaskConfig, grid: Zyx, generator: torch.Generator) -> Tensor:
+def _slab(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
     """Hide whole columns, and whole axial layers."""
-    hidden = _tube(config, grid, generator)
-    hidden[_random_order((grid[0],), generator)[: hidden_count(config.axis, grid[0])]] = True
+    hidden = _tube(config, grid, generator, wanted)
+    layers = _random_order((wanted & ~hidden).sum(dim=1), generator)
+    hidden[layers[: hidden_count(config.axis, grid[0])]] = True
     return hidden
 
 
-_KINDS: dict[str, Callable[[MaskConfig, Zyx, torch.Generator], Tensor]] = {
+_KINDS: dict[str, Callable[[MaskConfig, Zyx, torch.Generator, Tensor], Tensor]] = {
     "dual": _dual,
     "random": _random,
     "tube": _tube,
@@ -123,6 +150,7 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _random_order(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw a random permutation along the last axis."""
-    return torch.rand(shape, generator=generator).argsort(dim=-1, stable=True)
+def _random_order(wanted: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a random permutation along the last axis, what is wanted most coming first."""
+    at_random = torch.rand(wanted.shape, generator=generator).argsort(dim=-1, stable=True)
+    return at_random.gather(-1, wanted.gather(-1, at_random).argsort(dim=-1, descending=True, stable=True))

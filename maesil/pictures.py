@@ -113,6 +113,35 @@ def save_comparison(
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
+def save_volume(
+    path: Path,
+    volume_ZYX: HuArray,
+    prediction_ZYX: FloatArray,
+    scored_ZYX: NDArray[np.bool_],
+    window: Window,
+    title: str = "",
+    detail: str = "",
+    spacing: Spacing = (1.0, 1.0, 1.0),
+) -> None:
+    """Write one PNG of a volume that was predicted everywhere: columns input, reconstruction, error.
+
+    Arrays as in `save_reconstruction`. The errors at ``scored_ZYX`` set the scale of the error's colours; ``detail``
+    stands at the right of the title.
+    """
+    everywhere = np.ones(volume_ZYX.shape, dtype=np.bool_)
+    panels = _panels(volume_ZYX, everywhere, prediction_ZYX, window)
+    limit = _error_limit(panels["error"][scored_ZYX])
+    columns = {
+        "input": panels["input"],
+        "reconstruction": panels["reconstruction"],
+        "error": _error_rgb(panels["error"], limit),
+    }
+    figure = _draw_panels(columns, volume_ZYX, everywhere, spacing, margin=_BAR_INCHES)
+    _error_bar(figure, limit)
+    _headline(figure, title, detail)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
 def _draw_panels(
     columns: Mapping[str, Float32], volume_ZYX: HuArray, mask_ZYX: NDArray[np.bool_], spacing: Spacing, margin: float
 ) -> Figure:

@@ -66,10 +66,11 @@ class Report:
         table = Table(title=title, caption=caption, caption_justify="left")
         table.add_column("region")
         table.add_column("model")
-        for header in ("PSNR hidden", "whole", "pasted", "SSIM 3D", "axial", "MAE HU", "border ratio"):
+        columns = [one for one in _SHOWN if one[0] != "lpips" or any(row["lpips"] is not None for row in self.rows)]
+        for _, _, header in columns:
             table.add_column(header, justify="right")
         for row in self.rows:
-            shown = [_number(row[name], digits) for name, digits in _SHOWN]
+            shown = [_number(row[name], digits) for name, digits, _ in columns]
             shown[0] += self._spread(row)
             table.add_row(row["region"], row["model"], *shown, end_section=row["model"] == "interpolation")
         return table
@@ -84,9 +85,11 @@ class Report:
 
 
 _SHOWN = (
-    ("psnr_hidden", 2), ("psnr_whole", 2), ("psnr_pasted", 2), ("ssim_3d", 3), ("ssim_axial", 3), ("mae_hu", 1),
-    ("border_ratio", 2),
+    ("psnr_hidden", 2, "PSNR hidden"), ("psnr_whole", 2, "whole"), ("psnr_pasted", 2, "pasted"),
+    ("ssim_3d", 3, "SSIM 3D"), ("ssim_axial", 3, "axial"), ("lpips", 3, "LPIPS"), ("mae_hu", 1, "MAE HU"),
+    ("border_ratio", 2, "border ratio"),
 )  # fmt: skip
+"""The scores of the table for people: name, decimals, header; LPIPS only where it was asked for."""
 
 
 def table_of(run: Run) -> Row:

@@ -25,6 +25,7 @@ from maesil.checkpoint import has_checkpoint, load_run, require_resumable, resto
 from maesil.config import RunConfig, to_toml
 from maesil.data import CropLoader, CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
+from maesil.kernels import can_run_triton, use_kernels
 from maesil.optim import make_optimizer
 from maesil.runlog import RunLog
 from maesil.trainer import Trainer
@@ -62,7 +63,7 @@ def train(
     SIGINT or SIGTERM, once the checkpoint is written.
     """
     started, console, last = time.monotonic(), console or Console(stderr=True), {}
-    with _memory_errors_named():
+    with _memory_errors_named(), use_kernels(config.train.kernels):
         trainer = prepare(stores, config, out, resume=resume, split=split, console=console)
         settings = trainer.config.train
         with (
@@ -105,6 +106,8 @@ def prepare(
 ) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     device = pick_device(config.train.device)
+    if config.train.kernels == "triton" and not can_run_triton(device):
+        raise UsageError(f"train.kernels=triton: Triton needs a GPU, training is on {device}; use auto or reference")
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     _require_run_folder(out, resume)

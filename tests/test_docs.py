@@ -11,6 +11,8 @@ import pytest
 import typer
 
 from maesil.cli import app
+from maesil.config import MASK_KINDS, MaskConfig
+from maesil.masking import make_masks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -24,10 +26,26 @@ def test_the_page_of_options_is_made_from_the_code():
     assert module.PAGE.read_text(encoding="utf-8") == module.page()
 
 
+def test_the_picture_of_masks_is_drawn_from_the_masks():
+    path = ROOT / "docs" / "explanation" / "draw_masks.py"
+    spec = importlib.util.spec_from_file_location("draw_masks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    told = [text.get_text() for text in module.draw().texts]
+    assert [text for text in told if text in module.WHAT] == [kind for kind in MASK_KINDS if kind != "none"]
+    page = (ROOT / "docs" / "explanation" / "masking.md").read_text(encoding="utf-8")
+    for kind in module.WHAT:
+        hidden = make_masks(MaskConfig(kind=kind), module.GRID, [module.SEED]).ids_masked.shape[1]
+        assert f"{hidden} of 512 hidden\n{512 - hidden} visible" in told
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{kind}` |") and "gz" in line]
+        assert f"| {hidden} of 512 |" in row
+
+
 def commands(page: Path) -> list[list[str]]:
     """The words of every indented `maesil` command of a page, without what a shell adds."""
     found = []
-    for line in page.read_text(encoding="utf-8").splitlines():
+    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))  # a command may go on in the next line
+    for line in text.splitlines():
         if match := re.match(r"(?: {4,}|\t)(?:\$ )?(maesil .*)", line):
             words = shlex.split(match[1].replace("...", ""), comments=True)
             found.append([word for word in words if word not in ("[VOLUME_ID]",)])

@@ -6,18 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from support.runs import save_run
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.checkpoint import load_run, save_checkpoint
-from maesil.config import ModelConfig, RunConfig
+from maesil.checkpoint import load_run
 from maesil.data import Split, grid_crops
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
 from maesil.evaluate import ModelPredictor, evaluate, make_predictors, mask_seed, reconstruct
 from maesil.masked_input import MaskedInput
 from maesil.masking import make_masks
 from maesil.metrics import expand_cells
-from maesil.model import MaskedAutoencoder
-from maesil.types import Intensity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -26,25 +24,6 @@ ROW_KEYS = {
     "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio", "volumes",
 }  # fmt: skip
 CPU = torch.device("cpu")
-
-
-def save_run(path, split):
-    """A run of an untrained model of 32^3 crops and 8^3 patches."""
-    config = RunConfig(ModelConfig(crop=32, patch=8, width=48, depth=1, decoder_width=48, decoder_depth=1))
-    model = MaskedAutoencoder(config.model)
-    model.init_weights(torch.Generator().manual_seed(0))
-    path.mkdir()
-    save_checkpoint(
-        path,
-        model=model,
-        optimizer=torch.optim.AdamW(model.parameters()),
-        step=3,
-        intensity=Intensity(mean=0.4, std=0.3),
-        config=config,
-        split=split,
-        store_fingerprints=(),
-    )
-    return path
 
 
 @pytest.fixture(scope="module")

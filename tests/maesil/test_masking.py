@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.config import MaskConfig, hidden_count
-from maesil.masking import draw_targets, make_masks, masks_from_hidden
+from maesil.masking import complementary_masks, draw_targets, make_masks, masks_from_hidden
 
 GRID = (4, 6, 5)
 
@@ -118,3 +118,34 @@ def test_targets_are_some_of_the_hidden_tokens_by_the_seed_alone():
     assert (masks.mask.gather(1, targets) == 1).all()
     assert torch.equal(draw_targets(masks, 0.25, [5, 6]), targets)
     assert not torch.equal(draw_targets(masks, 0.25, [5, 7])[1], targets[1])
+
+
+@pytest.mark.parametrize("kind", ["dual", "random", "tube", "slab"])
+@given(
+    grid=st.tuples(*[st.integers(2, 6)] * 3),
+    share=st.floats(0.2, 0.8),
+    seed=st.integers(0, 2**62),
+)
+@settings(max_examples=25, deadline=None)
+def test_complementary_masks_hide_all_tokens_with_as_few_as_their_kind_allows(kind, grid, share, seed):
+    config = MaskConfig(kind=kind, plane=share, axis=share, share=share)
+    if any(hidden in (0, of) for hidden, of in config.parts(grid).values()):
+        return  # no configuration of a run
+    passes = complementary_masks(config, grid, [seed, seed + 1])
+    alone = make_masks(config, grid, [seed, seed + 1])
+    assert torch.equal(passes[0].mask, alone.mask)
+    assert all(masks.ids_masked.shape == alone.ids_masked.shape for masks in passes)
+    assert torch.stack([masks.mask for masks in passes]).amax(dim=0).min() == 1
+    parts = config.parts(grid)
+    # By one of the parts alone: as often as its share goes into all.
+    fewest = -(-grid[0] * grid[1] * grid[2] // alone.ids_masked.shape[1])
+    enough = min(-(-of // hidden) for name, (hidden, of) in parts.items() if (kind, name) != ("dual", "axis"))
+    assert fewest <= len(passes) <= enough
+    if kind in ("dual", "tube"):
+        columns = torch.stack([masks.mask for masks in passes]).reshape(-1, grid[0], grid[1] * grid[2]).amin(dim=1)
+        assert (columns.sum(dim=1) >= parts["plane"][0]).all()
+
+
+def test_two_complementary_masks_do_by_default_and_one_without_a_mask():
+    for kind, count in (("dual", 2), ("random", 2), ("tube", 2), ("slab", 2), ("none", 1)):
+        assert len(complementary_masks(MaskConfig(kind=kind), (8, 8, 8), [0, 1, 2])) == count

@@ -19,10 +19,11 @@ from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from maesil import kernels
 from maesil.checkpoint import CHECKPOINT, load_run
-from maesil.config import ModelConfig, RunConfig, TrainConfig, from_document
+from maesil.config import KERNELS, ModelConfig, RunConfig, TrainConfig, from_document
 from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
-from maesil.runlog import truncate_metrics
+from maesil.runlog import RunLog, truncate_metrics
 from maesil.store import Store
 from maesil.train import interrupts_deferred, pick_device, train
 
@@ -158,8 +159,6 @@ def first_losses(store, out, config, count, resume=False):
             trainer_step.set()
 
     with pytest.MonkeyPatch.context() as patch:
-        from maesil.runlog import RunLog
-
         show = RunLog.show
         patch.setattr(RunLog, "show", lambda self, step, loss: (show(self, step, loss), stop_at(step)))
         with pytest.raises(KeyboardInterrupt):
@@ -334,3 +333,17 @@ def test_a_compiled_step_takes_the_same_steps(store, tmp_path):
     run(store, tmp_path / "compiled", with_train(steps=3, compile=True))
     losses = [[record["loss"] for record in metrics(tmp_path / name)] for name in ("eager", "compiled")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_kernels_are_those_asked_for_and_only_while_training(store, tmp_path):
+    assert KERNELS == kernels.CHOICES
+    with pytest.raises(UsageError, match=r"train\.kernels=triton: Triton needs a GPU, training is on cpu"):
+        run(store, tmp_path / "r", with_train(kernels="triton"))
+    with pytest.raises(UsageError, match="one of auto, reference, triton"):
+        with_train(kernels="cuda")
+    chosen = []
+    with kernels.use_kernels("auto"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunLog, "show", lambda *_: chosen.append(kernels.library._choice))
+        run(store, tmp_path / "r", with_train(kernels="reference", steps=1))
+        assert kernels.library._choice == "auto"
+    assert chosen == ["reference"]
