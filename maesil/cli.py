@@ -60,6 +60,7 @@ app.add_typer(experiment_app, name="experiment")
 cli_ingest.register(app, store_app)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
+LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 
 
@@ -189,9 +190,7 @@ def evaluate(
     volumes: Annotated[list[str] | None, typer.Option(help="Volume ids, or 'all'; default: held-out patients.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    lpips_weights: Annotated[
-        Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")
-    ] = None,
+    lpips_weights: LpipsWeights = None,
 ) -> None:
     """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
 
@@ -213,6 +212,7 @@ def experiment_paper(
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     models: Annotated[list[str] | None, typer.Option(help="Only these models (default: all).")] = None,
+    lpips_weights: LpipsWeights = None,
 ) -> None:
     """Train and score MAESIL, AE, VAE, VQ-VAE and a 2D masked autoencoder alike; write the tables.
 
@@ -222,7 +222,9 @@ def experiment_paper(
     """
     from maesil.experiment import MODELS, Budget, run_paper_experiment
 
-    run_paper_experiment(store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS)
+    run_paper_experiment(
+        store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
+    )
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")
 

@@ -195,12 +195,17 @@ def reconstruct(
 
 
 def score_volumes(
-    run: Run, reader: SuperpatchReader, volumes: Iterable[Volume], predictors: Sequence[Predictor], seed: int
+    run: Run,
+    reader: SuperpatchReader,
+    volumes: Iterable[Volume],
+    predictors: Sequence[Predictor],
+    seed: int,
+    lpips: Lpips | None = None,
 ) -> list[Row]:
     """Score volumes by every predictor, without pictures: rows of plain values (see `score_volume`)."""
     rows = []
     for volume in volumes:
-        for _, of_volume in evaluate_volume(run, reader, volume, predictors, seed):
+        for _, of_volume in evaluate_volume(run, reader, volume, predictors, seed, lpips):
             rows += [{name: plain(value) for name, value in row.items()} for row in of_volume]
     return rows
 

@@ -28,6 +28,7 @@ from maesil.data import Split, grid_origins, split_groups
 from maesil.errors import UsageError
 from maesil.evaluate import ModelPredictor, Predictor, make_floors, reconstruct, score_volumes
 from maesil.experiment_report import Experiment, Trained, write_report
+from maesil.lpips import Lpips
 from maesil.runlog import METRICS, read_metrics
 from maesil.same_scan import merge_groups
 from maesil.scores import Row, thickness_of
@@ -79,10 +80,12 @@ def run_paper_experiment(
     seed: int = 0,
     device: str = "auto",
     models: Sequence[str] = MODELS,
+    lpips_weights: Path | None = None,
     console: Console | None = None,
 ) -> Experiment:
     """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
 
+    ``lpips_weights`` is the file that LPIPS is computed with, see `maesil.lpips`; without it that column stays empty.
     Raises UsageError (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt
     after SIGINT, resumable.
     """
@@ -92,8 +95,10 @@ def run_paper_experiment(
     store = Store.open(store_path)
     reader, volumes = SuperpatchReader(store), store.volumes()
     split = split_patients(reader, volumes, budget, seed)
-    _claim(out, {"budget": budget.document, "seed": seed, "store": store.fingerprint, "device": device}, split)
-    test = _TestSet(reader, [volume for volume in volumes if volume.group in split.test], seed, device)
+    lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
+    made_from = {"budget": budget.document, "seed": seed, "store": store.fingerprint, "device": device}
+    _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
+    test = _TestSet(reader, [volume for volume in volumes if volume.group in split.test], seed, device, lpips)
     console.print(
         f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
         f"({len(test.volumes)} volumes); budget {budget.name}, seed {seed}",
@@ -121,6 +126,7 @@ class _TestSet:
     volumes: Sequence[Volume]
     seed: int
     device: str
+    lpips: Lpips | None
 
 
 def split_patients(reader: SuperpatchReader, volumes: Sequence[Volume], budget: Budget, seed: int) -> Split:
@@ -170,7 +176,7 @@ def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
     run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
     if not scores.exists():
         predictor = ModelPredictor(run.model, run.intensity)
-        rows = score_volumes(run, test.reader, test.volumes, [predictor], test.seed)
+        rows = score_volumes(run, test.reader, test.volumes, [predictor], test.seed, test.lpips)
         _keep_crop(folder / "crop.npz", run, predictor, test)
         cost = measure_cost(run.model, run.config, run.intensity)
         write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
@@ -185,7 +191,7 @@ def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
     if not scores.exists():
         run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
         floors = make_floors(run)
-        rows = score_volumes(run, test.reader, test.volumes, floors, test.seed)
+        rows = score_volumes(run, test.reader, test.volumes, floors, test.seed, test.lpips)
         for floor in floors:
             _keep_crop(out / "floors" / f"{floor.name}.npz", run, floor, test)
         write_whole(scores, json.dumps(rows, indent=1) + "\n")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
+from support import ct_encodings, ct_unlisted  # noqa: F401 (they add their cases)
+from support.ct_cases import CASES
 from support.ct_phantom import base_affine
 from support.sources import NATIVE, edit_pixel, phantom_hu
 from support.stores import add_volume, make_store, synthetic_hu
@@ -132,3 +136,24 @@ def test_other_voxels_read_back_than_written_are_noticed(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="read back other voxels"):
         add_volume(store, synthetic_hu((20, 20, 20)))
     assert store.volumes() == []
+
+
+@pytest.mark.parametrize("name", ["enhanced", "enhanced_frames_shuffled", "enhanced_rescale_per_frame", "clean"])
+def test_clean_series_are_read_as_highdicom_reads_them(tmp_path, name):
+    """The same HU at the same places of the patient, whichever end of the stack comes first."""
+    CASES[name].build(tmp_path, "PATIENT")
+    ours, paths = read(source_in(tmp_path)), sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    if len(paths) == 1:
+        theirs = highdicom.imread(paths[0]).get_volume(apply_presentation_lut=False)
+    else:
+        slices = [pydicom.dcmread(path) for path in paths]
+        theirs = highdicom.get_volume_from_series(slices, apply_presentation_lut=False)
+    to_theirs = np.linalg.inv(theirs.affine) @ ours.affine
+    corners = np.array([[z, y, x, 1] for z in (0, ours.shape[0] - 1) for y in (0, 5) for x in (0, 7)])
+    places = np.rint((corners @ to_theirs.T)[:, :3]).astype(int)
+    np.testing.assert_allclose((corners @ to_theirs.T)[:, :3], places, atol=1e-3)
+    flipped = places[0, 0] != 0
+    array = theirs.array[::-1] if flipped else theirs.array
+    assert array.shape == ours.shape
+    np.testing.assert_allclose(ours.hu[ours.valid], array[ours.valid], atol=0.01)
+    assert ours.valid.mean() > 0.5
