@@ -10,6 +10,8 @@ F = P^2 voxels of one face, C channels, Z Y X voxels.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -34,15 +36,15 @@ class Known:
     """Bool: False where the token is itself to be predicted (mask kind ``none``)."""
 
 
-class Head(nn.Module):
+class Head(nn.Module, ABC):
     """Predicts the voxels ``[B, S, V]`` of tokens ``ids_BS``."""
 
     needs_all_tokens = False
     """Whether ``decoded`` must hold all L tokens of the grid, in order, and not the S of ``ids_BS`` alone."""
 
+    @abstractmethod
     def forward(self, decoded: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """``decoded [B, L or S, E]`` to ``[B, S, V]``."""
-        raise NotImplementedError
 
 
 class LinearHead(Head):
@@ -213,7 +215,7 @@ class Cubes:
         return tokens_at(cubes.flatten(1, 3).flatten(2).transpose(1, 2), ids_BS)
 
 
-_HEADS: dict[str, type[Head]] = {
+_HEADS: dict[str, Callable[[ModelConfig], Head]] = {
     "linear": LinearHead,
     "overlap": OverlapHead,
     "interpolate": InterpolateHead,

@@ -7,6 +7,7 @@ volume: no float volume and no targets are built here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,16 +34,16 @@ class Prediction:
     """Scalars worth logging."""
 
 
-class ReconstructionModel(nn.Module):
+class ReconstructionModel(nn.Module, ABC):
     """What trainer and evaluation ask of every model: predict the patches that are hidden from it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
 
+    @abstractmethod
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``."""
-        raise NotImplementedError
 
     def predict_all(self, inputs: MaskedInput) -> Tensor:
         """Predict every patch, visible ones too, ``[B, L, V]``; of a masked model no loss ever taught those."""
@@ -56,9 +57,9 @@ class ReconstructionModel(nn.Module):
         return 0.0
 
     @property
+    @abstractmethod
     def latent_per_voxel(self) -> float:
         """Numbers of the latent code for each voxel, nothing being hidden."""
-        raise NotImplementedError
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw all weights anew, as MAE does: Xavier for matrices, normal for tokens, zeros for biases."""

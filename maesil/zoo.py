@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from maesil.baselines import Autoencoder, VariationalAutoencoder, VectorQuantisedAutoencoder
 from maesil.config import ModelConfig
 from maesil.mae2d import SliceMaskedAutoencoder
 from maesil.model import MaskedAutoencoder, ReconstructionModel
 
-_KINDS: dict[str, type[ReconstructionModel]] = {
+_KINDS: dict[str, Callable[[ModelConfig], ReconstructionModel]] = {
     "maesil": MaskedAutoencoder,
     "mae2d": SliceMaskedAutoencoder,
     "ae": Autoencoder,
