@@ -21,19 +21,14 @@ from pydicom.dataset import Dataset, FileDataset
 
 from maesil.errors import Refused
 from maesil.ingest.encoded import decode_frames, is_lossy
-from maesil.ingest.header import ENHANCED_CT, frame_datasets, without_warnings
+from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, without_warnings
 from maesil.ingest.source_file import read_dataset
 from maesil.types import AIR_HU
 
 MAX_INSTANCE_BYTES = 1 << 31
 _SURELY_OUTSIDE_HU = (-900, 3071)
 _VOXEL_TAGS = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
+    *GEOMETRY_TAGS,
     "RescaleSlope",
     "RescaleIntercept",
     "PixelPaddingValue",

@@ -54,7 +54,7 @@ _IDENTITY_TAGS = (
     "IssuerOfPatientID",
 )
 _PATIENT_TAGS = ("IssuerOfPatientID", "PatientID")
-_GEOMETRY_TAGS = (
+GEOMETRY_TAGS = (
     "Rows",
     "Columns",
     "NumberOfFrames",
@@ -80,7 +80,7 @@ _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _WANTED = list(
     dict.fromkeys(
         (
-            *_IDENTITY_TAGS, *_GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS, *_GROUPS,
+            *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS, *_GROUPS,
         )
     )
 )  # fmt: skip
