@@ -23,11 +23,13 @@ from rich.console import Console
 
 from maesil.checkpoint import has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
-from maesil.data import CropLoader, CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
+from maesil.data import Sources, Split, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
+from maesil.loader import CropLoader
 from maesil.optim import make_optimizer
 from maesil.runlog import RunLog
+from maesil.sampler import CropSampler
 from maesil.trainer import Trainer
 from maesil.zoo import make_model
 

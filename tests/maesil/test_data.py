@@ -10,18 +10,17 @@ from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config import ModelConfig, TrainConfig
 from maesil.data import (
-    CropLoader,
-    CropSampler,
     Sources,
     grid_crops,
     measure_intensity,
     patch_shares,
     split_groups,
     validation_crops,
-    window_sums,
 )
 from maesil.errors import NoInputError, StoreError, UsageError
+from maesil.loader import CropLoader, samples_of_rank
 from maesil.patches import patchify
+from maesil.sampler import CropSampler, window_sums
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
@@ -282,3 +281,24 @@ def test_what_lies_outside_the_scan_is_air_whatever_the_store_holds(tmp_path):
     for found in (crop, on_grid.hu):
         assert (found[:16] == AIR_HU).all()
         assert np.array_equal(found[16:], hu[16:])
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_ranks_together_see_the_batches_of_a_single_process(sampler, world_size):
+    """Each sample once, in the order of the ranks."""
+    with CropLoader(sampler, batch=6) as loader:
+        single = [(batch.draws, batch.hu.clone()) for batch in loader.batches(0, 3)]
+    draws, crops = [[] for _ in single], [[] for _ in single]
+    for rank in range(world_size):
+        with CropLoader(sampler, batch=6, rank=rank, world_size=world_size) as loader:
+            for step, batch in enumerate(loader.batches(0, 3)):
+                draws[step] += batch.draws
+                crops[step].append(batch.hu.clone())
+    for step, (drawn, hu) in enumerate(single):
+        assert tuple(draws[step]) == drawn
+        assert torch.equal(torch.cat(crops[step]), hu)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused():
+    with pytest.raises(UsageError, match=r"train\.batch=8: expected a multiple of the 3 processes"):
+        samples_of_rank(8, 0, 3)
