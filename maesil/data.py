@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from maesil.cache.reader import SuperpatchReader
+from maesil.cache.ram import ram_readers
+from maesil.cache.reader import SuperpatchReader, tile_start
 from maesil.commit import Superpatch, Volume
 from maesil.config import ModelConfig, TrainConfig, require_tile
 from maesil.errors import NoInputError
@@ -34,14 +35,20 @@ class Sources:
 
     readers: tuple[SuperpatchReader, ...]
     fingerprints: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    """Relative share of the crops that each store gives; empty: by the body it holds."""
 
     @classmethod
-    def open(cls, paths: Sequence[Path], model: ModelConfig) -> Sources:
-        """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails."""
+    def open(cls, paths: Sequence[Path], model: ModelConfig, ram: int = 0) -> Sources:
+        """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails.
+
+        Up to ``ram`` bytes of superpatches stay in memory once they were read.
+        """
         stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
         for store in stores:
             require_tile(model, store.superpatch, store.path)
-        sources = cls(tuple(SuperpatchReader(store) for store in stores), tuple(store.fingerprint for store in stores))
+        readers = ram_readers(stores, ram) if ram else tuple(SuperpatchReader(store) for store in stores)
+        sources = cls(readers, tuple(store.fingerprint for store in stores))
         if not sources.groups:
             raise NoInputError(f"{', '.join(map(str, paths))}: no volumes to train on; run `maesil ingest` first")
         return sources
@@ -190,15 +197,16 @@ def read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) 
 
 
 def blank_outside_scan(hu: HuArray, valid: MapArray) -> None:
-    """Set the voxels of cells without any valid one to air, in place: no model may learn from what is no scan."""
+    """Set the voxels of cells without any valid one to air, in place: no model may learn from what is no scan.
+
+    ``hu`` int16 ``[z, y, x]`` C-contiguous, edges multiples of 8; ``valid`` uint8, its cells.
+    """
     outside = valid == 0
     if outside.any():
-        k = len(valid)
-        cells = hu.reshape(k, MAP_CELL, k, MAP_CELL, k, MAP_CELL)  # a view: crops are contiguous
-        cells.transpose(0, 2, 4, 1, 3, 5)[outside] = AIR_HU
+        z, y, x = outside.shape
+        # Four voxels at a time: three times as fast as one by one.
+        rows = hu.reshape(z, MAP_CELL, y, MAP_CELL, x * MAP_CELL).view(np.int64)
+        np.copyto(rows, _FOUR_OF_AIR, where=outside.repeat(MAP_CELL // 4, axis=2)[:, None, :, None, :])
 
 
-def tile_start(volume: Volume, index: Zyx) -> Zyx:
-    """Return the first voxel of a superpatch in its volume."""
-    z, y, x = index
-    return z * volume.tile, y * volume.tile, x * volume.tile
+_FOUR_OF_AIR = np.full(4, AIR_HU, dtype=np.int16).view(np.int64)[0]

@@ -5,19 +5,18 @@ Shapes: B samples, c crop edge (voxels), k = c / 8 cells of the maps.
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from maesil.data import blank_outside_scan, tile_start
+from maesil.blocks import Block, Buffers
 from maesil.errors import UsageError
 from maesil.sampler import CropSampler, Draw
-from maesil.types import MAP_CELL, HuArray
+from maesil.types import MAP_CELL
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Batch:
     """One step's crops. The tensors are buffers of a ring: they hold until the next batch is asked for."""
 
     hu: Tensor
-    """int16 HU ``[B, c, c, c]``, not mirrored yet."""
+    """int16 HU ``[B, c, c, c]``, not mirrored yet; with ``origin``, whatever the crops are to be cut from."""
     valid: Tensor
     """uint8 ``[B, k, k, k]``: share, 0..255, of each cell inside the scan."""
     body: Tensor
@@ -33,6 +32,8 @@ class Batch:
     flip: Tensor
     """bool ``[B, 3]``: which axes z, y, x the model is to see mirrored."""
     draws: tuple[Draw, ...]
+    origin: Tensor | None = None
+    """int64 ``[B, 3]``: first voxel of each crop in ``hu``, if that holds whole scans."""
 
 
 def samples_of_rank(batch: int, rank: int, world_size: int) -> range:
@@ -48,7 +49,10 @@ class CropLoader:
 
     ``with CropLoader(...) as loader: for batch in loader.batches(start, stop)``. What a reader raises (StoreError for
     damage) is raised where the batch is asked for; leaving the block ends the threads. With ``world_size`` processes
-    each reads its share of the ``batch`` samples of a step: together they see what a single process would.
+    each reads its share of the ``batch`` samples of a step: together they see what a single process would. For a CUDA
+    ``device`` the ring is pinned and voxels are copied there while the step before computes.
+
+    Memory: ``ahead + 1`` batches, and the superpatches of one visit a sample (2x2x2 of them for crops across).
     """
 
     def __init__(
@@ -57,65 +61,92 @@ class CropLoader:
         batch: int,
         readers: int = 2,
         ahead: int = 2,
-        pin: bool = False,
+        device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         self._sampler, self._samples = sampler, samples_of_rank(batch, rank, world_size)
-        batch = len(self._samples)
-        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="maesil-reader")
-        c, k = sampler.crop, sampler.crop // MAP_CELL
+        self._device, self._process = torch.device(device), os.getpid()
+        B, c, k = len(self._samples), sampler.crop, sampler.crop // MAP_CELL
+        pin = self._device.type == "cuda"
         self._ring = [
             (
-                torch.empty(batch, c, c, c, dtype=torch.int16, pin_memory=pin),
-                torch.empty(batch, k, k, k, dtype=torch.uint8, pin_memory=pin),
-                torch.empty(batch, k, k, k, dtype=torch.uint8, pin_memory=pin),
+                torch.empty(B, c, c, c, dtype=torch.int16, pin_memory=pin),
+                torch.empty(B, k, k, k, dtype=torch.uint8),
+                torch.empty(B, k, k, k, dtype=torch.uint8),
             )
             for _ in range(ahead + 1)
         ]
-        self._thread = threading.local()
+        self._buffers = Buffers()
+        self._pool = ThreadPoolExecutor(readers, thread_name_prefix="maesil-reader")
 
     def __enter__(self) -> CropLoader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if os.getpid() == self._process:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
-        """Yield the batches of steps ``start`` .. ``stop - 1``."""
-        reading = {}
+        """Yield the batches of steps ``start`` .. ``stop - 1``; RuntimeError in a process forked off meanwhile."""
+        batches = self._host_batches(start, stop)
+        return copied_ahead(batches, self._device) if self._device.type == "cuda" else batches
+
+    def _host_batches(self, start: int, stop: int) -> Iterator[Batch]:
+        blocks: dict[int, Block] = {}
+        reading: dict[int, list[Future[Draw]]] = {}
         for step in range(start, stop):
+            if os.getpid() != self._process:
+                raise RuntimeError("a loader's threads do not survive a fork; make a loader in the new process")
             for ahead in range(step, min(stop, step + len(self._ring))):
                 if ahead not in reading:
-                    reading[ahead] = [
-                        self._pool.submit(self._fill, ahead, sample, place)
-                        for place, sample in enumerate(self._samples)
-                    ]
-            draws = tuple(future.result() for future in reading[step])
+                    reading[ahead] = self._read_ahead(ahead, blocks)
+            draws = tuple(future.result() for future in reading.pop(step))
             flip = torch.tensor([draw.flip for draw in draws])
             yield Batch(*self._ring[step % len(self._ring)], flip=flip, draws=draws)
-            del reading[step]
+            for sample in self._samples:
+                visit, _ = self._sampler.visit(step, sample)
+                if self._sampler.visit(step + 1, sample)[0] != visit:
+                    blocks.pop(visit).release()
 
-    def _fill(self, step: int, sample: int, place: int) -> Draw:
-        draw = self._sampler.draw(step, sample)
-        crop = self._sampler.crop
-        hu, valid, body = (buffer[place].numpy() for buffer in self._ring[step % len(self._ring)])
-        if crop == draw.volume.tile:
-            draw.reader.read_superpatch(draw.volume.volume_id, draw.tile, hu)
-        else:
-            superpatch = draw.reader.read_superpatch(draw.volume.volume_id, draw.tile, self._scratch(draw.volume.tile))
-            hu[:] = superpatch[tuple(slice(o, o + crop) for o in draw.offset)]
-        tile_z, tile_y, tile_x = tile_start(draw.volume, draw.tile)
-        z, y, x = draw.offset
-        start = (tile_z + z, tile_y + y, tile_x + x)
-        valid[:] = draw.reader.read_map_region(draw.volume.volume_id, "valid", start, (crop, crop, crop))
-        body[:] = draw.reader.read_map_region(draw.volume.volume_id, "body", start, (crop, crop, crop))
-        blank_outside_scan(hu, valid)
+    def _read_ahead(self, step: int, blocks: dict[int, Block]) -> list[Future[Draw]]:
+        """Let the threads fill the ring's buffers of one step, beginning new visits where it does."""
+        filling = []
+        for place, sample in enumerate(self._samples):
+            draw = self._sampler.draw(step, sample)
+            block = blocks.setdefault(draw.visit, Block(draw.reader, draw.volume, self._buffers))
+            filling.append(self._pool.submit(self._fill, draw, block, step % len(self._ring), place))
+        return filling
+
+    def _fill(self, draw: Draw, block: Block, slot: int, place: int) -> Draw:
+        hu, valid, body = (buffer[place].numpy() for buffer in self._ring[slot])
+        block.cut(draw.origin, hu)
+        size = (self._sampler.crop,) * 3
+        for name, cells in (("valid", valid), ("body", body)):
+            cells[:] = draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, size)
         return draw
 
-    def _scratch(self, tile: int) -> HuArray:
-        """Return this thread's own buffer for a whole superpatch."""
-        if getattr(self._thread, "buffer", np.empty(0)).shape != (tile, tile, tile):
-            self._thread.buffer = np.empty((tile, tile, tile), dtype=np.int16)
-        buffer: HuArray = self._thread.buffer
-        return buffer
+
+def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy each batch's voxels to the GPU on a stream of their own, while the step before computes."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copy(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return replace(batch, hu=batch.hu.to(device, non_blocking=True)), stream.record_event()
+
+    def ready(batch: Batch, copied: torch.cuda.Event) -> Batch:
+        compute = torch.cuda.current_stream(device)
+        compute.wait_event(copied)
+        batch.hu.record_stream(compute)
+        return batch
+
+    before = None
+    for host_batch in batches:
+        copying = copy(host_batch)
+        if before:
+            yield ready(*before)
+        copying[1].synchronize()  # the ring may fill the pinned buffer again as soon as the next batch is asked for
+        before = copying
+    if before:
+        yield ready(*before)

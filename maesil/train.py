@@ -21,13 +21,14 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from maesil.cache.ram import budget_bytes
 from maesil.checkpoint import has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
 from maesil.data import Sources, Split, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
-from maesil.loader import CropLoader
 from maesil.optim import make_optimizer
+from maesil.resident import open_loader
 from maesil.runlog import RunLog
 from maesil.sampler import CropSampler
 from maesil.trainer import Trainer
@@ -70,7 +71,7 @@ def train(
         settings = trainer.config.train
         with (
             RunLog(out, trainer.step, settings.steps, console) as log,
-            CropLoader(trainer.sampler, settings.batch, settings.readers, pin=trainer.on_gpu) as loader,
+            open_loader(trainer.sampler, settings, trainer.device) as loader,
             interrupts_deferred() as interrupted,
         ):
             logged_at, logged_step = time.monotonic(), trainer.step
@@ -113,7 +114,7 @@ def prepare(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     _require_run_folder(out, resume)
-    sources = Sources.open(stores, config.model)
+    sources = Sources.open(stores, config.model, budget_bytes(config.train.ram))
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
     model = make_model(config.model)
     if saved:
@@ -162,7 +163,7 @@ def steps_that_fit(trainer: Trainer, minutes: float) -> int:
     model, rng = copy.deepcopy(trainer.model), torch.get_rng_state()
     rehearsal = replace(trainer, model=model, optimizer=make_optimizer(model, settings), averaged=None)
     seconds = []
-    with CropLoader(trainer.sampler, settings.batch, settings.readers, pin=trainer.on_gpu) as loader:
+    with open_loader(trainer.sampler, settings, trainer.device) as loader:
         for batch in loader.batches(0, _WARM_UP_STEPS + _TIMED_STEPS):
             started = time.monotonic()
             rehearsal.training_step(batch)

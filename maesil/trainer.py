@@ -161,6 +161,8 @@ class Trainer:
             flip_B3=self._to_device(batch.flip),
             window_B2=self._to_device(windows) if settings.window_jitter else None,
             ids_target=draw_targets(inputs.masks, model.decoded, seeds) if lean else None,
+            origin_B3=batch.origin,
+            crop=None if batch.origin is None else model.crop,
         )  # fmt: skip
 
     def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
