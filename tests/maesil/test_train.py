@@ -218,7 +218,7 @@ def test_one_patient_is_trained_on_and_nobody_is_held_out(tmp_path):
 
 def test_a_loss_that_blows_up_names_step_and_crops_and_keeps_nothing(store, tmp_path):
     config = with_train(lr=1e30, warmup=0.0)
-    with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, superpatch"):
+    with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, crop at"):
         run(store, tmp_path / "r", config)
     assert not (tmp_path / "r" / CHECKPOINT).exists()
 
