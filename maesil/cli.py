@@ -164,6 +164,10 @@ def train(
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for superpatches that were read: auto, or 8GB.")] = None,
+    device_resident: Annotated[
+        bool | None, typer.Option("--device-resident", help="Keep the training scans themselves on the device.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
 ) -> None:
     """Pre-train a 3D masked autoencoder from stores.
@@ -175,6 +179,7 @@ def train(
 
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
+        "ram": ram, "device_resident": "true" if device_resident else None,
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     summary = run_training(stores, load_config(preset, config, options), out, resume=resume)

@@ -109,5 +109,5 @@ def test_the_stores_do_differ_and_it_is_the_loader_that_makes_up_for_it(stores, 
         assert np.array_equal(readers[0].read_map(volume_id, "valid"), readers[1].read_map(volume_id, "valid"))
     for module in (data, blocks):
         monkeypatch.setattr(module, "blank_outside_scan", lambda hu, valid: None)
-    config = replace(CONFIGS["maesil"], train=replace(TRAIN, steps=3))
+    config = replace(CONFIGS["maesil"], train=replace(TRAIN, min_body=0.0, steps=5))
     assert run(stores[0], tmp_path / "clean", config) != run(stores[1], tmp_path / "noisy", config)
