@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -15,9 +16,22 @@ from pathlib import Path
 
 import zarr.storage
 
-from maesil.errors import ResourceError, StoreError
+from maesil.errors import ResourceError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
+
+
+_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?P<rest>.*)")
+
+
+def local_root(where: Path | str) -> Path:
+    """Return the folder that a path or a URL, as fsspec writes them, stands for; `UsageError` if it is not local."""
+    url = _URL.fullmatch(str(where))
+    if url is None:
+        return Path(where)
+    if url["scheme"] in ("file", "local"):
+        return Path("/" + url["rest"])
+    raise UsageError(f"{where}: expected a local path or file:// URL; stores at {url['scheme']}:// cannot be read yet")
 
 
 class Storage:

@@ -15,7 +15,7 @@ from typing import Any
 from maesil.commit import Volume, commit_key, quarantine_key
 from maesil.errors import StoreError, UsageError
 from maesil.recipe import Recipe, canonical_json
-from maesil.storage import Storage
+from maesil.storage import Storage, local_root
 
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ class Store:
     @classmethod
     def open(cls, path: Path | str) -> Store:
         """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
-        storage = Storage(Path(path))
+        storage = Storage(local_root(path))
         if not storage.exists(_ROOT_KEY):
             found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
             raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
