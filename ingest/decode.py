@@ -37,7 +37,8 @@ def source_hash(source: Source) -> str:
 def read(source: Source, allocate: Allocate = plain_arrays) -> Scanned:
     """Decode a source to HU on its own grid; `Refused` with a code if it cannot be trusted."""
     if source.kind == "nifti":
-        return read_nifti(source.paths[0], prefer=source.prefer, allocate=allocate)
+        volume = source.planes[0][1] if source.planes and source.planes[0] else None
+        return read_nifti(source.paths[0], volume=volume, prefer=source.prefer, allocate=allocate)
     return _read_slices(source, allocate)
 
 
@@ -54,12 +55,16 @@ def _read_slices(source: Source, allocate: Allocate) -> Scanned:
     rows, columns = first.hu.shape
     hu, valid = allocate((len(source.planes), rows, columns))
     notes: set[str] = set()
+    rescaled: set[bool] = set()
     for z, found in zip(there, chain([first], slices), strict=True):
         if found.hu.shape != first.hu.shape:
             sizes = f"{found.hu.shape}, {first.hu.shape}"
             raise Refused("bad_pixels", f"slice {z} has another size than the first: {sizes}")
         hu[z], valid[z] = found.hu, found.valid
         notes |= found.notes
+        rescaled.add("no_rescale_tags" not in found.notes)
+    if rescaled == {True, False}:
+        raise Refused("bad_rescale", "some slices have a rescale slope and intercept, others of the same series none")
     assert source.affine is not None
     return Scanned(hu, valid, source.affine, tuple(sorted(notes)), source.technical)
 
@@ -67,7 +72,7 @@ def _read_slices(source: Source, allocate: Allocate) -> Scanned:
 def with_missing_slices(scan: Scanned, source: Source) -> Scanned:
     """Return the scan with the slices its plan calls missing interpolated between their neighbours, linearly."""
     there = [z for z, plane in enumerate(source.planes) if plane is not None]
-    if len(there) == len(source.planes):
+    if source.kind == "nifti" or len(there) == len(source.planes):
         return scan
     filled = np.zeros(scan.hu.shape, dtype=bool)
     for below, above in pairwise(there):

@@ -330,9 +330,7 @@ def sequences_fifty_deep(folder: Path) -> Expected:
 def cut_at_every_kilobyte(folder: Path) -> Expected:
     """Sixteen-slice series, each with one slice cut somewhere else: none may pass, and the clean one beside them must."""
     write_all(series(OTHER, name="clean", patient="Poe^Eve"), folder / "clean")
-    whole = len(write(series(SMALL)[0], folder / "probe").read_bytes())
-    (folder / "probe").unlink()
-    for n, cut in enumerate([*range(140, 1300, 290), *range(1400, whole, 700), whole - 2]):
+    for n, cut in enumerate([*range(140, 1300, 290), *range(1400, 4400, 700), -1, -2, -3000]):
         paths = write_all(series(SMALL, name=f"cut {n}"), folder / f"{n}")
         paths[n % 16].write_bytes(paths[n % 16].read_bytes()[:cut])
     return refuse(beside=(OTHER,))
@@ -405,7 +403,7 @@ def zip_cut_and_zip_encrypted_and_zip_with_a_wrong_checksum(folder: Path) -> Exp
             locked[start + at] |= 1
             start += 4
     (folder / "locked.zip").write_bytes(bytes(locked))
-    return refuse(beside=(OTHER,))
+    return refuse("bad_archive", "encrypted", beside=(OTHER, SCAN.part(1, 26)))  # what is left of flipped.zip is whole
 
 
 @case
@@ -541,7 +539,7 @@ def dicomdir_of_a_disc(folder: Path) -> Expected:
     directory.DirectoryRecordSequence = Sequence([item])
     write(directory, folder / "DICOMDIR")
     write(directory, folder / "index.bin")
-    return expect(SCAN, counted={"dicomdir": 2})
+    return expect(SCAN, counted={"dicomdir": 1, "not_ct_image": 1})
 
 
 # --- bombs ------------------------------------------------------------------------------------------------------------
@@ -598,7 +596,7 @@ def _jls_of_noise(ds: Dataset) -> str:
 
 def _j2k_of_another_size(ds: Dataset) -> str:
     small = copy.deepcopy(ds)
-    set_pixels(small, stored_of(ds)[:20, :20])
+    set_pixels(small, stored_of(ds)[:36, :36])
     ds.PixelData = compressed(small, JPEG2000Lossless).PixelData
     ds["PixelData"].VR, ds["PixelData"].is_undefined_length = "OB", True
     return JPEG2000Lossless
@@ -624,7 +622,7 @@ def deflated_bomb(folder: Path) -> Expected:
     ds = series(SCAN)[0]
     ds.PixelData = ds.PixelData + bytes(300_000_000)
     write(ds, folder / "bomb", DeflatedExplicitVRLittleEndian)
-    return refuse(beside=(OTHER,), or_refused=True)
+    return expect(OTHER)
 
 
 @case

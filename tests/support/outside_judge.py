@@ -35,7 +35,19 @@ class Expected:
     invalid: NDArray[np.bool_] | None = None  # voxels of the first scan that are padding
     interpolated: bool = False  # some slices are, so not all voxels are valid
     notes: tuple[str, ...] = ()  # must be on the first volume
-    duplicates: int | None = None  # pairs the summary must report
+    groups: int | None = None  # patient groups of the volumes
+    duplicates: int | None = None  # groups of copies the summary must report
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A volume as `maesil store export` gives it, and what its commit says besides."""
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+    valid: NDArray[Any]
+    notes: list[str]
+    group: str
 
 
 def expect(*scans: Scan, **more: Any) -> Expected:
@@ -76,8 +88,8 @@ def judge(source: Path, work: Path, expected: Expected) -> list[str]:
     return wrong
 
 
-def _exported(store: Path, work: Path) -> list[tuple[NDArray[Any], NDArray[np.float64], NDArray[Any], list[str]]]:
-    """Return voxels (z y x), LPS affine, valid map and notes of every volume, as `maesil store export` gives them."""
+def _exported(store: Path, work: Path) -> list[Exported]:
+    """Return every volume of the store: voxels z y x, affine in LPS."""
     if not store.exists():
         return []
     out = work / "export"
@@ -91,7 +103,8 @@ def _exported(store: Path, work: Path) -> list[tuple[NDArray[Any], NDArray[np.fl
         commit = json.loads(max((store / "commits" / identity[:2] / identity).iterdir()).read_text())
         attempt = store / "volumes" / identity[:2] / identity / commit["attempt"]
         valid = zarr.open_array(attempt / "valid", mode="r")[:]
-        found.append((np.asarray(image.dataobj).transpose(2, 1, 0), affine, valid, commit["notes"]))
+        voxels = np.asarray(image.dataobj).transpose(2, 1, 0)
+        found.append(Exported(voxels, affine, valid, commit["notes"], commit["group"]))
     assert result.exit_code == 0 or not found, result.output
     return found
 
@@ -143,40 +156,41 @@ def _verdicts(summary: dict[str, Any], expected: Expected, any_volume: bool) -> 
     return wrong
 
 
-def _volumes(volumes: list[Any], summary: dict[str, Any], expected: Expected) -> list[str]:
+def _volumes(volumes: list[Exported], summary: dict[str, Any], expected: Expected) -> list[str]:
     if expected.or_refused and not volumes and any(f["status"] == "quarantined" for f in summary["files"]):
         return []
     left = list(expected.scans)
     wrong = []
-    for voxels, affine, valid, notes in volumes:
-        faults = [(fault_of(voxels, affine, valid, scan, expected), scan) for scan in left]
+    for volume in volumes:
+        faults = [(fault_of(volume, scan, expected), scan) for scan in left]
         right = [scan for fault, scan in faults if fault is None]
         if not right:
             best = min((fault for fault, _ in faults if fault), key=len, default="no scan was expected")
             wrong.append(f"silently wrong: {best}" if not expected.or_refused else f"wrong: {best}")
             continue
         left.remove(right[0])
-        wrong += [f"note {note} is missing from {notes}" for note in expected.notes if note not in notes]
+        wrong += [f"note {note} is missing from {volume.notes}" for note in expected.notes if note not in volume.notes]
+    if expected.groups is not None and (groups := len({volume.group for volume in volumes})) != expected.groups:
+        wrong.append(f"{groups} patient groups, not {expected.groups}")
     if left:
         counts = _counts(summary)
         wrong.append(f"{len(left)} of {len(expected.scans)} scans missing; verdicts {counts}")
     return wrong
 
 
-def fault_of(
-    voxels: NDArray[Any], affine: NDArray[np.float64], valid: NDArray[Any], scan: Scan, expected: Expected
-) -> str | None:
+def fault_of(volume: Exported, scan: Scan, expected: Expected) -> str | None:
     """Return what is wrong with a volume if it is to be ``scan``, or None: scored where its own affine says voxels lie."""
+    voxels, affine, valid = volume.voxels, volume.affine, volume.valid
     index = np.stack(np.meshgrid(*(np.arange(n) for n in voxels.shape), indexing="ij"), axis=-1)
     world = index @ affine[:3, :3].T + affine[:3, 3]
     inside = _within(world, scan, margin=1e-3 if not scan.resampled else -0.75)
     known = np.repeat(np.repeat(np.repeat(valid == 255, 8, 0), 8, 1), 8, 2)[tuple(slice(n) for n in voxels.shape)]
     truth = np.clip(scan.at(world), AIR_STORED, 3071)
     error = np.abs(voxels - truth)
-    invalid = expected.invalid
+    invalid, whole_cells = expected.invalid, tuple(slice(n // 8) for n in voxels.shape)
     if invalid is None:
         scored = inside
-        if not (scan.resampled or expected.interpolated) and valid[: voxels.shape[0] // 8, : voxels.shape[1] // 8, : voxels.shape[2] // 8].min() < 255:
+        if not (scan.resampled or expected.interpolated) and (valid[whole_cells] < 255).any():
             return "voxels of the scan are marked not valid"
     else:
         lost = _looked_up(invalid, world, scan)

@@ -99,7 +99,7 @@ simple("sheared_sform", lambda: _sheared(), expect(SHEARED))
 
 
 def _sheared() -> Any:
-    made = image(SCAN, qform=0)
+    made = image(SCAN, data=SHEARED.values().transpose(2, 1, 0), qform=0)
     made.set_sform(ras(SHEARED), 1)
     return made
 
@@ -120,7 +120,7 @@ def _set(offset: int, fmt: str, *values: Any) -> Callable[[bytearray], None]:
 
 simple("sform_all_zero_rows_qform_good", lambda: image(SCAN), expect(SCAN), _set(280, "12f", *[0.0] * 12))
 simple("sform_nan_qform_good", lambda: image(SCAN), expect(SCAN, or_refused=True), _set(280, "12f", *[float("nan")] * 12))
-simple("sform_nan_no_qform", lambda: image(SCAN, qform=0), refuse("bad_affine"), _set(280, "12f", *[float("nan")] * 12))
+simple("sform_nan_no_qform", lambda: image(SCAN, qform=0), refuse("no_orientation"), _set(280, "12f", *[float("nan")] * 12))
 simple("neither_form_but_rows_filled", lambda: image(SCAN, sform=1), refuse("no_orientation"), _set(252, "2h", 0, 0))
 simple("qform_shifted_by_3_mm", lambda: image(SCAN), refuse("forms_differ"), lambda raw: _add(raw, 268, 3.0))
 simple("qform_shifted_prefer_sform", lambda: image(SCAN), expect(SCAN, options=("--prefer", "sform")), lambda raw: _add(raw, 268, 3.0))
@@ -228,7 +228,7 @@ def big_endian_pair(folder: Path) -> Expected:
     header = made.header.as_byteswapped(">")
     folder.mkdir(parents=True, exist_ok=True)
     nibabel.save(nibabel.Nifti1Pair(np.asanyarray(made.dataobj), made.affine, header), folder / "ct.hdr")
-    return expect(SCAN, counted={"committed": 1, "image_of_a_hdr_pair": 1})
+    return expect(SCAN, counted={"committed": 2})
 
 
 @case
@@ -269,7 +269,7 @@ def five_dimensions_of_one_volume(folder: Path) -> Expected:
 def four_dimensions_of_three_volumes(folder: Path) -> Expected:
     scans = [SCAN.but(enhancement=60.0 * n) for n in range(3)]
     save(image(data=np.stack([s.values().transpose(2, 1, 0) for s in scans], axis=-1)), folder / "ct.nii.gz")
-    return expect(*scans, or_refused=True)
+    return expect(*scans, groups=1)
 
 
 @case
@@ -280,9 +280,9 @@ def colour_planes_as_a_fifth_dimension(folder: Path) -> Expected:
 
 simple("one_slice", lambda: image(SCAN.but(shape=(1, 40, 48))), expect(or_refused=True))
 simple("two_dimensions", lambda: image(data=HU[..., 13]), refuse(or_refused=True))
-simple("five_slices", lambda: image(SCAN.but(shape=(5, 40, 48))), expect(counted={"too_few_slices": 1}))
+simple("five_slices", lambda: image(SCAN.but(shape=(5, 40, 48))), expect(SCAN.but(shape=(5, 40, 48)), or_refused=True))
 simple("sagittal_slices_first_axis_thin", lambda: image(Scan(shape=(12, 40, 40), step=(9.5, 0, 0), along=(0, 5.0, 0), down=(0, 0, -5.5))),
-       expect(or_refused=True))
+       expect(Scan(shape=(12, 40, 40), step=(9.5, 0, 0), along=(0, 5.0, 0), down=(0, 0, -5.5)), or_refused=True))
 
 # --- containers and damage --------------------------------------------------------------------------------------------
 
@@ -356,7 +356,7 @@ def same_scan_as_int16_and_float32_and_flipped(folder: Path) -> Expected:
     save(image(dtype=np.float32), folder / "b.nii")
     flipped = SCAN.but(along=(-4.6, 0, 0))
     save(image(flipped), folder / "c.nii")
-    return expect(SCAN, counted={"duplicate_volume": 2})
+    return expect(SCAN, flipped, counted={"duplicate_volume": 1}, duplicates=1)
 
 
 # --- numbers that are no HU -------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ _numbers("ultrasound_like", lambda hu: np.random.default_rng(2).rayleigh(40, hu.
 _numbers("dose_in_gray", lambda hu: 70 * np.exp(-np.abs(hu - 40) / 300), refuse())
 _numbers("hu_of_a_cropped_organ_on_zero", lambda hu: np.where(np.abs(hu - 60) < 60, hu, 0), refuse(), np.int16)
 _numbers("background_zero_not_air", lambda hu: np.where(hu > -700, hu, 0), refuse(), np.int16)
-_numbers("body_on_minus_1024", lambda hu: np.where(hu > -950, hu, -1024), expect(SCAN.but(tolerance=60)), np.int16)
+_numbers("body_on_minus_1024", lambda hu: np.where(hu > -950, hu, -1024), expect(SCAN.but(tolerance=80)), np.int16)
 
 
 @case
@@ -421,7 +421,14 @@ def corners_nan_and_inf(folder: Path) -> Expected:
 
 _numbers("sixty_percent_nan", lambda hu: np.where(np.random.default_rng(4).random(hu.shape) < 0.6, np.nan, hu), refuse("non_finite"))
 _numbers("all_nan", lambda hu: hu * np.nan, refuse())
-_numbers("values_of_1e30_in_one_voxel", lambda hu: np.where(np.arange(hu.size).reshape(hu.shape) == 777, 1e30, hu), expect(SCAN, or_refused=True))
+
+
+@case
+def values_of_1e30_in_one_voxel(folder: Path) -> Expected:
+    gone = np.zeros(SCAN.shape, bool)
+    gone[13, 20, 24] = True
+    save(image(data=np.where(gone, 1e30, SCAN.values()).transpose(2, 1, 0), dtype=np.float32), folder / "ct.nii.gz")
+    return expect(SCAN, invalid=gone, or_refused=True)
 
 
 @case
