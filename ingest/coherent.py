@@ -17,6 +17,8 @@ _LINES = 96
 _FEWEST = 8
 _WINDOW = (-1024.0, 2000.0)
 _JUMP_HU = 300.0
+_STRUCTURE_HU = 100.0
+_ALIKE = 0.7
 _OPPOSED = -0.5
 _RECURRING = 0.4
 _NOTICEABLE_HU = 10.0
@@ -39,13 +41,14 @@ def _sampled(array: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
 
 
 def _jumps(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> Iterator[Refused]:
-    """Air and tissue alike a few hundred HU higher than in the next slice: another rescale, not another anatomy."""
+    """The same picture, but air and tissue alike a few hundred HU higher than in the next slice: another rescale."""
     for z in range(len(lines) - 1):
         both = known[z] & known[z + 1]
-        if not both.any():
+        here, there = lines[z][both], lines[z + 1][both]
+        if here.size < 2 or min(here.std(), there.std()) < _STRUCTURE_HU:
             continue
-        low, high = np.percentile((lines[z + 1] - lines[z])[both], [10, 90])
-        if low > _JUMP_HU or high < -_JUMP_HU:
+        low, high = np.percentile(there - here, [10, 90])
+        if (low > _JUMP_HU or high < -_JUMP_HU) and np.corrcoef(here, there)[0, 1] > _ALIKE:
             text = f"all voxels change by {low:.0f} to {high:.0f} HU from slice {z} to {z + 1} (axis {axis})"
             yield Refused("slice_offset", f"{text}: one of them has another rescale", axis=axis, slice=z + 1)
             return

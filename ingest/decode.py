@@ -31,6 +31,7 @@ def source_hash(source: Source) -> str:
         digest.update(np.ascontiguousarray(scan.affine).tobytes())
         digest.update(scan.hu.data)
         digest.update(scan.valid.data)
+        digest.update(repr(source.planes).encode() if source.planes else b"")  # which volume of several
     return digest.hexdigest()
 
 

@@ -113,12 +113,12 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
     if background is not None and (share := float((values == background).mean())) > 0.05:
         text = f"all corners and {share:.0%} of the voxels are exactly {background:g}: a background that is not air"
         yield Refused("odd_background", text, share=share, background=background, **numbers)
-    yield from _wrong_scale(values, numbers)
-    yield from incoherent(hu, valid)
     floor = float((values == least).mean())
     if least > -900 and floor > 0.05:
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
         yield Refused("windowed", text, share=floor, **numbers)
+    yield from _wrong_scale(values, numbers)
+    yield from incoherent(hu, valid)
 
 
 def _wrong_scale(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterator[Refused]:
