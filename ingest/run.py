@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -282,7 +282,8 @@ class _Run:
         for done, (number, result) in enumerate(_in_order(results) if keep_first else results, start=1):
             item = stale[number]
             if isinstance(result, Exception):
-                self._refuse(item.plan, item.volume_id, as_refusal(result), item.source_hash)
+                refusal = as_refusal(result)
+                self._refuse(item.plan, item.volume_id, refusal, item.source_hash or self._hash_refused(item, refusal))
             elif keep_first and holders.setdefault(result.pixels, item.volume_id) != item.volume_id:
                 self._leave_out(item, result, holders[result.pixels])
             else:
@@ -291,6 +292,16 @@ class _Run:
                 self._release(item)
                 self._verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
+
+    def _hash_refused(self, item: _Hashed, refusal: Refused) -> str:
+        """Return the hash of a source that was refused while it was read, so that the next run need not try it again."""
+        if refusal.code in MAY_PASS:
+            return ""
+        with suppress(Refused, OSError):
+            found = source_hash(item.plan.source)
+            self.memory.put(item.files, found)
+            return found
+        return ""
 
     def _leave_out(self, item: _Hashed, copy: Volume, holder: str) -> None:
         """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
