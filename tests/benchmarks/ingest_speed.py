@@ -3,7 +3,8 @@
     python tests/benchmarks/ingest_speed.py FOLDER [--spacing 1.5] [--rounds 5] [--peers PYTHON] [--json FILE]
 
 FOLDER holds one single-frame series. Start-up (imports, the child that decodes, an empty store) is paid before the
-clock runs. The floor of resampling is SimpleITK's linear filter; with the Gaussian that downsampling needs it is shown apart.
+clock runs. The floor of resampling is SimpleITK's linear filter; with the Gaussian that downsampling needs it is
+shown apart.
 Besides, it measures how many headers a second the scan reads. Rounds go through all ways in turn; medians are shown.
 
 PYTHON is the interpreter of an environment with the peers (`pip install torch nnunetv2 monai pydicom nibabel`).
