@@ -1,0 +1,196 @@
+"""Segmentations of the volumes of a store: found by volume id, placed in world space, nearest neighbour on its grid.
+
+A folder of labels holds, for each labelled volume, ``VOLUME_ID.nii.gz`` (or ``.nii``; whole numbers, 0 = background), or
+a folder ``VOLUME_ID/`` of binary masks whose file names are the classes. Their own affines say where they lie, so they
+may have the grid of the source or that of the store. ``classes.json`` may name the numbers: ``{"1": "liver"}``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numpy.typing import NDArray
+
+from maesil.commit import Volume
+from maesil.errors import NoInputError, UsageError
+from maesil.geometry import Affine, from_nifti
+from maesil.types import Zyx
+
+LabelArray = NDArray[np.uint8]
+UNLABELLED = 255
+"""Where no label file reaches: neither background nor a class."""
+_MOST_CLASSES = 254
+_LEAST_COVERED = 0.5
+_MOST_VOXELS = 1 << 30
+_MOST_APART_MM = 1.0
+_SUFFIXES = (".nii.gz", ".nii")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of some volumes of a store, resampled and kept as files."""
+
+    classes: tuple[str, ...]
+    """Names; class number ``k`` of the arrays is ``classes[k - 1]``."""
+    volumes: tuple[Volume, ...]
+    """The labelled ones."""
+    notes: tuple[str, ...] = ()
+    _arrays: dict[str, Path] = field(default_factory=dict, repr=False)
+
+    def of(self, volume: Volume) -> LabelArray:
+        """Return a volume's labels, uint8 of its shape: 0 background, 1.. the classes, 255 unlabelled (a memory map)."""
+        return np.load(self._arrays[volume.volume_id], mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def load_labels(folder: Path, volumes: Sequence[Volume], scratch: Path, chosen: Sequence[str] = ()) -> Labels:
+    """Resample the labels of all volumes that have some onto their grids, below ``scratch``.
+
+    ``chosen`` are names of classes (or numbers); the others become background. NoInputError where no volume has labels;
+    UsageError, naming the file, for labels that are no whole numbers, lie elsewhere, or cannot be read.
+    """
+    if not folder.is_dir():
+        raise NoInputError(f"{folder}: expected a folder of labels, found none")
+    found = {volume.volume_id: path for volume in volumes if (path := _find(folder, volume.volume_id))}
+    if not found:
+        raise NoInputError(
+            f"{folder}: expected labels named after volume ids ({volumes[0].volume_id if volumes else '...'}.nii.gz), found "
+            "none of this store; `maesil link-labels` makes such a folder"
+        )
+    names = _class_names(folder, found.values())
+    labelled = tuple(volume for volume in volumes if volume.volume_id in found)
+    scratch.mkdir(parents=True, exist_ok=True)
+    arrays, present, odd = {}, np.zeros(256, np.int64), 0
+    for volume in labelled:
+        array, same_shape = _on_grid_of(volume, found[volume.volume_id], names)
+        present += np.bincount(array.ravel(), minlength=256)
+        odd += not same_shape
+        arrays[volume.volume_id] = scratch / f"{volume.volume_id}.npy"
+        np.save(arrays[volume.volume_id], array)
+    numbers = _choose(chosen, names, [int(n) for n in np.flatnonzero(present[1:UNLABELLED]) + 1], folder)
+    renumber = np.zeros(256, np.uint8)
+    renumber[UNLABELLED] = UNLABELLED
+    renumber[numbers] = np.arange(1, len(numbers) + 1)
+    for path in arrays.values():
+        np.save(path, renumber[np.load(path)])
+    notes = (f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines",) * (odd > 0)
+    return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, notes, arrays)
+
+
+def nearest_on_grid(labels: LabelArray, labels_affine: Affine, shape: Zyx, affine: Affine) -> LabelArray:
+    """Return for each voxel of a grid the label of the nearest voxel in world space; 255 beyond the labels.
+
+    Both affines take ``[z, y, x, 1]`` to LPS mm.
+    """
+    to_labels = np.linalg.inv(labels_affine) @ affine
+    yx = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij"), axis=-1)
+    plane = yx @ to_labels[:3, 1:3].T + to_labels[:3, 3]
+    out = np.full(shape, UNLABELLED, np.uint8)
+    size = np.asarray(labels.shape)
+    for z in range(shape[0]):
+        index = np.floor(plane + z * to_labels[:3, 0] + 0.5).astype(np.int64)
+        inside = ((index >= 0) & (index < size)).all(axis=-1)
+        out[z][inside] = labels[tuple(index[inside].T)]
+    return out
+
+
+def _find(folder: Path, volume_id: str) -> Path | None:
+    for path in (*(folder / f"{volume_id}{suffix}" for suffix in _SUFFIXES), folder / volume_id):
+        if path.exists():
+            return path
+    return None
+
+
+def _class_names(folder: Path, paths: Iterable[Path]) -> dict[int, str]:
+    """Return names by number: those of the mask files, in alphabetical order, or those of ``classes.json``."""
+    masks = sorted({_stem(mask) for path in paths if path.is_dir() for mask in _masks(path)})
+    if len(masks) > _MOST_CLASSES:
+        raise UsageError(f"{folder}: expected at most {_MOST_CLASSES} classes, found {len(masks)}")
+    if masks:
+        return dict(enumerate(masks, start=1))
+    listed = folder / "classes.json"
+    try:
+        named: dict[str, Any] = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
+        return {int(number): str(name) for number, name in named.items()}
+    except (ValueError, AttributeError) as error:
+        raise UsageError(f'{listed}: expected an object like {{"1": "liver"}}, found something else ({error})') from error
+
+
+def _choose(chosen: Sequence[str], names: dict[int, str], present: list[int], folder: Path) -> list[int]:
+    """Return the numbers of the classes asked for (default: all that occur), ascending."""
+    by_name = {names.get(number, str(number)): number for number in present}
+    if unknown := [name for name in chosen if name not in by_name]:
+        raise UsageError(f"--classes: expected some of {', '.join(by_name) or '(none)'}, found {unknown[0]!r}")
+    numbers = sorted(by_name[name] for name in chosen) if chosen else present
+    if not numbers:
+        raise UsageError(f"{folder}: expected labels other than 0, found background alone")
+    return numbers
+
+
+def _on_grid_of(volume: Volume, path: Path, names: dict[int, str]) -> tuple[LabelArray, bool]:
+    """Return the labels on a volume's grid, and whether a file has the shape of its scan or of the volume."""
+    if not path.is_dir():
+        return _resampled(volume, path)
+    by_name = {name: number for number, name in names.items()}
+    merged, same = np.full(volume.shape, UNLABELLED, np.uint8), True
+    for mask in reversed(_masks(path)):  # where masks overlap, the first name has the voxel
+        array, same_shape = _resampled(volume, mask)
+        reached = array != UNLABELLED
+        merged[reached & (merged == UNLABELLED)] = 0
+        merged[reached & (array > 0)] = by_name[_stem(mask)]
+        same &= same_shape
+    return merged, same
+
+
+def _resampled(volume: Volume, path: Path) -> tuple[LabelArray, bool]:
+    labels, affine = _read(path)
+    array = nearest_on_grid(labels, affine, volume.shape, volume.affine)
+    covered = float((array != UNLABELLED).mean())
+    if covered < _LEAST_COVERED:
+        raise UsageError(
+            f"{path}: expected labels of volume {volume.volume_id}, found that they cover {covered:.0%} of it in world "
+            "space; are they of another scan?"
+        )
+    ordered = sorted(labels.shape)  # axes may be in another order in the file
+    return array, ordered in (sorted(volume.source_shape), sorted(volume.shape))
+
+
+def _read(path: Path) -> tuple[LabelArray, Affine]:
+    """Return whole numbers ``[z, y, x]`` and their affine (to LPS mm); UsageError for anything else."""
+    try:
+        image = nib.load(path)
+        if math.prod(image.shape) > _MOST_VOXELS:
+            raise ValueError(f"shape {image.shape}")
+        values = np.asanyarray(image.dataobj)
+        qform, code = image.header.get_qform(coded=True)
+    # What nibabel, gzip and zlib raise on files that are cut, altered or of another kind.
+    except (OSError, EOFError, ValueError, AttributeError, zlib.error, ImageFileError, HeaderDataError) as error:
+        raise UsageError(f"{path}: expected a NIfTI file of labels, found something else ({error})") from error
+    if values.ndim > 3 and set(values.shape[3:]) == {1}:
+        values = values.reshape(values.shape[:3])
+    if values.ndim != 3 or abs(np.linalg.det(image.affine)) < 1e-9:
+        raise UsageError(f"{path}: expected one 3D volume with an affine, found shape {values.shape}")
+    if code and qform is not None and np.abs(qform - image.affine).max() > _MOST_APART_MM:
+        raise UsageError(f"{path}: its sform and qform place it differently; mend the header, so that it is known which")
+    whole = np.rint(values)
+    lo, hi = float(np.min(whole)), float(np.max(whole))
+    if not (lo >= 0 and hi <= _MOST_CLASSES and np.allclose(values, whole, atol=1e-3, rtol=0)):
+        raise UsageError(f"{path}: expected whole numbers from 0 to {_MOST_CLASSES}, found {lo:g} to {hi:g} or fractions")
+    return whole.astype(np.uint8).transpose(2, 1, 0), from_nifti(image.affine)
+
+
+def _masks(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(_SUFFIXES) and not path.name.startswith("."))
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").removesuffix(".nii")
