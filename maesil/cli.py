@@ -207,7 +207,10 @@ def evaluate(
 
 @experiment_app.command("paper")
 def experiment_paper(
-    store: Annotated[Path, typer.Option(help="A store made by `maesil ingest`, of three patients or more.")],
+    stores: Annotated[
+        list[Path],
+        typer.Option("--store", help="A store made by `maesil ingest`; may be repeated. Three patients are the least."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
     budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
@@ -224,7 +227,7 @@ def experiment_paper(
     from maesil.experiment import MODELS, Budget, run_paper_experiment
 
     run_paper_experiment(
-        store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
+        stores, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
     )
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")

@@ -93,6 +93,41 @@ def probe(
         print_all(*report.table())
 
 
+def finetune(
+    run: RunPath,
+    store: StorePath,
+    labels: LabelFolder,
+    out: Annotated[Path, typer.Option(help="Folder for finetune.json and the weights.")],
+    classes: Classes = None,
+    steps: Annotated[int, typer.Option(help="Steps of each of the two starts.", min=1)] = 300,
+    batch: Annotated[int, typer.Option(help="Crops a step.", min=1)] = 2,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    seeds: Annotated[int, typer.Option(help="Repetitions, each of both starts.", min=1)] = 2,
+    test: Annotated[float, typer.Option(help="Share of the unseen labelled patients that is scored.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    include_trained: IncludeTrained = False,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Learn segmentation from the pre-trained encoder and from scratch, with the same budget; Dice by class.
+
+    Labels are files named after volume ids, see `maesil link-labels`.
+
+    Example: maesil finetune run store.zarr --labels labels --out segmentation
+    """
+    from maesil.finetune import Budget
+    from maesil.finetune import finetune as run_finetune
+
+    report = run_finetune(
+        run, store, labels, out, budget=Budget(steps, batch, lr, seeds), classes=classes or (), test=test, seed=seed,
+        device=device, include_trained=include_trained,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(report.document(), indent=1))
+    else:
+        print_all(*report.table())
+
+
 def link_labels(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="The report folder of `maesil ingest`.")],
     image: Annotated[str, typer.Option(help="Regular expression found in the path of an ingested file.")],
@@ -111,5 +146,5 @@ def link_labels(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (export, features, probe, link_labels):
+    for command in (export, features, probe, finetune, link_labels):
         app.command(command.__name__.replace("_", "-"))(command)

@@ -35,8 +35,9 @@ def patients_of(
 
     ``include_trained`` counts all as unseen.
     """
-    everyone = list(reader.volumes.values())  # a scan may tie a labelled patient to one without labels
-    leader = merge_groups(reader, everyone)
+    # A scan that was trained on may be in the store a second time, with labels, as another patient.
+    concerned = {v.volume_id: v for v in (*volumes, *(v for v in reader.volumes.values() if v.group in trained_on))}
+    leader = merge_groups([(reader, volume) for _, volume in sorted(concerned.items())])
     trained = {leader[group] for group in trained_on if group in leader}
     by_patient: dict[str, list[str]] = {}
     for volume in volumes:

@@ -30,7 +30,7 @@ from maesil.encoder import Encoder, encoder_of, untrained_encoder
 from maesil.errors import UsageError
 from maesil.folds import Patients, longest_axis, patients_of
 from maesil.labels import UNLABELLED, LabelArray, Labels, load_labels
-from maesil.linear_probe import Moments, auroc, fit, r_squared
+from maesil.linear_probe import Array, Moments, auroc, fit, r_squared
 from maesil.progress import progress
 from maesil.store import Store
 from maesil.train import pick_device
@@ -71,7 +71,7 @@ class ProbeReport:
     """What a probe came to."""
 
     rows: list[Scores]
-    """One an encoder and class: ``encoder``, ``class`` (``mean``: over classes), ``r2``, ``auroc``, ``folds``."""
+    """One an encoder and class: ``encoder``, ``class`` (``mean``: over classes), ``r2``, ``auroc``, ``r2_by_fold``."""
     facts: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -81,7 +81,7 @@ class ProbeReport:
 
     def table(self) -> list[Any]:
         """Return the table and the notes for people."""
-        table = Table(title="Linear probe, mean over folds: R2 (AUROC)", title_justify="left")
+        table = Table(title="Linear probe of patches held out: R2 (AUROC)", title_justify="left")
         encoders = list(dict.fromkeys(row["encoder"] for row in self.rows))
         for name in ("class", *encoders):
             table.add_column(name, justify="left" if name == "class" else "right")
@@ -281,25 +281,31 @@ def _join(parts: Sequence[Patches]) -> Patches:
 
 
 def _score(folds: Sequence[Fold], encoders: Sequence[str], classes: Sequence[str]) -> list[Scores]:
-    """Fit and score every encoder on every fold; a row an encoder and class, and their means over classes."""
+    """Fit and score every encoder on every fold: a row an encoder and class, and the mean over classes.
+
+    Patches of all folds are scored together: in a patient with hardly any of a class R2 alone means little.
+    """
+    truths = [fold.test.shares_NK.astype(np.float64) for fold in folds]
     rows: list[Scores] = []
     for encoder in encoders:
-        of_folds = []
+        predictions = []
         for fold in folds:
             model = fit([Moments.of(part.features[encoder], part.shares_NK) for part in fold.train])
-            predicted_NK = model(fold.test.features[encoder])
-            of_folds.append([_of_class(fold.test.shares_NK[:, k], predicted_NK[:, k]) for k in range(len(classes))])
+            predictions.append(model(fold.test.features[encoder]))
         of_classes = [
-            {"encoder": encoder, "class": name, **_mean([one[k] for one in of_folds]), "folds": len(folds)}
+            {"encoder": encoder, "class": name, **_of_class([t[:, k] for t in truths], [p[:, k] for p in predictions])}
             for k, name in enumerate(classes)
         ]
-        rows += [*of_classes, {"encoder": encoder, "class": "mean", **_mean(of_classes), "folds": len(folds)}]
+        rows += [*of_classes, {"encoder": encoder, "class": "mean", **_mean(of_classes)}]
     return rows
 
 
-def _of_class(truth_N: NDArray[np.float32], predicted_N: NDArray[np.float64]) -> Scores:
-    truth = truth_N.astype(np.float64)
-    return {"r2": r_squared(truth, predicted_N), "auroc": auroc(truth >= _PRESENT_FROM, predicted_N)}
+def _of_class(truths: Sequence[Array], predictions: Sequence[Array]) -> Scores:
+    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
+    by_fold = [r_squared(one, other) for one, other in zip(truths, predictions, strict=True)]
+    return {
+        "r2": r_squared(truth, predicted), "auroc": auroc(truth >= _PRESENT_FROM, predicted), "r2_by_fold": by_fold,
+    }  # fmt: skip
 
 
 def _mean(scored: Sequence[Scores]) -> Scores:
