@@ -40,8 +40,9 @@ class Encoder(nn.Module, ABC):
         Edges may be any multiples of the patch edge; the model was trained on cubes of ``config.crop`` voxels of the
         spacing of its store. Voxels outside a scan are -1024. ValueError for another dtype or shape.
         """
+        patches_BLV = self.patches(volume_BZYX)
         z, y, x = (n // self.config.patch for n in volume_BZYX.shape[1:])
-        return self.encode(self.patches(volume_BZYX), (z, y, x))
+        return self.encode(patches_BLV, (z, y, x))
 
     def forward(self, volume_BZYX: Tensor) -> Tensor:
         """See `forward_features`."""

@@ -70,7 +70,11 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
     if not (folder / WEIGHTS).exists() or _sha256(folder / WEIGHTS) != expected:
         raise CheckpointError(f"{folder / WEIGHTS}: expected the weights that the card vouches for, found others or none")
     encoder = encoder_of(make_model(config), intensity)
-    encoder.load_state_dict(load_file(folder / WEIGHTS))
+    try:
+        encoder.load_state_dict(load_file(folder / WEIGHTS))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder}: its weights do not have the shapes its card says ({reason})") from error
     return encoder.to(device)
 
 
@@ -104,7 +108,8 @@ def _card(
             "outside_scan_hu": -1024, "edge_voxels": run.config.model.crop, "patch_voxels": run.config.model.patch,
             "spacing_zyx_mm": [recipe["spacing_zyx_mm"] for recipe in recipes],
         },
-        "output": {"tokens": run.config.model.tokens, "width": encoder.width},
+        "output": {"tokens": run.config.model.tokens, "width": encoder.width, "order": "(iz * gy + iy) * gx + ix"},
+        "architecture": {"heads": run.config.model.heads, "layer_norm_eps": 1e-6, "activation": "gelu"},
         "intensity": {"window_hu": list(run.intensity.window), "mean": run.intensity.mean, "std": run.intensity.std},
         "training": {"mask": config["mask"], "train": config["train"], "steps_done": run.step,
                      "patients": len(run.split.train)},
