@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -59,7 +60,7 @@ class SuperpatchDataset(Dataset[Item]):
         table = pq.read_table(io.BytesIO(opened.storage.read(SUPERPATCHES_KEY)))
         for condition in (_condition(where, table.column_names), _of_split(split)):
             if condition is not None:
-                table = table.filter(condition)
+                table = _filtered(table, condition)
         # Plain arrays: Arrow's threads do not survive a fork, and a list of dictionaries would be copied by each worker.
         self._volume_ids = np.array(table["volume_id"].to_pylist(), dtype="U32")
         self._index = np.stack([table[name].to_numpy() for name in ("iz", "iy", "ix")], axis=1)
@@ -95,6 +96,13 @@ class SuperpatchDataset(Dataset[Item]):
                 raise StoreError(f"{self.path}: the store changed since the data set was made; make it anew")
             self._reader, self._reader_of = SuperpatchReader(store), os.getpid()
         return self._reader
+
+
+def _filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:
+    try:
+        return table.filter(condition)
+    except pa.ArrowException as error:
+        raise UsageError(f"where: expected columns compared with values of their type, found {condition} ({error})") from None
 
 
 def _condition(where: str | pc.Expression | None, columns: list[str]) -> pc.Expression | None:
@@ -134,4 +142,4 @@ def _of_split(split: tuple[Path | str, str] | None) -> pc.Expression | None:
         groups = json.loads(path.read_text(encoding="utf-8"))[part]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: expected a split file with a part {part!r} (train, validation, test): {error!r}") from None
-    return pc.field("group").isin(groups)
+    return pc.field("group").isin(pa.array(groups, pa.string()))
