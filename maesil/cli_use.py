@@ -134,7 +134,7 @@ def link_labels(
     label: Annotated[str, typer.Option(help="What it becomes in the path of its label; \\1 for groups.")],
     out: Annotated[Path, typer.Option(help="Folder for the links, for --labels.")],
 ) -> None:
-    """Link label files under the ids that their scans have in the store.
+    r"""Link label files under the ids that their scans have in the store.
 
     Example: maesil link-labels btcv.report --image 'img/img(\d+)' --label 'label/label\1' --out labels
     """

@@ -36,11 +36,12 @@ class SuperpatchDataset(Dataset[Item]):
     """One item a superpatch of a store, in a fixed order; pickles, and works with workers under fork and spawn.
 
     An item is a dictionary: ``hu`` int16 HU ``[T, T, T]`` (z y x; -1024 outside the scan), ``valid`` and ``body`` uint8
-    ``[t, t, t]`` (share, 0..255, of each 8^3 cell), ``volume_id``, ``group`` (the patient's), ``index`` int64
-    ``[3]`` (z, y, x on the grid of superpatches), ``spacing`` float64 ``[3]`` (z, y, x, mm). ``transform`` is called with it, and what it returns is the item.
+    ``[t, t, t]`` (share, 0..255, of each 8^3 cell), ``volume_id``, ``group`` (the patient's), ``index`` int64 ``[3]``
+    (z, y, x on the grid of superpatches), ``spacing`` float64 ``[3]`` (z, y, x, mm). ``transform`` is called with it,
+    and what it returns is the item.
 
     ``where`` chooses rows of ``index/superpatches.parquet``: ``"body > 0.3 and spacing_z <= 2"``, or any expression of
-    `pyarrow.compute`. ``split`` is a file and one of the parts in it, ``("run/split.json", "train")``: patients of other
+    `pyarrow.compute`. ``split`` is a file and one of its parts, ``("run/split.json", "train")``: patients of other
     parts are left out. Raises StoreError (no store, a stale index, damage at the item that meets it) and UsageError.
     """
 
@@ -61,7 +62,7 @@ class SuperpatchDataset(Dataset[Item]):
         for condition in (_condition(where, table.column_names), _of_split(split)):
             if condition is not None:
                 table = _filtered(table, condition)
-        # Plain arrays: Arrow's threads do not survive a fork, and a list of dictionaries would be copied by each worker.
+        # Plain arrays: Arrow's threads do not survive a fork, and a list of rows would be copied by each worker.
         self._volume_ids = np.array(table["volume_id"].to_pylist(), dtype="U32")
         self._index = np.stack([table[name].to_numpy() for name in ("iz", "iy", "ix")], axis=1)
         self._reader: SuperpatchReader | None = None
@@ -79,10 +80,14 @@ class SuperpatchDataset(Dataset[Item]):
         valid, body = (reader.read_map_region(volume.volume_id, name, start, size) for name in ("valid", "body"))
         blank_outside_scan(hu, valid)
         found: Item = {
-            "hu": torch.from_numpy(hu), "valid": torch.from_numpy(valid), "body": torch.from_numpy(body),
-            "volume_id": volume.volume_id, "group": volume.group, "index": torch.from_numpy(self._index[item].astype(np.int64)),
+            "hu": torch.from_numpy(hu),
+            "valid": torch.from_numpy(valid),
+            "body": torch.from_numpy(body),
+            "volume_id": volume.volume_id,
+            "group": volume.group,
+            "index": torch.tensor([iz, iy, ix]),
             "spacing": torch.tensor(volume.spacing, dtype=torch.float64),
-        }  # fmt: skip
+        }
         return self.transform(found) if self.transform else found
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,7 +107,7 @@ def _filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:
     try:
         return table.filter(condition)
     except pa.ArrowException as error:
-        raise UsageError(f"where: expected columns compared with values of their type, found {condition} ({error})") from None
+        raise UsageError(f"where: expected columns compared with values of their type, found {condition}") from error
 
 
 def _condition(where: str | pc.Expression | None, columns: list[str]) -> pc.Expression | None:
@@ -141,5 +146,7 @@ def _of_split(split: tuple[Path | str, str] | None) -> pc.Expression | None:
     try:
         groups = json.loads(path.read_text(encoding="utf-8"))[part]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: expected a split file with a part {part!r} (train, validation, test): {error!r}") from None
+        raise UsageError(
+            f"{path}: expected a split file with a part {part!r} (train, validation, test): {error!r}"
+        ) from None
     return pc.field("group").isin(pa.array(groups, pa.string()))

@@ -1,7 +1,7 @@
 """Handing an encoder on: a folder of weights (safetensors) with a card, and the way back.
 
-``DIR/encoder.safetensors`` holds the encoder's weights alone, under the names of `maesil.encoder`; ``DIR/card.json`` all
-that is needed to use them, ``DIR/README.md`` the same for people. No path, no patient and no store is in it.
+``DIR/encoder.safetensors`` holds the encoder's weights alone, under the names of `maesil.encoder`; ``DIR/card.json``
+all that is needed to use them, ``DIR/README.md`` the same for people. No path and no patient is in it.
 """
 
 from __future__ import annotations
@@ -66,9 +66,13 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
         intensity = Intensity((window[0], window[1]), card["intensity"]["mean"], card["intensity"]["std"])
         expected = card["weights"]["sha256"]
     except (KeyError, TypeError, IndexError, UsageError) as error:
-        raise CheckpointError(f"{folder / CARD}: expected the card of an encoder, found it incomplete ({error!r})") from error
+        raise CheckpointError(
+            f"{folder / CARD}: expected the card of an encoder, found it incomplete ({error!r})"
+        ) from error
     if not (folder / WEIGHTS).exists() or _sha256(folder / WEIGHTS) != expected:
-        raise CheckpointError(f"{folder / WEIGHTS}: expected the weights that the card vouches for, found others or none")
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: expected the weights that the card vouches for, found others or none"
+        )
     encoder = encoder_of(make_model(config), intensity)
     try:
         encoder.load_state_dict(load_file(folder / WEIGHTS))
@@ -172,4 +176,3 @@ def _score_table(scores: list[dict[str, Any]]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-

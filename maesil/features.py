@@ -107,7 +107,9 @@ def embed(encoder: Encoder, reader: SuperpatchReader, volume: Volume, patch: Sup
 
 def _crops(reader: SuperpatchReader, volume: Volume, index: Zyx, edge: int) -> Iterator[Crop]:
     """Yield the crops of one superpatch that hold any valid voxel."""
-    starts = [range(i * volume.tile, min((i + 1) * volume.tile, n), edge) for i, n in zip(index, volume.shape, strict=True)]
+    starts = [
+        range(i * volume.tile, min((i + 1) * volume.tile, n), edge) for i, n in zip(index, volume.shape, strict=True)
+    ]
     for z, y, x in product(*starts):
         if reader.read_map_region(volume.volume_id, "valid", (z, y, x), (edge,) * 3).any():
             yield read_crop(reader, volume.volume_id, (z, y, x), edge)

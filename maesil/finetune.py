@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.table import Table
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from maesil.cache.reader import SuperpatchReader
@@ -90,7 +90,9 @@ class FinetuneReport:
         """Return Dice by start and class, mean over volumes and seeds; ``mean`` over classes."""
         found: dict[str, dict[str, float | None]] = {}
         for start in STARTS:
-            by_class = {name: _mean([r["dice"] for r in self._rows(start) if r["class"] == name]) for name in self.classes}
+            by_class = {
+                name: _mean([r["dice"] for r in self._rows(start) if r["class"] == name]) for name in self.classes
+            }
             found[start] = {**by_class, "mean": _mean(list(by_class.values()))}
         return found
 
@@ -135,9 +137,9 @@ def finetune(
 ) -> FinetuneReport:
     """Fine-tune a run's encoder and its untrained twin; write ``finetune.json`` and weights to ``out``.
 
-    ``test`` is the share of the unseen labelled patients that is scored. ``out/segmenter.safetensors`` holds the weights
-    of the pre-trained start with the first seed (`maesil.segmenter.Segmenter`). Raises CheckpointError, StoreError,
-    NoInputError (no labels, nothing to train on), UsageError (labels that do not fit, nobody left to score).
+    ``test`` is the share of the unseen labelled patients that is scored. ``out/segmenter.safetensors`` holds the
+    weights of the pre-trained start with the first seed (`maesil.segmenter.Segmenter`). Raises CheckpointError,
+    StoreError, NoInputError (no labels, nothing to train on), UsageError (labels that do not fit, nobody left to score).
     """
     budget, on = budget or Budget(), pick_device(device)
     run, store = load_run(run_dir, on), Store.open(store_path)
@@ -150,30 +152,43 @@ def finetune(
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
         patients = patients_of(reader, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
-        rows: list[dict[str, Any]] = []
-        with progress({"finetune": "steps"}) as report:
-            for number in range(budget.seeds):
-                for start in STARTS:
-                    model = _start(run, start, len(labels.classes), seed + number, on)
-                    done = (number * len(STARTS) + STARTS.index(start)) * budget.steps
-                    train_segmenter(
-                        model, reader, labels, task, budget, seed + number,
-                        lambda step, d=done: report("finetune", d + step, budget.seeds * len(STARTS) * budget.steps),
-                    )  # fmt: skip
-                    dice = score_segmenter(model, reader, labels, task.test)
-                    rows += [{"start": start, "seed": seed + number, **row} for row in dice]
-                    if start == "pretrained" and number == 0:
-                        out.mkdir(parents=True, exist_ok=True)
-                        save_file({k: v.cpu().contiguous() for k, v in model.state_dict().items()}, out / "segmenter.safetensors")
-    trained, scored = ({place.volume.volume_id for place in places} for places in (task.train, task.test))
+        rows = _compare(run, reader, labels, task, budget, seed, out)
     facts = {
-        "store_fingerprint": store.fingerprint, "classes": list(labels.classes), "budget": vars(budget), "seed": seed,
-        "volumes_trained_on": len(trained), "volumes_scored": len(scored),
-    }  # fmt: skip
-    optimistic = ("patients that the encoder was pre-trained on may be scored (--include-trained): optimistic",)
-    report_ = FinetuneReport(rows, labels.classes, facts, (task.told, *labels.notes, *optimistic * include_trained))
-    write_whole(out / "finetune.json", json.dumps(report_.document(), indent=1, allow_nan=False) + "\n")
-    return report_
+        "store_fingerprint": store.fingerprint,
+        "classes": list(labels.classes),
+        "budget": vars(budget),
+        "seed": seed,
+        "volumes_trained_on": len({place.volume.volume_id for place in task.train}),
+        "volumes_scored": len({place.volume.volume_id for place in task.test}),
+    }
+    notes = (task.told, *labels.notes, *(_OPTIMISTIC,) * include_trained)
+    found = FinetuneReport(rows, labels.classes, facts, notes)
+    write_whole(out / "finetune.json", json.dumps(found.document(), indent=1, allow_nan=False) + "\n")
+    return found
+
+
+_OPTIMISTIC = "patients that the encoder was pre-trained on may be scored (--include-trained): optimistic"
+
+
+def _compare(
+    run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int, out: Path
+) -> list[dict[str, Any]]:
+    """Train and score both starts for every seed; keep the weights of the first."""
+    device = next(run.model.parameters()).device
+    turns = [(seed + number, start) for number in range(budget.seeds) for start in STARTS]
+    rows: list[dict[str, Any]] = []
+    with progress({"finetune": "steps"}) as report:
+        for turn, (number, start) in enumerate(turns):
+            model = _start(run, start, len(labels.classes), number, device)
+            for step in train_segmenter(model, reader, labels, task, budget, number):
+                report("finetune", turn * budget.steps + step, len(turns) * budget.steps)
+            scored = score_segmenter(model, reader, labels, task.test)
+            rows += [{"start": start, "seed": number, **row} for row in scored]
+            if turn == 0:
+                out.mkdir(parents=True, exist_ok=True)
+                state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+                (out / "segmenter.safetensors").write_bytes(save(state))
+    return rows
 
 
 def choose_task(
@@ -186,11 +201,15 @@ def choose_task(
         volume = max((by_id[v] for v in everyone[0]), key=lambda one: math.prod(one.shape))
         return _middle_block(reader, volume, crop)
     by_name = {patient[0]: patient for patient in everyone}
-    scored = split_groups([patient[0] for patient in patients.unseen], share, seed).validation or (patients.unseen[0][0],)
+    scored = split_groups([patient[0] for patient in patients.unseen], share, seed).validation or (
+        patients.unseen[0][0],
+    )
     test = [by_id[v] for name in scored for v in by_name[name]]
     train = [by_id[v] for name, patient in by_name.items() if name not in scored for v in patient]
     told = f"{len(by_name) - len(scored)} patients learnt from, {len(scored)} others scored"
-    return _task([p for v in train for p in _places(v, crop)], [p for v in test for p in _places(v, crop)], reader, crop, told)
+    return _task(
+        [p for v in train for p in _places(v, crop)], [p for v in test for p in _places(v, crop)], reader, crop, told
+    )
 
 
 def _middle_block(reader: SuperpatchReader, volume: Volume, crop: int) -> Task:
@@ -212,7 +231,9 @@ def _task(train: list[Place], test: list[Place], reader: SuperpatchReader, crop:
     usable = tuple(place for place in train if share(place, "body") >= _LEAST_BODY)
     scored = tuple(place for place in test if share(place, "valid") > 0)
     if not usable or not scored:
-        raise NoInputError(f"expected crops with a body share of {_LEAST_BODY} to train on and valid ones to score, found none")
+        raise NoInputError(
+            f"expected crops with a body share of {_LEAST_BODY} to train on and valid ones to score, found none"
+        )
     return Task(usable, scored, told)
 
 
@@ -235,15 +256,12 @@ def _start(run: Run, start: str, classes: int, seed: int, device: torch.device) 
 
 
 def train_segmenter(
-    model: Segmenter,
-    reader: SuperpatchReader,
-    labels: Labels,
-    task: Task,
-    budget: Budget,
-    seed: int,
-    report: Any = lambda step: None,
-) -> None:
-    """Train encoder and decoder: AdamW, a linear warm-up over a tenth of the steps, then a cosine down to 0."""
+    model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
+) -> Iterator[int]:
+    """Train encoder and decoder, yielding the number of steps done.
+
+    AdamW, a linear warm-up over a tenth of the steps, then a cosine down to 0.
+    """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.lr, weight_decay=0.01)
     warmup = max(1, budget.steps // 10)
@@ -259,10 +277,10 @@ def train_segmenter(
         if not math.isfinite(value):
             raise MaesilError(f"fine-tuning step {step + 1}: the loss is {value}; lower --lr")
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        report(step + 1)
+        yield step + 1
 
 
 def _draw(places: Sequence[Place], seed: int, step: int, batch: int) -> list[Place]:

@@ -1,8 +1,8 @@
 """Segmentations of the volumes of a store: found by volume id, placed in world space, nearest neighbour on its grid.
 
-A folder of labels holds, for each labelled volume, ``VOLUME_ID.nii.gz`` (or ``.nii``; whole numbers, 0 = background), or
-a folder ``VOLUME_ID/`` of binary masks whose file names are the classes. Their own affines say where they lie, so they
-may have the grid of the source or that of the store. ``classes.json`` may name the numbers: ``{"1": "liver"}``.
+A folder of labels holds, for each labelled volume, ``VOLUME_ID.nii.gz`` (or ``.nii``; whole numbers, 0 = background),
+or a folder ``VOLUME_ID/`` of binary masks whose file names are the classes. Their own affines say where they lie, so
+they may have the grid of the source or that of the store. ``classes.json`` may name the numbers: ``{"1": "liver"}``.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Labels:
     _arrays: dict[str, Path] = field(default_factory=dict, repr=False)
 
     def of(self, volume: Volume) -> LabelArray:
-        """Return a volume's labels, uint8 of its shape: 0 background, 1.. the classes, 255 unlabelled (a memory map)."""
+        """Return a volume's labels, a memory map of its shape, uint8: 0 background, 1.. classes, 255 unlabelled."""
         return np.load(self._arrays[volume.volume_id], mmap_mode="r")  # type: ignore[no-any-return]
 
 
@@ -63,8 +63,8 @@ def load_labels(folder: Path, volumes: Sequence[Volume], scratch: Path, chosen: 
     found = {volume.volume_id: path for volume in volumes if (path := _find(folder, volume.volume_id))}
     if not found:
         raise NoInputError(
-            f"{folder}: expected labels named after volume ids ({volumes[0].volume_id if volumes else '...'}.nii.gz), found "
-            "none of this store; `maesil link-labels` makes such a folder"
+            f"{folder}: expected labels named after volumes of the store ({volumes[0].volume_id if volumes else '...'}"
+            ".nii.gz), found none; `maesil link-labels` makes such a folder"
         )
     names = _class_names(folder, found.values())
     labelled = tuple(volume for volume in volumes if volume.volume_id in found)
@@ -82,7 +82,9 @@ def load_labels(folder: Path, volumes: Sequence[Volume], scratch: Path, chosen: 
     renumber[numbers] = np.arange(1, len(numbers) + 1)
     for path in arrays.values():
         np.save(path, renumber[np.load(path)])
-    notes = (f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines",) * (odd > 0)
+    notes = (f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines",) * (
+        odd > 0
+    )
     return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, notes, arrays)
 
 
@@ -122,7 +124,9 @@ def _class_names(folder: Path, paths: Iterable[Path]) -> dict[int, str]:
         named: dict[str, Any] = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
         return {int(number): str(name) for number, name in named.items()}
     except (ValueError, AttributeError) as error:
-        raise UsageError(f'{listed}: expected an object like {{"1": "liver"}}, found something else ({error})') from error
+        raise UsageError(
+            f'{listed}: expected an object like {{"1": "liver"}}, found something else ({error})'
+        ) from error
 
 
 def _choose(chosen: Sequence[str], names: dict[int, str], present: list[int], folder: Path) -> list[int]:
@@ -180,11 +184,15 @@ def _read(path: Path) -> tuple[LabelArray, Affine]:
     if values.ndim != 3 or abs(np.linalg.det(image.affine)) < 1e-9:
         raise UsageError(f"{path}: expected one 3D volume with an affine, found shape {values.shape}")
     if code and qform is not None and np.abs(qform - image.affine).max() > _MOST_APART_MM:
-        raise UsageError(f"{path}: its sform and qform place it differently; mend the header, so that it is known which")
+        raise UsageError(
+            f"{path}: its sform and qform place it differently; mend the header, so that it is known which"
+        )
     whole = np.rint(values)
     lo, hi = float(np.min(whole)), float(np.max(whole))
     if not (lo >= 0 and hi <= _MOST_CLASSES and np.allclose(values, whole, atol=1e-3, rtol=0)):
-        raise UsageError(f"{path}: expected whole numbers from 0 to {_MOST_CLASSES}, found {lo:g} to {hi:g} or fractions")
+        raise UsageError(
+            f"{path}: expected whole numbers from 0 to {_MOST_CLASSES}, found {lo:g} to {hi:g} or fractions"
+        )
     return whole.astype(np.uint8).transpose(2, 1, 0), from_nifti(image.affine)
 
 

@@ -27,9 +27,9 @@ class Linked:
 
 
 def link_labels(report: Path, out: Path, image: str, label: str) -> Linked:
-    """Make links ``VOLUME_ID.nii.gz`` (a folder of masks: ``VOLUME_ID``) in ``out`` to the labels of ingested files.
+    r"""Make links ``VOLUME_ID.nii.gz`` (a folder of masks: ``VOLUME_ID``) in ``out`` to the labels of ingested files.
 
-    Where the regular expression ``image`` is found in the path of a used file, it is replaced by ``label`` (``\\1`` for
+    Where the regular expression ``image`` is found in the path of a used file, it is replaced by ``label`` (``\1`` for
     groups), and the result is the path of its label. UsageError where one volume would get two labels, or nothing fits;
     NoInputError without the report.
     """
@@ -44,7 +44,9 @@ def link_labels(report: Path, out: Path, image: str, label: str) -> Linked:
         linked += 1
     if not linked:
         example = next(iter(wanted.values()))
-        raise NoInputError(f"expected labels such as {example}, found none of {len(wanted)}; look at --image and --label")
+        raise NoInputError(
+            f"expected labels such as {example}, found none of {len(wanted)}; look at --image and --label"
+        )
     return Linked(linked, tuple(without))
 
 
@@ -71,8 +73,10 @@ def _label_paths(files: list[tuple[Path, str]], image: str, label: str) -> dict[
     for volume_id, paths in found.items():
         if len(paths) > 1:
             one, other, *_ = sorted(map(str, paths))
-            raise UsageError(f"volume {volume_id}: expected one label, found {one} and {other}; write --image so that all "
-                             "files of a volume lead to the same")  # fmt: skip
+            raise UsageError(
+                f"volume {volume_id}: expected one label, found {one} and {other}; "
+                "write --image so that all files of a volume lead to the same"
+            )
     return {volume_id: paths.pop() for volume_id, paths in found.items()}
 
 

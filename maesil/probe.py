@@ -73,6 +73,7 @@ class ProbeReport:
     rows: list[Scores]
     """One an encoder and class: ``encoder``, ``class`` (``mean``: over classes), ``r2``, ``auroc``, ``r2_by_fold``."""
     facts: dict[str, Any]
+    """``classes``: the mean share of each class in the patches looked at."""
     notes: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
@@ -86,7 +87,11 @@ class ProbeReport:
         for name in ("class", *encoders):
             table.add_column(name, justify="left" if name == "class" else "right")
         for name in dict.fromkeys(row["class"] for row in self.rows):
-            cells = {row["encoder"]: f"{_text(row['r2'])} ({_text(row['auroc'])})" for row in self.rows if row["class"] == name}
+            cells = {
+                row["encoder"]: f"{_text(row['r2'])} ({_text(row['auroc'])})"
+                for row in self.rows
+                if row["class"] == name
+            }
             table.add_row(name, *(cells[encoder] for encoder in encoders))
         return [table, *self.notes]
 
@@ -107,8 +112,8 @@ def probe(
 ) -> ProbeReport:
     """Probe a run's encoder and those it is compared with; write ``probe.json`` to ``out`` (default RUN/probe).
 
-    At most ``patches`` of a volume are looked at, drawn at random among those of the body whose voxels are all valid and
-    labelled. Equal arguments give equal scores on one machine. Raises CheckpointError, StoreError, NoInputError (no
+    At most ``patches`` of a volume are looked at, drawn at random among those of the body whose voxels are all valid
+    and labelled. Equal arguments give equal scores on one machine. Raises CheckpointError, StoreError, NoInputError (no
     labels), UsageError (labels that do not fit, encoders of other crops or patches, nobody left to score).
     """
     on, store = pick_device(device), Store.open(store_path)
@@ -121,17 +126,18 @@ def probe(
         patients = patients_of(reader, labels.volumes, trained_on, seed, include_trained=include_trained)
         looked_at = _look_at(reader, labels, encoders, patches, seed)
     cut, told = _fold(looked_at, patients, labels.volumes, model, folds)
-    report = ProbeReport(
-        rows=_score(cut, [*encoders, "voxels"], labels.classes),
-        facts={
-            "store_fingerprint": store.fingerprint, "seed": seed, "classes": list(labels.classes), "folds": len(cut),
-            "patients_scored": len(patients.unseen), "patients_learnt_from_only": len(patients.seen),
-            "patches": sum(len(one.shares_NK) for one in looked_at.values()),
-            "share_of_patches": {name: round(float(np.mean(np.concatenate([one.shares_NK[:, k] for one in looked_at.values()]))), 6)
-                                 for k, name in enumerate(labels.classes)},
-        },
-        notes=(told, *labels.notes, *(_OPTIMISTIC,) * include_trained),
-    )  # fmt: skip
+    shares_NK = np.concatenate([one.shares_NK for one in looked_at.values()])
+    facts = {
+        "store_fingerprint": store.fingerprint,
+        "seed": seed,
+        "folds": len(cut),
+        "patients_scored": len(patients.unseen),
+        "patients_learnt_from_only": len(patients.seen),
+        "patches": len(shares_NK),
+        "classes": dict(zip(labels.classes, shares_NK.mean(axis=0, dtype=np.float64).tolist(), strict=True)),
+    }
+    notes = (told, *labels.notes, *(_OPTIMISTIC,) * include_trained)
+    report = ProbeReport(_score(cut, [*encoders, "voxels"], labels.classes), facts, notes)
     write_whole(out / "probe.json", json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
     return report
 
@@ -156,10 +162,8 @@ def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[di
     first, *others = encoders.values()
     for other in others:
         if (other.config.crop, other.config.patch) != (first.config.crop, first.config.patch):
-            raise UsageError(
-                f"expected runs of equal model.crop and model.patch, found {first.config.crop} and {first.config.patch}, "
-                f"{other.config.crop} and {other.config.patch}"
-            )
+            found = ", then ".join(f"{one.config.crop} and {one.config.patch}" for one in (first, other))
+            raise UsageError(f"expected runs of equal model.crop and model.patch, found {found}")
     return encoders, trained_on
 
 
@@ -211,7 +215,7 @@ def _on_patches(cells: NDArray[np.bool_], patch: int, *, all_of_it: bool) -> NDA
         return cells
     k = patch // MAP_CELL
     grouped = cells.reshape(cells.shape[0] // k, k, cells.shape[1] // k, k, cells.shape[2] // k, k)
-    return grouped.all(axis=(1, 3, 5)) if all_of_it else grouped.any(axis=(1, 3, 5))
+    return np.asarray(grouped.all(axis=(1, 3, 5)) if all_of_it else grouped.any(axis=(1, 3, 5)))
 
 
 @torch.no_grad()

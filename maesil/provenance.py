@@ -27,9 +27,10 @@ def recipes_of(run_dir: Path, fingerprints: Sequence[str], stores: Sequence[Path
     opened = [Store.open(path) for path in stores]
     for store in opened:
         if store.fingerprint not in fingerprints:
+            known = ", ".join(fingerprint[:12] for fingerprint in fingerprints)
             raise UsageError(
-                f"{store.path}: expected a store that {run_dir} was trained on ({', '.join(f[:12] for f in fingerprints)}), "
-                f"found fingerprint {store.fingerprint[:12]}; leave --store out, or name that store"
+                f"{store.path}: expected a store that {run_dir} was trained on (fingerprint {known}), found "
+                f"{store.fingerprint[:12]}; leave --store out, or name that store"
             )
     if opened:
         return _distinct(opened)

@@ -40,7 +40,7 @@ class Segmenter(nn.Module):
         patch, grid = self.encoder.config.patch, self.encoder.config.grid
         patches_BLV = self.encoder.patches(volume_BZYX)
         tokens_BLD = self.encoder.encode(patches_BLV, grid)
-        field_BCZYX = self.decoder(tokens_BLD.transpose(1, 2).unflatten(2, grid))
+        field_BCZYX = self.decoder(tokens_BLD.transpose(1, 2).reshape(len(volume_BZYX), -1, *grid))
         image_BZYX = unpatchify(patches_BLV, grid, patch)
         logits: Tensor = self.classify(self.refine(torch.cat([field_BCZYX, image_BZYX[:, None]], dim=1)))
         return logits
@@ -50,7 +50,9 @@ def segmentation_loss(logits_BKZYX: Tensor, labels_BZYX: Tensor) -> Tensor:
     """Cross entropy plus soft Dice (arXiv 1606.04797) over the labelled voxels; 0 where there is none."""
     labelled = labels_BZYX != UNLABELLED
     truth = labels_BZYX.long().masked_fill(~labelled, 0)
-    entropy = functional.cross_entropy(logits_BKZYX, truth, reduction="none")[labelled].sum() / labelled.sum().clamp_min(1)
+    entropy = functional.cross_entropy(logits_BKZYX, truth, reduction="none")[
+        labelled
+    ].sum() / labelled.sum().clamp_min(1)
     share = logits_BKZYX.softmax(dim=1) * labelled[:, None]
     one_hot = functional.one_hot(truth, logits_BKZYX.shape[1]).movedim(-1, 1) * labelled[:, None]
     axes = (0, 2, 3, 4)

@@ -67,7 +67,7 @@ def test_rows_are_chosen_by_the_columns_of_the_index(world, where, keeps):
     folder, store = world
     rows = pq.read_table(store.path / "index" / "superpatches.parquet").to_pylist()
     expected = [(row["volume_id"], [row["iz"], row["iy"], row["ix"]]) for row in rows if keeps(row)]
-    assert 0 < len(expected) and (where is None or len(expected) < len(rows))
+    assert len(expected) > 0 and (where is None or len(expected) < len(rows))
     dataset = maesil.SuperpatchDataset(folder / "store.zarr", where=where)
     assert [(item["volume_id"], item["index"].tolist()) for item in dataset] == expected
 
@@ -105,7 +105,7 @@ def _sum(item):
 
 
 def test_what_cannot_be_done_is_said(world, tmp_path):
-    folder, store = world
+    folder, _ = world
     path = folder / "store.zarr"
     for where in ("bodyy > 0.3", "body >", "body > much", "body ~ 3", "group > 3", ""):
         with pytest.raises(UsageError, match="where: "):

@@ -128,7 +128,9 @@ def test_every_layout_becomes_the_store_that_the_page_promises(home):
 def test_labels_lie_under_the_ids_of_their_scans(home):
     used = {row["volume_id"]: row["path"] for row in pq.read_table(home / "btcv.report" / "files.parquet").to_pylist()}
     links = {path.name.partition(".")[0]: path.resolve() for path in (home / "btcv-labels").iterdir()}
-    assert {Path(used[volume_id]).name.replace("img", "label") for volume_id in links} == {p.name for p in links.values()}
+    assert {Path(used[volume_id]).name.replace("img", "label") for volume_id in links} == {
+        p.name for p in links.values()
+    }
     assert len(links) == 2
     for link in (home / "totalsegmentator-labels").iterdir():
         assert {path.name for path in link.iterdir()} == {f"{organ}.nii.gz" for organ in ORGANS}

@@ -39,7 +39,9 @@ BUDGET = Budget(
 def run(stores, out, **options):
     console = Console(file=io.StringIO(), width=200)
     given = {"device": "cpu", "console": console, **options}
-    return run_paper_experiment([store.path for store in stores], out, given.pop("budget", BUDGET), **given), console.file.getvalue()
+    return run_paper_experiment(
+        [store.path for store in stores], out, given.pop("budget", BUDGET), **given
+    ), console.file.getvalue()
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,9 @@ def test_a_loaded_encoder_gives_the_tokens_of_the_run(world, monkeypatch):
 
 def test_the_script_of_the_page_gives_them_without_maesil(world):
     folder, _, tokens = world
-    script = "import sys\nsys.modules['maesil'] = None  # importing it raises\n" + PAGE["In plain PyTorch, without maesil"]
+    script = (
+        "import sys\nsys.modules['maesil'] = None  # importing it raises\n" + PAGE["In plain PyTorch, without maesil"]
+    )
     script += (
         "\nimport numpy as np\nvolume = torch.from_numpy(np.load('volume.npy'))\n"
         "with torch.no_grad():\n    np.save('tokens.npy', forward_features(volume).numpy())\n"
@@ -118,7 +120,9 @@ def test_every_kind_is_exported_and_loaded(kind, tmp_path):
     run = load_run(run_dir)
     volume = torch.randint(-900, 900, (1, 32, 32, 32), dtype=torch.int16)
     with torch.no_grad():
-        torch.testing.assert_close(maesil.load_encoder(tmp_path / "out")(volume), encoder_of(run.model, run.intensity)(volume))
+        torch.testing.assert_close(
+            maesil.load_encoder(tmp_path / "out")(volume), encoder_of(run.model, run.intensity)(volume)
+        )
 
 
 def test_the_card_says_all_that_is_needed_and_nobody_s_name(world):
@@ -138,7 +142,11 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     store = make_store(tmp_path / "s", [(40, 40, 40), (32, 40, 40)])
     config = RunConfig(SMALL, train=TrainConfig(steps=1, batch=1, device="cpu"))
     train([store.path], config, tmp_path / "run")
-    scores = {"step": 1, "store_fingerprint": "f", "rows": [{"model": "maesil", "region": "body", "psnr_hidden": 20.25}]}
+    scores = {
+        "step": 1,
+        "store_fingerprint": "f",
+        "rows": [{"model": "maesil", "region": "body", "psnr_hidden": 20.25}],
+    }
     (tmp_path / "run" / "evaluation").mkdir()
     (tmp_path / "run" / "evaluation" / "scores.json").write_text(json.dumps(scores))
     export_encoder(tmp_path / "run", tmp_path / "out")
@@ -163,7 +171,7 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
 
 def test_damage_and_other_folders_are_told_apart(world, tmp_path):
     folder, _, _ = world
-    with pytest.raises(CheckpointError, match="found no card.json"):
+    with pytest.raises(CheckpointError, match=r"found no card\.json"):
         maesil.load_encoder(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(folder / "encoder", copy)

@@ -36,7 +36,9 @@ def world(tmp_path_factory):
 
 def test_rows_are_the_superpatches_of_the_store(world):
     _, store, table = world
-    found = [(row["volume_id"], row["group"], (row["iz"], row["iy"], row["ix"]), row["body"]) for row in table.to_pylist()]
+    found = [
+        (row["volume_id"], row["group"], (row["iz"], row["iy"], row["ix"]), row["body"]) for row in table.to_pylist()
+    ]
     expected = [(v.volume_id, v.group, p.index, p.body) for v in store.volumes() for p in v.superpatches]
     assert found == expected
     assert table.schema.metadata[b"maesil.store_fingerprint"].decode() == store.fingerprint
@@ -84,6 +86,6 @@ def test_what_does_not_fit_is_refused(world, tmp_path):
     with pytest.raises(NoInputError, match="no volumes"):
         write_features(folder / "run", make_store(tmp_path / "empty", []).path, tmp_path / "f.parquet")
     odd = make_store(tmp_path / "odd", [(24, 24, 24)], superpatch=24)
-    with pytest.raises(UsageError, match="model.crop"):
+    with pytest.raises(UsageError, match=r"model\.crop"):
         write_features(folder / "run", odd.path, tmp_path / "f.parquet")
     assert not (tmp_path / "f.parquet").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 
 import nibabel as nib
 import numpy as np
@@ -93,7 +92,11 @@ def test_a_folder_of_masks_is_a_label_and_the_first_name_has_what_two_claim(worl
     for seed, volume in enumerate(volumes):
         _, organs = phantom(seed, volume.shape, affine_of())
         for number, organ in enumerate(ORGANS, start=1):
-            write_nifti(tmp_path / "m" / volume.volume_id / f"{organ}.nii.gz", (organs == number).astype(np.int16), volume.affine)
+            write_nifti(
+                tmp_path / "m" / volume.volume_id / f"{organ}.nii.gz",
+                (organs == number).astype(np.int16),
+                volume.affine,
+            )
     everything = np.ones(volumes[1].shape, np.int16)
     write_nifti(tmp_path / "m" / volumes[1].volume_id / "lump.nii.gz", everything, volumes[1].affine)
     labels = load_labels(tmp_path / "m", volumes, tmp_path / "s")
@@ -159,8 +162,9 @@ def bad(kind: str, path, volume) -> None:
 
 
 @pytest.mark.parametrize("kind, told", [
-    ("elsewhere", "of another scan"), ("fraction", "whole numbers"), ("negative", "whole numbers"), ("nan", "whole numbers"),
-    ("background", "background alone"), ("cut", "something else"), ("html", "something else"), ("forms", "sform and qform"),
+    ("elsewhere", "of another scan"), ("fraction", "whole numbers"), ("negative", "whole numbers"),
+    ("nan", "whole numbers"), ("background", "background alone"), ("cut", "something else"), ("html", "something else"),
+    ("forms", "sform and qform"),
 ])  # fmt: skip
 def test_labels_that_cannot_be_right_are_refused_by_name(world, tmp_path, kind, told):
     _, _, volumes = world
@@ -178,11 +182,11 @@ def test_a_folder_without_any_label_is_told(world, tmp_path):
     (tmp_path / "l").mkdir()
     with pytest.raises(NoInputError, match="link-labels"):
         load_labels(tmp_path / "l", volumes, tmp_path / "s")
-    os.symlink(tmp_path / "nowhere", tmp_path / "l" / f"{volumes[0].volume_id}.nii.gz")  # a link that leads nowhere
+    (tmp_path / "l" / f"{volumes[0].volume_id}.nii.gz").symlink_to(tmp_path / "nowhere")
     with pytest.raises(NoInputError, match="link-labels"):
         load_labels(tmp_path / "l", volumes, tmp_path / "s")
     _, labels, _ = world
     (tmp_path / "l" / "classes.json").write_text(json.dumps(["liver"]))
-    os.symlink(labels / f"{volumes[1].volume_id}.nii.gz", tmp_path / "l" / f"{volumes[1].volume_id}.nii.gz")
+    (tmp_path / "l" / f"{volumes[1].volume_id}.nii.gz").symlink_to(labels / f"{volumes[1].volume_id}.nii.gz")
     with pytest.raises(UsageError, match="expected an object"):
         load_labels(tmp_path / "l", volumes, tmp_path / "s")
