@@ -139,7 +139,7 @@ def finetune(
 
     ``test`` is the share of the unseen labelled patients that is scored. ``out/segmenter.safetensors`` holds the
     weights of the pre-trained start with the first seed (`maesil.segmenter.Segmenter`). Raises CheckpointError,
-    StoreError, NoInputError (no labels, nothing to train on), UsageError (labels that do not fit, nobody left to score).
+    StoreError, NoInputError (no labels, nothing to train on), UsageError (labels that do not fit, nobody to score).
     """
     budget, on = budget or Budget(), pick_device(device)
     run, store = load_run(run_dir, on), Store.open(store_path)
