@@ -69,7 +69,9 @@ def probe(
     out: Annotated[Path | None, typer.Option(help="Folder for probe.json (default: RUN/probe).")] = None,
     classes: Classes = None,
     folds: Annotated[int, typer.Option(help="Folds by patient, at most.", min=2)] = 5,
-    patches: Annotated[int, typer.Option(help="Patches of one volume, at most.", min=1)] = 4096,
+    patches: Annotated[
+        int, typer.Option(help="Patches in all, at most; of each volume equally many.", min=1)
+    ] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of folds, patches and untrained weights.")] = 0,
     include_trained: IncludeTrained = False,
     as_json: AsJson = False,
@@ -101,7 +103,7 @@ def finetune(
     classes: Classes = None,
     steps: Annotated[int, typer.Option(help="Steps of each of the two starts.", min=1)] = 300,
     batch: Annotated[int, typer.Option(help="Crops a step.", min=1)] = 2,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
     seeds: Annotated[int, typer.Option(help="Repetitions, each of both starts.", min=1)] = 2,
     test: Annotated[float, typer.Option(help="Share of the unseen labelled patients that is scored.")] = 0.25,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,

@@ -50,7 +50,7 @@ class Budget:
 
     steps: int = 300
     batch: int = 2
-    lr: float = 1e-3
+    lr: float = 3e-3
     seeds: int = 2
     """Repetitions: decoder, order of crops and weights from scratch are drawn anew."""
 
@@ -148,7 +148,8 @@ def finetune(
     if config.patch.bit_count() != 1:
         raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {config.patch}")
     reader = SuperpatchReader(store)
-    with tempfile.TemporaryDirectory() as scratch:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
         patients = patients_of(reader, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
@@ -185,7 +186,6 @@ def _compare(
             scored = score_segmenter(model, reader, labels, task.test)
             rows += [{"start": start, "seed": number, **row} for row in scored]
             if turn == 0:
-                out.mkdir(parents=True, exist_ok=True)
                 state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
                 (out / "segmenter.safetensors").write_bytes(save(state))
     return rows

@@ -29,7 +29,11 @@ from maesil.types import Zyx
 LabelArray = NDArray[np.uint8]
 UNLABELLED = 255
 """Where no label file reaches: neither background nor a class."""
-_MOST_CLASSES = 254
+_MOST_CLASSES = 253
+_NO_MASK = 254
+"""While masks are merged: reached by a mask, claimed by none. Above every class, so that the lowest number wins."""
+_PARALLEL = 1e-6
+"""Axes of two grids are parallel if they stray less than this within the volume (voxels)."""
 _LEAST_COVERED = 0.5
 _MOST_VOXELS = 1 << 30
 _MOST_APART_MM = 1.0
@@ -94,14 +98,20 @@ def nearest_on_grid(labels: LabelArray, labels_affine: Affine, shape: Zyx, affin
     Both affines take ``[z, y, x, 1]`` to LPS mm.
     """
     to_labels = np.linalg.inv(labels_affine) @ affine
-    yx = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij"), axis=-1)
-    plane = yx @ to_labels[:3, 1:3].T + to_labels[:3, 3]
+    steps, first, size = to_labels[:3, :3], to_labels[:3, 3], np.asarray(labels.shape)
     out = np.full(shape, UNLABELLED, np.uint8)
-    size = np.asarray(labels.shape)
+    if np.abs(steps - np.diag(np.diag(steps))).max() * max(shape) < _PARALLEL:
+        nearest = [np.floor(first[a] + steps[a, a] * np.arange(shape[a]) + 0.5).astype(np.int64) for a in range(3)]
+        inside = [(index >= 0) & (index < n) for index, n in zip(nearest, size, strict=True)]
+        taken = labels[np.ix_(*(index[within] for index, within in zip(nearest, inside, strict=True)))]
+        out[np.ix_(*inside)] = taken
+        return out
+    yx = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij"), axis=-1)
+    plane = yx @ steps[:, 1:].T + first
     for z in range(shape[0]):
-        index = np.floor(plane + z * to_labels[:3, 0] + 0.5).astype(np.int64)
-        inside = ((index >= 0) & (index < size)).all(axis=-1)
-        out[z][inside] = labels[tuple(index[inside].T)]
+        index = np.floor(plane + z * steps[:, 0] + 0.5).astype(np.int64)
+        within = ((index >= 0) & (index < size)).all(axis=-1)
+        out[z][within] = labels[tuple(index[within].T)]
     return out
 
 
@@ -141,22 +151,32 @@ def _choose(chosen: Sequence[str], names: dict[int, str], present: list[int], fo
 
 
 def _on_grid_of(volume: Volume, path: Path, names: dict[int, str]) -> tuple[LabelArray, bool]:
-    """Return the labels on a volume's grid, and whether a file has the shape of its scan or of the volume."""
+    """Return the labels on a volume's grid, and whether every file has the shape of its scan or of the volume."""
     if not path.is_dir():
-        return _resampled(volume, path)
-    by_name = {name: number for number, name in names.items()}
+        return _resampled(volume, path, *_read(path))
+    number_of = {name: number for number, name in names.items()}
     merged, same = np.full(volume.shape, UNLABELLED, np.uint8), True
-    for mask in reversed(_masks(path)):  # where masks overlap, the first name has the voxel
-        array, same_shape = _resampled(volume, mask)
-        reached = array != UNLABELLED
-        merged[reached & (merged == UNLABELLED)] = 0
-        merged[reached & (array > 0)] = by_name[_stem(mask)]
-        same &= same_shape
+    for first_mask, labels, affine in _merged_masks(path, number_of):
+        array, same_shape = _resampled(volume, first_mask, labels, affine)
+        merged, same = np.minimum(merged, array), same and same_shape
+    merged[merged == _NO_MASK] = 0
     return merged, same
 
 
-def _resampled(volume: Volume, path: Path) -> tuple[LabelArray, bool]:
-    labels, affine = _read(path)
+def _merged_masks(folder: Path, number_of: dict[str, int]) -> list[tuple[Path, LabelArray, Affine]]:
+    """Return the masks of a folder, those on one grid in one array: the lowest number of those that claim a voxel."""
+    on_grid: dict[tuple[Any, ...], tuple[Path, LabelArray, Affine]] = {}
+    for mask in _masks(folder):
+        values, affine = _read(mask)
+        numbers = np.where(values > 0, np.uint8(number_of[_stem(mask)]), np.uint8(_NO_MASK))
+        grid = (values.shape, affine.round(6).tobytes())
+        first, before, _ = on_grid.get(grid, (mask, numbers, affine))
+        on_grid[grid] = (first, np.minimum(before, numbers), affine)
+    return list(on_grid.values())
+
+
+def _resampled(volume: Volume, path: Path, labels: LabelArray, affine: Affine) -> tuple[LabelArray, bool]:
+    """Return labels on a volume's grid, and whether they have the shape of its scan or of the volume."""
     array = nearest_on_grid(labels, affine, volume.shape, volume.affine)
     covered = float((array != UNLABELLED).mean())
     if covered < _LEAST_COVERED:
@@ -187,9 +207,9 @@ def _read(path: Path) -> tuple[LabelArray, Affine]:
         raise UsageError(
             f"{path}: its sform and qform place it differently; mend the header, so that it is known which"
         )
-    whole = np.rint(values)
+    whole = values if values.dtype.kind in "iub" else np.rint(values)
     lo, hi = float(np.min(whole)), float(np.max(whole))
-    if not (lo >= 0 and hi <= _MOST_CLASSES and np.allclose(values, whole, atol=1e-3, rtol=0)):
+    if not (lo >= 0 and hi <= _MOST_CLASSES and (whole is values or np.allclose(values, whole, atol=1e-3, rtol=0))):
         raise UsageError(
             f"{path}: expected whole numbers from 0 to {_MOST_CLASSES}, found {lo:g} to {hi:g} or fractions"
         )

@@ -105,26 +105,28 @@ def probe(
     against: Sequence[Path] = (),
     classes: Sequence[str] = (),
     folds: int = 5,
-    patches: int = 4096,
+    patches: int = 100_000,
     seed: int = 0,
     device: str = "auto",
     include_trained: bool = False,
 ) -> ProbeReport:
     """Probe a run's encoder and those it is compared with; write ``probe.json`` to ``out`` (default RUN/probe).
 
-    At most ``patches`` of a volume are looked at, drawn at random among those of the body whose voxels are all valid
-    and labelled. Equal arguments give equal scores on one machine. Raises CheckpointError, StoreError, NoInputError (no
-    labels), UsageError (labels that do not fit, encoders of other crops or patches, nobody left to score).
+    At most ``patches`` are looked at, equally many of each volume, drawn at random among those of the body whose voxels
+    are all valid and labelled. Equal arguments give equal scores on one machine. Raises
+    CheckpointError, StoreError, NoInputError (no labels), UsageError (labels that do not fit, encoders of other crops or
+    patches, nobody left to score).
     """
     on, store = pick_device(device), Store.open(store_path)
     encoders, trained_on = _encoders([run_dir, *against], seed, on)
     model = next(iter(encoders.values())).config
     require_tile(model, store.superpatch, store.path)
     reader, out = SuperpatchReader(store), out or run_dir / "probe"
-    with tempfile.TemporaryDirectory() as scratch:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
         patients = patients_of(reader, labels.volumes, trained_on, seed, include_trained=include_trained)
-        looked_at = _look_at(reader, labels, encoders, patches, seed)
+        looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
     cut, told = _fold(looked_at, patients, labels.volumes, model, folds)
     shares_NK = np.concatenate([one.shares_NK for one in looked_at.values()])
     facts = {

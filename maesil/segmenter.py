@@ -14,9 +14,10 @@ from torch.nn import functional
 
 from maesil.encoder import Encoder
 from maesil.labels import UNLABELLED
-from maesil.patches import unpatchify
 
-_LEAST_CHANNELS = 8
+WINDOWS = ((-1000.0, -300.0), (-200.0, 300.0), (100.0, 1000.0))
+"""HU of the three views of the image (lung, soft tissue, bone) that the decoder is given at full resolution."""
+_LEAST_CHANNELS, _LAST_CHANNELS = 8, 16
 
 
 class Segmenter(nn.Module):
@@ -28,37 +29,46 @@ class Segmenter(nn.Module):
         stages: list[nn.Module] = [nn.Conv3d(encoder.width, channels, 1)]
         for _ in range(encoder.config.patch.bit_length() - 1):
             narrower = max(_LEAST_CHANNELS, channels // 2)
-            stages += [nn.Upsample(scale_factor=2, mode="trilinear"), nn.Conv3d(channels, narrower, 3, padding=1),
-                       nn.GroupNorm(4, narrower), nn.GELU()]  # fmt: skip
+            stages += [nn.Upsample(scale_factor=2, mode="trilinear"), nn.Conv3d(channels, narrower, 3, padding=1)]
+            stages += [nn.GroupNorm(4, narrower), nn.GELU()]
             channels = narrower
         self.decoder = nn.Sequential(*stages)
-        self.refine = nn.Sequential(nn.Conv3d(channels + 1, _LEAST_CHANNELS, 3, padding=1), nn.GELU())
-        self.classify = nn.Conv3d(_LEAST_CHANNELS, classes, 1)
+        # No normalisation from here on: whether a voxel is bone is a matter of its HU, not of its crop's.
+        self.classify = nn.Sequential(
+            nn.Conv3d(channels + len(WINDOWS), _LAST_CHANNELS, 3, padding=1),
+            nn.GELU(),
+            nn.Conv3d(_LAST_CHANNELS, _LAST_CHANNELS, 1),
+            nn.GELU(),
+            nn.Conv3d(_LAST_CHANNELS, classes, 1),
+        )
 
     def forward(self, volume_BZYX: Tensor) -> Tensor:
         """Score the classes of every voxel of int16 HU crops: logits ``[B, K, Z, Y, X]``."""
-        patch, grid = self.encoder.config.patch, self.encoder.config.grid
-        patches_BLV = self.encoder.patches(volume_BZYX)
-        tokens_BLD = self.encoder.encode(patches_BLV, grid)
+        tokens_BLD = self.encoder.forward_features(volume_BZYX)
+        grid = (n // self.encoder.config.patch for n in volume_BZYX.shape[1:])
         field_BCZYX = self.decoder(tokens_BLD.transpose(1, 2).reshape(len(volume_BZYX), -1, *grid))
-        image_BZYX = unpatchify(patches_BLV, grid, patch)
-        logits: Tensor = self.classify(self.refine(torch.cat([field_BCZYX, image_BZYX[:, None]], dim=1)))
+        logits: Tensor = self.classify(torch.cat([field_BCZYX, windowed(volume_BZYX).to(field_BCZYX)], dim=1))
         return logits
+
+
+def windowed(volume_BZYX: Tensor) -> Tensor:
+    """Return int16 HU through each of `WINDOWS`, which becomes -1 to 1: ``[B, 3, Z, Y, X]``."""
+    hu = volume_BZYX.float()
+    return torch.stack([(hu.clamp(lo, hi) - lo) / (hi - lo) * 2 - 1 for lo, hi in WINDOWS], dim=1)
 
 
 def segmentation_loss(logits_BKZYX: Tensor, labels_BZYX: Tensor) -> Tensor:
     """Cross entropy plus soft Dice (arXiv 1606.04797) over the labelled voxels; 0 where there is none."""
     labelled = labels_BZYX != UNLABELLED
     truth = labels_BZYX.long().masked_fill(~labelled, 0)
-    entropy = functional.cross_entropy(logits_BKZYX, truth, reduction="none")[
-        labelled
-    ].sum() / labelled.sum().clamp_min(1)
+    entropy = functional.cross_entropy(logits_BKZYX, truth, reduction="none")[labelled].sum()
     share = logits_BKZYX.softmax(dim=1) * labelled[:, None]
     one_hot = functional.one_hot(truth, logits_BKZYX.shape[1]).movedim(-1, 1) * labelled[:, None]
     axes = (0, 2, 3, 4)
     both, sizes = (share * one_hot).sum(axes), share.sum(axes) + one_hot.sum(axes)
     dice = (2 * both[1:] + 1) / (sizes[1:] + 1)
-    return entropy + (1 - dice.mean()) * bool(labelled.any())
+    count = labelled.sum()
+    return entropy / count.clamp_min(1) + (1 - dice.mean()) * (count > 0)
 
 
 @dataclass

@@ -124,7 +124,7 @@ def test_the_whole_command_writes_what_it_found(world, tmp_path):
     assert document == json.loads(json.dumps(report.document()))
     scored = {row["volume_id"] for row in document["rows"]}
     assert len(document["rows"]) == 2 * 2 * len(ORGANS) * len(scored) and volumes[0].volume_id not in scored
-    assert document["budget"] == {"steps": 2, "batch": 1, "lr": 1e-3, "seeds": 2}
+    assert document["budget"] == {"steps": 2, "batch": 1, "lr": 3e-3, "seeds": 2}
     assert report.table()[0].row_count == len(ORGANS) + 1 and set(document["mean"]) == {"pretrained", "scratch"}
     state = load_file(tmp_path / "out" / "segmenter.safetensors")
     assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, torch.device("cpu")).state_dict())

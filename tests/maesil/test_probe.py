@@ -78,7 +78,7 @@ def test_tokens_that_know_the_answer_score_1_and_tokens_of_other_patches_0():
 
 def test_the_same_seed_gives_the_same_scores_and_another_one_does_not(world, tmp_path):
     folder, store, labels, *_ = world
-    few = {"patches": 200, "device": "cpu", "out": tmp_path}
+    few = {"patches": 800, "device": "cpu", "out": tmp_path}
     one, again = (probe(folder / "run", store.path, labels, **few).rows for _ in range(2))
     assert one == again
     assert probe(folder / "run", store.path, labels, seed=1, **few).rows != one

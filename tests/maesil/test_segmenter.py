@@ -10,7 +10,7 @@ from support.runs import SMALL
 
 from maesil.encoder import untrained_encoder
 from maesil.labels import UNLABELLED
-from maesil.segmenter import DiceSums, Segmenter, segmentation_loss
+from maesil.segmenter import WINDOWS, DiceSums, Segmenter, segmentation_loss, windowed
 from maesil.types import Intensity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,3 +57,11 @@ def test_dice_is_twice_what_both_hold_over_what_each_holds():
     sums.add(predicted[:4], truth[:4])
     sums.add(predicted[4:], truth[4:])
     assert sums.dice == [2 * 2 / (3 + 4), 2 * 1 / (2 + 1), None]
+
+
+def test_each_window_goes_from_minus_1_to_1():
+    hu = torch.tensor([-1024, -1000, -650, -300, -200, 50, 300, 550, 1000, 3071], dtype=torch.int16)
+    seen = windowed(hu.view(1, 1, 1, -1))[0, :, 0, 0]
+    assert seen.shape == (len(WINDOWS), 10) and seen.min() == -1 and seen.max() == 1
+    assert [seen[0, 2], seen[1, 5], seen[2, 7]] == [0, 0, 0]
+    assert seen[0, :2].tolist() == [-1, -1] and seen[2, -2:].tolist() == [1, 1]
