@@ -15,7 +15,9 @@ from maesil.cli_ingest import print_all
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")]
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
-LabelFolder = Annotated[Path, typer.Option(help="Folder of VOLUME_ID.nii.gz, or VOLUME_ID/CLASS.nii.gz.")]
+LabelFolder = Annotated[
+    Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; of one volume, a file.")
+]
 Classes = Annotated[list[str] | None, typer.Option(help="Only this class; may be repeated (default: all).")]
 IncludeTrained = Annotated[
     bool, typer.Option("--include-trained", help="Score patients that an encoder was trained on, too.")

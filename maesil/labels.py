@@ -56,21 +56,15 @@ class Labels:
         return np.load(self._arrays[volume.volume_id], mmap_mode="r")  # type: ignore[no-any-return]
 
 
-def load_labels(folder: Path, volumes: Sequence[Volume], scratch: Path, chosen: Sequence[str] = ()) -> Labels:
+def load_labels(source: Path, volumes: Sequence[Volume], scratch: Path, chosen: Sequence[str] = ()) -> Labels:
     """Resample the labels of all volumes that have some onto their grids, below ``scratch``.
 
-    ``chosen`` are names of classes (or numbers); the others become background. NoInputError where no volume has labels;
-    UsageError, naming the file, for labels that are no whole numbers, lie elsewhere, or cannot be read.
+    ``source`` is a folder of labels, or, for a single volume, a file. ``chosen`` are names of classes (or numbers); the
+    others become background. NoInputError where no volume has labels; UsageError, naming the file, for labels that are
+    no whole numbers, lie elsewhere, or cannot be read.
     """
-    if not folder.is_dir():
-        raise NoInputError(f"{folder}: expected a folder of labels, found none")
-    found = {volume.volume_id: path for volume in volumes if (path := _find(folder, volume.volume_id))}
-    if not found:
-        raise NoInputError(
-            f"{folder}: expected labels named after volumes of the store ({volumes[0].volume_id if volumes else '...'}"
-            ".nii.gz), found none; `maesil link-labels` makes such a folder"
-        )
-    names = _class_names(folder, found.values())
+    found = _find_all(source, volumes)
+    names = _class_names(source, found.values())
     labelled = tuple(volume for volume in volumes if volume.volume_id in found)
     scratch.mkdir(parents=True, exist_ok=True)
     arrays, present, odd = {}, np.zeros(256, np.int64), 0
@@ -80,16 +74,14 @@ def load_labels(folder: Path, volumes: Sequence[Volume], scratch: Path, chosen: 
         odd += not same_shape
         arrays[volume.volume_id] = scratch / f"{volume.volume_id}.npy"
         np.save(arrays[volume.volume_id], array)
-    numbers = _choose(chosen, names, [int(n) for n in np.flatnonzero(present[1:UNLABELLED]) + 1], folder)
+    numbers = _choose(chosen, names, [int(n) for n in np.flatnonzero(present[1:UNLABELLED]) + 1], source)
     renumber = np.zeros(256, np.uint8)
     renumber[UNLABELLED] = UNLABELLED
     renumber[numbers] = np.arange(1, len(numbers) + 1)
     for path in arrays.values():
         np.save(path, renumber[np.load(path)])
-    notes = (f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines",) * (
-        odd > 0
-    )
-    return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, notes, arrays)
+    note = f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines"
+    return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, (note,) * (odd > 0), arrays)
 
 
 def nearest_on_grid(labels: LabelArray, labels_affine: Affine, shape: Zyx, affine: Affine) -> LabelArray:
@@ -115,6 +107,23 @@ def nearest_on_grid(labels: LabelArray, labels_affine: Affine, shape: Zyx, affin
     return out
 
 
+def _find_all(source: Path, volumes: Sequence[Volume]) -> dict[str, Path]:
+    """Return the label file or folder of each volume that has one, by id."""
+    if source.is_file() and len(volumes) == 1:
+        return {volumes[0].volume_id: source}
+    if not source.is_dir():
+        of_one = f", or one file for a store of one volume (here: {len(volumes)})" if source.is_file() else ""
+        raise NoInputError(f"{source}: expected a folder of labels{of_one}, found {'a file' if of_one else 'none'}")
+    found = {volume.volume_id: path for volume in volumes if (path := _find(source, volume.volume_id))}
+    if not found:
+        example = volumes[0].volume_id if volumes else "VOLUME_ID"
+        raise NoInputError(
+            f"{source}: expected labels named after volumes of the store ({example}.nii.gz), found none; "
+            "`maesil link-labels` makes such a folder"
+        )
+    return found
+
+
 def _find(folder: Path, volume_id: str) -> Path | None:
     for path in (*(folder / f"{volume_id}{suffix}" for suffix in _SUFFIXES), folder / volume_id):
         if path.exists():
@@ -122,14 +131,14 @@ def _find(folder: Path, volume_id: str) -> Path | None:
     return None
 
 
-def _class_names(folder: Path, paths: Iterable[Path]) -> dict[int, str]:
+def _class_names(source: Path, paths: Iterable[Path]) -> dict[int, str]:
     """Return names by number: those of the mask files, in alphabetical order, or those of ``classes.json``."""
     masks = sorted({_stem(mask) for path in paths if path.is_dir() for mask in _masks(path)})
     if len(masks) > _MOST_CLASSES:
-        raise UsageError(f"{folder}: expected at most {_MOST_CLASSES} classes, found {len(masks)}")
+        raise UsageError(f"{source}: expected at most {_MOST_CLASSES} classes, found {len(masks)}")
     if masks:
         return dict(enumerate(masks, start=1))
-    listed = folder / "classes.json"
+    listed = (source if source.is_dir() else source.parent) / "classes.json"
     try:
         named: dict[str, Any] = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
         return {int(number): str(name) for number, name in named.items()}
@@ -139,14 +148,14 @@ def _class_names(folder: Path, paths: Iterable[Path]) -> dict[int, str]:
         ) from error
 
 
-def _choose(chosen: Sequence[str], names: dict[int, str], present: list[int], folder: Path) -> list[int]:
+def _choose(chosen: Sequence[str], names: dict[int, str], present: list[int], source: Path) -> list[int]:
     """Return the numbers of the classes asked for (default: all that occur), ascending."""
     by_name = {names.get(number, str(number)): number for number in present}
     if unknown := [name for name in chosen if name not in by_name]:
         raise UsageError(f"--classes: expected some of {', '.join(by_name) or '(none)'}, found {unknown[0]!r}")
     numbers = sorted(by_name[name] for name in chosen) if chosen else present
     if not numbers:
-        raise UsageError(f"{folder}: expected labels other than 0, found background alone")
+        raise UsageError(f"{source}: expected labels other than 0, found background alone")
     return numbers
 
 

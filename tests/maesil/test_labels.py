@@ -175,6 +175,16 @@ def test_labels_that_cannot_be_right_are_refused_by_name(world, tmp_path, kind, 
     assert str(tmp_path / "l") in str(caught.value)
 
 
+def test_a_store_of_one_volume_takes_a_file_of_any_name(world, tmp_path):
+    _, folder, volumes = world
+    (tmp_path / "seg.nii.gz").write_bytes((folder / f"{volumes[0].volume_id}.nii.gz").read_bytes())
+    labels = load_labels(tmp_path / "seg.nii.gz", volumes[:1], tmp_path / "s")
+    _, organs = phantom(0, volumes[0].shape, affine_of())
+    assert np.array_equal(labels.of(volumes[0]), organs)
+    with pytest.raises(NoInputError, match=r"one volume \(here: 2\), found a file"):
+        load_labels(tmp_path / "seg.nii.gz", volumes, tmp_path / "s")
+
+
 def test_a_folder_without_any_label_is_told(world, tmp_path):
     _, _, volumes = world
     with pytest.raises(NoInputError, match="expected a folder of labels"):
