@@ -22,7 +22,7 @@ from rich.console import Console
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
-from maesil.config import PRESETS, RunConfig, from_document, require_known, require_tile
+from maesil.config import PRESETS, ModelConfig, RunConfig, from_document, require_known, require_tile
 from maesil.cost import Cost, measure_cost
 from maesil.data import Split, grid_origins, split_groups
 from maesil.errors import UsageError
@@ -93,36 +93,62 @@ def run_paper_experiment(
     console = console or Console(stderr=True)
     for model in models:
         require_known(model, list(MODELS), "model")
-    opened = sorted((Store.open(path) for path in stores), key=lambda store: store.fingerprint)
-    readers = [SuperpatchReader(store) for store in opened]
-    _require_each_scan_once(opened, readers)
-    split = split_patients(readers, budget, seed)
-    fingerprints = ",".join(store.fingerprint for store in opened)
+    data = _Stores.open(stores)
+    split = split_patients(data.readers, budget, seed)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
-    made_from = {"budget": budget.document, "seed": seed, "store": fingerprints, "device": device}
+    made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
-    test = _TestSet(_volumes(readers, split.test), seed, device, lpips)
-    console.print(
-        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
-        f"({len(test.volumes)} volumes); budget {budget.name}, seed {seed}",
-        highlight=False,
-    )
-    if len(keys := {store.key_fingerprint for store in opened}) > 1:
-        console.print(f"the stores were made with {len(keys)} identity keys: a patient who is in two of them is known "
-                      "only where the scan is the same", highlight=False)  # fmt: skip
+    test = _TestSet(data.volumes(split.test), seed, device, lpips)
+    _announce(data, split, test, budget, console)
     runs = []
     for table, model in product(TABLES, models):
         config, folder = budget.config(model, table, seed, device), out / "runs" / f"{table}_{model}"
-        for store in opened:
-            require_tile(config.model, store.superpatch, store.path)
+        data.require_tile(config.model)
         console.print(f"[{table}] {model}", style="bold", markup=False)
         _train_unless_done(stores, config, folder, split, console)
         runs.append(_score_or_find(folder, table, test))
     thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
     floors = _score_floors_or_find(out, test)
-    experiment = Experiment(budget.name, seed, fingerprints, split, tuple(runs), floors, thickness)
+    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), floors, thickness)
     write_report(experiment, out)
     return experiment
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """The stores of an experiment, in an order that does not depend on how they were named."""
+
+    stores: Sequence[Store]
+    readers: Sequence[SuperpatchReader]
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> _Stores:
+        """Open stores; UsageError if two share a volume, which would be trained on, or scored, twice."""
+        stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
+        readers, seen = [SuperpatchReader(store) for store in stores], dict[str, Path]()
+        for store, reader in zip(stores, readers, strict=True):
+            for volume_id in reader.volumes:
+                if volume_id in seen:
+                    raise UsageError(
+                        f"volume {volume_id} is in {seen[volume_id]} and {store.path}; give each scan once"
+                    )
+                seen[volume_id] = store.path
+        return cls(stores, readers)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints of all stores, separated by commas."""
+        return ",".join(store.fingerprint for store in self.stores)
+
+    def volumes(self, groups: Sequence[str]) -> list[tuple[SuperpatchReader, Volume]]:
+        """Return the volumes of some patients, each with its reader, by volume id."""
+        found = [(r, volume) for r in self.readers for volume in r.volumes.values() if volume.group in groups]
+        return sorted(found, key=lambda pair: pair[1].volume_id)
+
+    def require_tile(self, model: ModelConfig) -> None:
+        """Raise UsageError unless crops of the model fit the superpatches of every store."""
+        for store in self.stores:
+            require_tile(model, store.superpatch, store.path)
 
 
 @dataclass(frozen=True)
@@ -130,7 +156,6 @@ class _TestSet:
     """What every model is scored on, and how."""
 
     volumes: Sequence[tuple[SuperpatchReader, Volume]]
-    """In an order that does not depend on how the stores were named."""
     seed: int
     device: str
     lpips: Lpips | None
@@ -141,19 +166,16 @@ class _TestSet:
         return [row for part in parts for row in part]
 
 
-def _require_each_scan_once(stores: Sequence[Store], readers: Sequence[SuperpatchReader]) -> None:
-    """Refuse stores that share a volume: it would be trained on, or scored, twice."""
-    seen: dict[str, Path] = {}
-    for store, reader in zip(stores, readers, strict=True):
-        for volume_id in reader.volumes:
-            if volume_id in seen:
-                raise UsageError(f"volume {volume_id} is in {seen[volume_id]} and in {store.path}; give each scan once")
-            seen[volume_id] = store.path
-
-
-def _volumes(readers: Sequence[SuperpatchReader], groups: Sequence[str]) -> list[tuple[SuperpatchReader, Volume]]:
-    found = [(reader, volume) for reader in readers for volume in reader.volumes.values() if volume.group in groups]
-    return sorted(found, key=lambda pair: pair[1].volume_id)
+def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, console: Console) -> None:
+    console.print(
+        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
+        f"({len(test.volumes)} volumes); budget {budget.name}, seed {test.seed}",
+        highlight=False,
+    )
+    keys = {store.key_fingerprint for store in data.stores}
+    if len(keys) > 1:
+        told = f"the stores were made with {len(keys)} identity keys: a patient who is in two of them is known only"
+        console.print(f"{told} where the scan is the same", highlight=False)
 
 
 def split_patients(readers: Sequence[SuperpatchReader], budget: Budget, seed: int) -> Split:

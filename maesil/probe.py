@@ -112,10 +112,9 @@ def probe(
 ) -> ProbeReport:
     """Probe a run's encoder and those it is compared with; write ``probe.json`` to ``out`` (default RUN/probe).
 
-    At most ``patches`` are looked at, equally many a volume, drawn at random among those of the body whose voxels
-    are all valid and labelled. Equal arguments give equal scores on one machine. Raises
-    CheckpointError, StoreError, NoInputError (no labels), UsageError (labels that do not fit, encoders of other crops or
-    patches, nobody left to score).
+    At most ``patches`` are looked at, equally many a volume, drawn at random among those of the body whose voxels are
+    all valid and labelled. Equal arguments give equal scores on one machine. Raises CheckpointError, StoreError,
+    NoInputError (no labels), UsageError (labels that do not fit, encoders of other crops or patches, nobody to score).
     """
     on, store = pick_device(device), Store.open(store_path)
     encoders, trained_on = _encoders([run_dir, *against], seed, on)
