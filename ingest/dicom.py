@@ -21,13 +21,14 @@ from pydicom.dataset import Dataset, FileDataset
 
 from maesil.errors import Refused
 from maesil.ingest.encoded import decode_frames, is_lossy
-from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, without_warnings
+from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, tags_of, texts_of, without_warnings
 from maesil.ingest.source_file import read_dataset
 from maesil.types import AIR_HU
 
 MAX_INSTANCE_BYTES = 1 << 31
 _SURELY_OUTSIDE_HU = (-900, 3071)
-_VOXEL_TAGS = (
+_EXACT_IN_FLOAT32 = 1 << 23
+_VOXEL_TAGS = tags_of(
     *GEOMETRY_TAGS,
     "RescaleSlope",
     "RescaleIntercept",
@@ -57,8 +58,7 @@ def pixel_digest(path: Path) -> bytes:
     dataset = read_dataset(path, max_bytes=MAX_INSTANCE_BYTES)
     digest = hashlib.sha256()
     for frame in frame_datasets(dataset) if _is_enhanced(dataset) else [dataset]:
-        for tag in _VOXEL_TAGS:
-            digest.update(f"{tag}={frame.get(tag)!s};".encode())
+        digest.update(repr(texts_of(frame, _VOXEL_TAGS)).encode())
         digest.update(b"modality look-up table" if "ModalityLUTSequence" in frame else b"")
     digest.update(str(dataset.file_meta.get("TransferSyntaxUID")).encode())
     digest.update(_pixel_data(dataset))
@@ -109,10 +109,17 @@ def _slice_hu(header: Dataset, stored: NDArray[Any], *, lossy: bool) -> SliceHu:
     if header.get("RescaleSlope") is None or header.get("RescaleIntercept") is None:
         notes.add("no_rescale_tags")
     slope, intercept = rescale_of(header)
-    hu = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    valid = ~_padding(header, stored, slope, intercept, notes)
-    hu[~valid] = AIR_HU
-    return SliceHu(hu, valid, frozenset(notes))
+    hu = _rescaled(stored, slope, intercept)
+    padding = _padding(header, stored, slope, intercept, notes)
+    np.copyto(hu, np.float32(AIR_HU), where=padding)
+    return SliceHu(hu, ~padding, frozenset(notes))
+
+
+def _rescaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+    """Return slope * stored + intercept, rounded once to float32."""
+    if slope == 1 and stored.dtype.itemsize <= 2 and intercept.is_integer() and abs(intercept) < _EXACT_IN_FLOAT32:
+        return stored.astype(np.float32) + np.float32(intercept)  # whole numbers, exact at half the cost
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
 def rescale_of(dataset: Dataset) -> tuple[float, float]:
