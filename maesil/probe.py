@@ -245,17 +245,23 @@ def _features(
 def _fold(
     looked_at: dict[str, Patches], patients: Patients, volumes: Sequence[Volume], model: ModelConfig, folds: int
 ) -> tuple[list[Fold], str]:
-    """Cut the patches into folds, and say how."""
+    """Cut the patches into folds, and say how; UsageError where there are not enough."""
     merged = {patient: _join([looked_at[v] for v in patient]) for patient in (*patients.unseen, *patients.seen)}
+    merged = {patient: patches for patient, patches in merged.items() if len(patches.shares_NK)}
+    unseen = [patient for patient in patients.unseen if patient in merged]
+    if not unseen:
+        raise UsageError("expected patches of the body that are valid and labelled as a whole, found none to score")
     if len(merged) == 1:
-        if len(volumes) > 1:
-            volumes = [max(volumes, key=lambda volume: len(looked_at[volume.volume_id].shares_NK))]
-        cut = list(spatial_folds(looked_at[volumes[0].volume_id], volumes[0].shape, model))
+        of_patient = (volume for volume in volumes if volume.volume_id in unseen[0])
+        volume = max(of_patient, key=lambda one: len(looked_at[one.volume_id].shares_NK))
+        cut = list(spatial_folds(looked_at[volume.volume_id], volume.shape, model))
+        if not cut:
+            raise UsageError("expected labels in two layers of crops of the one labelled patient, found them in one")
         return cut, f"one labelled patient: {len(cut)} folds by blocks of its volume, one patch apart"
-    count = min(folds, len(patients.unseen))
+    count = min(max(folds, 2), len(unseen))
     cut = []
     for number in range(count):
-        left_out = patients.unseen[number::count]
+        left_out = unseen[number::count]
         train = tuple(one for patient, one in merged.items() if patient not in left_out)
         cut.append(Fold(train, _join([merged[patient] for patient in left_out])))
     return cut, f"{count} folds by patient: nobody is in both parts of a fold"

@@ -19,6 +19,7 @@ from maesil.data import Split
 from maesil.encoder import encoder_of
 from maesil.errors import UsageError
 from maesil.labels import load_labels
+from maesil.nifti_export import write_nifti
 from maesil.phantom import ORGANS
 from maesil.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
 
@@ -176,3 +177,12 @@ def test_runs_that_cannot_be_compared_are_refused(world, tmp_path):
         probe(folder / "run", store.path, labels, against=[coarse], out=tmp_path)
     with pytest.raises(UsageError, match="compared with itself"):
         probe(folder / "run", store.path, labels, against=[folder / "run"] * 2, out=tmp_path)
+
+
+def test_labels_in_one_layer_of_crops_are_not_enough_of_one_patient(world, tmp_path):
+    folder, store, _, volumes, _ = world
+    lower = np.zeros(volumes[2].shape, np.int16)[:32]
+    lower[:, :12] = 1
+    write_nifti(tmp_path / "l" / f"{volumes[2].volume_id}.nii.gz", lower, volumes[2].affine)
+    with pytest.raises(UsageError, match="two layers of crops"):
+        probe(folder / "run", store.path, tmp_path / "l", out=tmp_path, device="cpu")
