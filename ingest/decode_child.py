@@ -92,9 +92,9 @@ def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
     source = _source(request["source"])
     if request["task"] == "source_hash":
         return {"hash": decode.source_hash(source)}
-    scan = decode.read(source, shared.allocate)
+    scan, found = decode.read_hashed(source, shared.allocate, request["hash"])
     affine = np.asarray(scan.affine).tolist()
-    return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source}
+    return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source, "hash": found}
 
 
 def _source(document: dict[str, Any]) -> Source:

@@ -55,7 +55,10 @@ class SliceHu:
 @without_warnings
 def pixel_digest(path: Path) -> bytes:
     """Return a SHA-256 over all that decides the voxels of one object: geometry, rescale, padding, pixel data."""
-    dataset = read_dataset(path, max_bytes=MAX_INSTANCE_BYTES)
+    return _digest(read_dataset(path, max_bytes=MAX_INSTANCE_BYTES))
+
+
+def _digest(dataset: FileDataset) -> bytes:
     digest = hashlib.sha256()
     for frame in frame_datasets(dataset) if _is_enhanced(dataset) else [dataset]:
         digest.update(repr(texts_of(frame, _VOXEL_TAGS)).encode())
@@ -80,20 +83,25 @@ def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], s
     return found.hu, found.valid, set(found.notes)
 
 
-def read_slices_hu(planes: Iterable[tuple[Path, int | None]]) -> Iterator[SliceHu]:
+def read_slices_hu(
+    planes: Iterable[tuple[Path, int | None]], digests: dict[Path, bytes] | None = None
+) -> Iterator[SliceHu]:
     """Yield slices in the order asked for, each by its file and, in a multi-frame object, its frame.
 
-    Padding (PS3.3 C.7.5.1.1.2) is air outside the scan. `Refused` for what cannot be decoded or is not HU.
+    The `pixel_digest` of each file is noted in ``digests``, if given. Padding (PS3.3 C.7.5.1.1.2) is air outside the
+    scan. `Refused` for what cannot be decoded or is not HU.
     """
     for path, group in groupby(planes, key=lambda plane: plane[0]):
-        yield from _slices_of(path, [frame for _, frame in group])
+        yield from _slices_of(path, [frame for _, frame in group], digests)
 
 
-def _slices_of(path: Path, wanted: list[int | None]) -> Iterator[SliceHu]:
+def _slices_of(path: Path, wanted: list[int | None], digests: dict[Path, bytes] | None) -> Iterator[SliceHu]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of each odd value; what matters is checked here
         dataset = read_dataset(path, max_bytes=MAX_INSTANCE_BYTES)
         _pixel_data(dataset)
+        if digests is not None:
+            digests[path] = _digest(dataset)  # before anything is supplied that decoding needs
         numbers = [frame for frame in wanted if frame is not None]
         headers = list(islice(frame_datasets(dataset), max(numbers) + 1)) if numbers else []
         for frame, stored in zip(wanted, decode_frames(dataset, wanted), strict=True):

@@ -37,7 +37,13 @@ _LENGTH = 4
 
 def read(source: Source) -> Scanned:
     """Decode a source to HU on its own grid, as `maesil.ingest.decode.read`."""
-    answer, descriptor = _child().ask({"task": "read", "source": _document(source)}, source.decoded_bytes)
+    return read_hashed(source, "known")[0]
+
+
+def read_hashed(source: Source, known: str = "") -> tuple[Scanned, str]:
+    """Return the decoded source and its hash: the known one, or else one of the very bytes that were decoded."""
+    request = {"task": "read", "source": _document(source), "hash": known}
+    answer, descriptor = _child().ask(request, source.decoded_bytes)
     assert descriptor is not None
     shape, affine = answer["shape"], np.asarray(answer["affine"], dtype=np.float64)
     voxels = int(np.prod(shape))
@@ -45,7 +51,7 @@ def read(source: Source) -> Scanned:
         memory = map_shared(descriptor, SCANNED_BYTES * voxels)
     hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
     valid = np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
-    return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"])
+    return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"]), str(answer["hash"])
 
 
 def source_hash(source: Source) -> str:

@@ -41,6 +41,7 @@ class BuildOrder:
     volume_id: str
     group: str
     source_hash: str
+    """Empty: to be made while reading."""
     source_path: str
     threads: int = 1
 
@@ -53,7 +54,8 @@ def task_bytes(source: Source) -> int:
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
-    scan = plausible(with_missing_slices(isolated.read(source), source), order.recipe.accept)
+    read, source_hash = isolated.read_hashed(source, order.source_hash)
+    scan = plausible(with_missing_slices(read, source), order.recipe.accept)
     if unwanted := [note for note in (*source.notes, *scan.notes) if note in order.recipe.refuse]:
         raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
@@ -67,7 +69,7 @@ def build(source: Source, order: BuildOrder) -> Volume:
         volume_id=order.volume_id,
         group=order.group,
         attempt=attempt,
-        source_hash=order.source_hash,
+        source_hash=source_hash,
         recipe_hash=order.recipe.hash,
         source_path=order.source_path,
         shape=image.shape,
@@ -82,8 +84,8 @@ def build(source: Source, order: BuildOrder) -> Volume:
         notes=tuple(sorted({*source.notes, *final.notes})),
     )
     storage = Storage(order.store)
-    patches = write_attempt(storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec)
-    return replace(record, superpatches=patches)
+    patches, documents = write_attempt(storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec)
+    return replace(record, superpatches=patches, documents=documents)
 
 
 def _to_int16(
