@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_ingest
+from maesil import cli_ingest, cli_use
 from maesil.cli_ingest import print_all
 from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
 
@@ -58,6 +58,7 @@ app.add_typer(store_app, name="store")
 experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
 app.add_typer(experiment_app, name="experiment")
 cli_ingest.register(app, store_app)
+cli_use.register(app)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
 LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
@@ -206,7 +207,10 @@ def evaluate(
 
 @experiment_app.command("paper")
 def experiment_paper(
-    store: Annotated[Path, typer.Option(help="A store made by `maesil ingest`, of three patients or more.")],
+    stores: Annotated[
+        list[Path],
+        typer.Option("--store", help="A store made by `maesil ingest`; may be repeated. Three patients are the least."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
     budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
@@ -223,7 +227,7 @@ def experiment_paper(
     from maesil.experiment import MODELS, Budget, run_paper_experiment
 
     run_paper_experiment(
-        store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
+        stores, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
     )
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")

@@ -28,16 +28,19 @@ _SAME_EXTENT = 2
 Thumbnail = NDArray[np.float32]
 
 
-def merge_groups(reader: SuperpatchReader, volumes: Sequence[Volume]) -> dict[str, str]:
-    """Return, for each patient group, the group it belongs to once all groups that share a scan are one."""
-    leader = {volume.group: volume.group for volume in volumes}
+def merge_groups(volumes: Sequence[tuple[SuperpatchReader, Volume]]) -> dict[str, str]:
+    """Return, for each patient group, the group it belongs to once all groups that share a scan are one.
+
+    The volumes, each with its reader, may be of several stores.
+    """
+    leader = {volume.group: volume.group for _, volume in volumes}
 
     def lead(group: str) -> str:
         while leader[group] != group:
             group = leader[group]
         return group
 
-    thumbnails = [(volume.group, thumbnail(reader, volume)) for volume in volumes]
+    thumbnails = [(volume.group, thumbnail(reader, volume)) for reader, volume in volumes]
     for (one, a), (other, b) in combinations(thumbnails, 2):
         if lead(one) != lead(other) and same_scan(a, b):
             first, second = sorted((lead(one), lead(other)))

@@ -27,6 +27,7 @@ from maesil.data import CropLoader, CropSampler, Sources, Split, measure_intensi
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
 from maesil.optim import make_optimizer
+from maesil.provenance import write_recipes
 from maesil.runlog import RunLog
 from maesil.trainer import Trainer
 from maesil.zoo import make_model
@@ -145,6 +146,7 @@ def prepare(
         trainer.optimizer.load_state_dict(saved.optimizer_state)
         restore_rng(saved.rng_state)
     _write_decisions(trainer, out)
+    write_recipes(out, stores)
     _announce(trainer, console)
     return trainer
 

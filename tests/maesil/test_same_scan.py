@@ -35,7 +35,7 @@ def reader(tmp_path_factory):
 
 
 def test_a_scan_is_known_again_resampled_and_moved_and_others_are_not(reader):
-    merged = merge_groups(reader, list(reader.volumes.values()))
+    merged = merge_groups([(reader, volume) for volume in reader.volumes.values()])
     assert merged == {"fine": "coarse", "coarse": "coarse", "other": "moved", "moved": "moved", "third": "third"}
 
 
