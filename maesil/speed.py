@@ -25,7 +25,8 @@ def measure_peak(device: torch.device, threads: int) -> float:
     The best of a few; ``threads`` are those of a CPU, by which the figure is remembered.
     """
     edge, dtype = _EDGE[device.type], torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # torch's own is the run's
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype, generator=generator) for _ in range(2))
     torch.mm(a, b)
     best = float("inf")
     for _ in range(_REPEATS):

@@ -26,7 +26,7 @@ TINY = [
     "--set", "train.threads=1", "--set", "train.validate_every=3", "--set", "train.checkpoint_every=1000",
     "--set", "train.window_jitter=0.05", "--preset", "tiny", "--device", "cpu", "--batch", "4",
 ]  # fmt: skip
-TOLERANCE = {"rel": 2e-4}
+TOLERANCE = {"rel": 1e-5}
 """Sums over ranks and parts are rounded in another order; over few steps no more comes of it."""
 
 
@@ -79,7 +79,8 @@ def test_two_ranks_in_two_parts_each_take_the_steps_of_one_process_and_speak_onc
     ours, theirs = load_run(out), load_run(alone)
     assert ours.ranks == 2 and theirs.ranks == 1
     for name, value in theirs.model.state_dict().items():
-        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-3, atol=2e-5)
+        # The biases of keys have no gradient but rounding, which AdamW scales up: hence the absolute part.
+        torch.testing.assert_close(ours.model.state_dict()[name], value, rtol=1e-3, atol=1e-3)
     assert done.stdout.count("next: maesil evaluate") == 1
     assert done.stderr.count("patients to train on") == 1 and "by 2 ranks" in done.stderr
 
@@ -177,7 +178,7 @@ def test_what_one_rank_meets_is_told_once_and_what_all_meet_as_well(store, alone
     _, told = started.communicate(timeout=60)
     assert started.returncode != 0
     assert told.count("error: ") - told.count("error: another rank") in (1, 2)
-    assert "Traceback" not in told.split("torch.distributed.elastic")[0]
+    assert "maesil/train.py" not in told  # no traceback of ours, whatever torchrun prints
 
 
 def test_alone_everything_is_answered_at_once(monkeypatch):
