@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from maesil import cli_ingest, cli_use
 from maesil.cli_ingest import print_all
-from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
+from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
 
 _DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 
@@ -26,6 +26,8 @@ class _ErrorMapping(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except EndedWithOthers as error:
+            raise typer.Exit(error.exit_code) from error
         except MaesilError as error:
             _end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:
@@ -166,20 +168,24 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into RUN/profile.")] = False,
 ) -> None:
-    """Pre-train a 3D masked autoencoder from stores.
+    """Pre-train a 3D masked autoencoder from stores; under torchrun, by several processes.
 
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
     from maesil.config import load_config
+    from maesil.ranks import joined
     from maesil.train import train as run_training
 
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
-    summary = run_training(stores, load_config(preset, config, options), out, resume=resume)
-    typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
+    with joined() as ranks:  # before anything can fail, so that it is told once
+        summary = run_training(stores, load_config(preset, config, options), out, resume=resume, profile=profile)
+    if ranks.first:
+        typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
 
 
 @app.command()

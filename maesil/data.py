@@ -207,11 +207,14 @@ class CropLoader:
     """Reads the batches of coming steps on a few threads into a ring of buffers.
 
     ``with CropLoader(...) as loader: for batch in loader.batches(start, stop)``. What a reader raises (StoreError for
-    damage) is raised where the batch is asked for; leaving the block ends the threads.
+    damage) is raised where the batch is asked for; leaving the block ends the threads. ``first`` is the number of the
+    first sample of each step that is read: other ranks read the others.
     """
 
-    def __init__(self, sampler: CropSampler, batch: int, readers: int = 2, ahead: int = 2, pin: bool = False) -> None:
-        self._sampler, self._batch = sampler, batch
+    def __init__(
+        self, sampler: CropSampler, batch: int, readers: int = 2, ahead: int = 2, pin: bool = False, first: int = 0
+    ) -> None:
+        self._sampler, self._batch, self._first = sampler, batch, first
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="maesil-reader")
         c, k = sampler.crop, sampler.crop // MAP_CELL
         self._ring = [
@@ -243,7 +246,7 @@ class CropLoader:
             del reading[step]
 
     def _fill(self, step: int, sample: int) -> Draw:
-        draw = self._sampler.draw(step, sample)
+        draw = self._sampler.draw(step, self._first + sample)
         crop = self._sampler.crop
         hu, valid, body = (buffer[sample].numpy() for buffer in self._ring[step % len(self._ring)])
         if crop == draw.volume.tile:
