@@ -51,7 +51,10 @@ class Store:
                 f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
             ) from error
         if name != FORMAT_NAME or version != FORMAT_VERSION:
-            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {name} version {version}")
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "read it with a newer maesil" if newer else "ingest again with this one"
+            found = f"{name} version {version}; {advice}"
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {found}")
         if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
             raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
         return cls(storage, attributes)
