@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ class _Run:
         self.workers = workers
         self.progress = progress
         self.summary = Summary()
+        self.refused: set[str] = set()
 
     def carry_out(self, plan: Plan) -> Summary:
         self.summary.files.extend(plan.verdicts)
@@ -124,6 +126,8 @@ class _Run:
         hashed = self._hash(self._of_this_partition(plan.volumes))
         stale = self._leave_fresh_alone(hashed)
         self._build(stale)
+        if self.options.mirror:
+            self._forget_absent()
         if not index_is_current(self.store):
             write_index(self.store)
         if stop.requested():
@@ -134,6 +138,18 @@ class _Run:
         if self.options.id_map is not None:
             write_id_map(self.options.id_map, self.store.path, [(item.volume_id, item.plan) for item in hashed])
         return self.summary
+
+    def _forget_absent(self) -> None:
+        """Make the store hold what these sources alone would have made."""
+        if stop.requested():  # not all of them were looked at
+            return
+        known = {volume.volume_id for volume in self.summary.volumes}
+        for volume in self.store.volumes():
+            if volume.volume_id not in known:
+                self.store.forget(volume.volume_id)
+        for record in self.store.quarantined():
+            if record["volume_id"] not in self.refused:
+                self.store.release(record["volume_id"])
 
     def _compare_with_store(self) -> None:
         known = {volume.volume_id for volume in self.summary.volumes}
@@ -206,11 +222,12 @@ class _Run:
             refusal = refusals.get(item.volume_id, {})
             if self._is_fresh(live, item):
                 assert live is not None
-                self.summary.fresh.append(live)
+                self.summary.fresh.append(self._regrouped(live, item))
                 self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
             elif self._refused_before(refusal, item):
                 self.summary.refused_volumes += 1
+                self.refused.add(item.volume_id)
                 self._verdict(item.plan, "quarantined", refusal["code"], item.volume_id, refusal["detail"])
             elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
                 self._verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
@@ -253,13 +270,26 @@ class _Run:
         """Return the id under which a source is refused whose content, its identity, could not be read."""
         return self.key.hash("volume", plan.identity or plan.source.name)
 
-    def _order(self, item: _Hashed) -> BuildOrder:
+    def _group(self, item: _Hashed) -> str:
+        """Return the patient group: of the patient the files name, else of the one ``--group`` finds in the path."""
         patient = item.plan.patient
+        if not patient and self.options.group:
+            where = Path(item.plan.source.name).absolute().as_posix()
+            if found := re.search(self.options.group, where):
+                patient = "\0".join(filter(None, found.groups())) or found[0]
+        return self.key.hash("patient", patient) if patient else item.volume_id
+
+    def _regrouped(self, live: Volume, item: _Hashed) -> Volume:
+        """Return a fresh volume under the group it now belongs to: voxels stay, the record alone is new."""
+        group = self._group(item)
+        return live if live.group == group else self.store.commit(replace(live, group=group), anew=True)
+
+    def _order(self, item: _Hashed) -> BuildOrder:
         return BuildOrder(
             store=self.store.path,
             recipe=self.recipe,
             volume_id=item.volume_id,
-            group=self.key.hash("patient", patient) if patient else item.volume_id,
+            group=self._group(item),
             source_hash=item.source_hash,
             source_path=self.key.hash("path", str(Path(item.plan.source.name).absolute())),
             threads=self.workers.threads,
@@ -272,6 +302,7 @@ class _Run:
 
     def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
         self.summary.refused_volumes += 1
+        self.refused.add(volume_id)
         detail, numbers = without_paths(refusal.detail, paths), json_ready(refusal.numbers)
         document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
         self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)

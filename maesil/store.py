@@ -15,7 +15,7 @@ from typing import Any
 from maesil.commit import Volume, commit_key, quarantine_key
 from maesil.errors import StoreError, UsageError
 from maesil.recipe import Recipe, canonical_json
-from maesil.storage import Storage
+from maesil.storage import Storage, local_path
 
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 1
@@ -39,7 +39,7 @@ class Store:
     @classmethod
     def open(cls, path: Path | str) -> Store:
         """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
-        storage = Storage(Path(path))
+        storage = Storage(local_path(path))
         if not storage.exists(_ROOT_KEY):
             found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
             raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
@@ -166,6 +166,10 @@ class Store:
             if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
                 return candidate
 
+    def forget(self, volume_id: str) -> None:
+        """Take a volume out of the store by its commits; its attempts are left to whoever reads them now."""
+        self.storage.remove(f"commits/{volume_id[:2]}/{volume_id}")
+
     def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
         """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
         key, data = quarantine_key(volume_id), canonical_json(document)
@@ -191,10 +195,10 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the content of all live volumes: same sources and recipe, same fingerprint."""
+        """SHA-256 (hex) over content and patients of all live volumes: same sources and recipe, same fingerprint."""
         digest = hashlib.sha256()
         for volume in self.volumes():
-            digest.update(f"{volume.volume_id} {volume.source_hash} {volume.recipe_hash}\n".encode())
+            digest.update(f"{volume.volume_id} {volume.group} {volume.source_hash} {volume.recipe_hash}\n".encode())
         return digest.hexdigest()
 
 

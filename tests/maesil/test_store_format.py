@@ -1,4 +1,4 @@
-"""The format is public: archived stores of every version are read, by zarr-python alone too, and images are OME-Zarr 0.5."""
+"""The format is public: archived stores of every version are read, by zarr-python alone too; images are OME-Zarr."""
 
 from __future__ import annotations
 
