@@ -157,7 +157,7 @@ def test_options_of_a_store_of_ones_own_are_refused(built, options):
 
 
 def command(cache: Cache) -> list[str]:
-    options = "--spacing native --superpatch 32 --workers 0 --max-refused 1 --key-file".split()
+    options = ["--spacing", "native", "--superpatch", "32", "--workers", "0", "--max-refused", "1", "--key-file"]
     return [sys.executable, "-m", "maesil", "ingest", str(cache.place.sources), *options, str(cache.place.key)]
 
 
