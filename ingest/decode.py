@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from itertools import chain, pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -20,25 +21,41 @@ from maesil.ingest.source import Source
 
 def source_hash(source: Source) -> str:
     """Return a SHA-256 (hex) over all that decides the voxels: a rename changes nothing, one edited pixel does."""
-    digest = hashlib.sha256()
     if source.kind == "slices":
-        for path in source.paths:
-            digest.update(pixel_digest(path))
-        digest.update(_order_of(source))
-    else:
-        scan = read(source)
-        digest.update(str(scan.shape).encode())
-        digest.update(np.ascontiguousarray(scan.affine).tobytes())
-        digest.update(scan.hu.data)
-        digest.update(scan.valid.data)
-    return digest.hexdigest()
+        return _hash_of_slices(source, {})
+    return _hash_of_scan(read(source))
 
 
 def read(source: Source, allocate: Allocate = plain_arrays) -> Scanned:
     """Decode a source to HU on its own grid; `Refused` with a code if it cannot be trusted."""
+    return read_hashed(source, allocate, "known")[0]
+
+
+def read_hashed(source: Source, allocate: Allocate = plain_arrays, known: str = "") -> tuple[Scanned, str]:
+    """Return what `read` does and its `source_hash`: the known one, or one of the very bytes that were decoded."""
     if source.kind == "nifti":
-        return read_nifti(source.paths[0], prefer=source.prefer, allocate=allocate)
-    return _read_slices(source, allocate)
+        scan = read_nifti(source.paths[0], prefer=source.prefer, allocate=allocate)
+        return scan, known or _hash_of_scan(scan)
+    digests: dict[Path, bytes] = {}
+    scan = _read_slices(source, allocate, None if known else digests)
+    return scan, known or _hash_of_slices(source, digests)
+
+
+def _hash_of_slices(source: Source, digests: dict[Path, bytes]) -> str:
+    """Combine the digests of files, made already or now, with what of the plan decides the voxels."""
+    digest = hashlib.sha256()
+    for path in source.paths:
+        digest.update(digests.get(path) or pixel_digest(path))
+    digest.update(_order_of(source))
+    return digest.hexdigest()
+
+
+def _hash_of_scan(scan: Scanned) -> str:
+    digest = hashlib.sha256(str(scan.shape).encode())
+    digest.update(np.ascontiguousarray(scan.affine).tobytes())
+    digest.update(scan.hu.data)
+    digest.update(scan.valid.data)
+    return digest.hexdigest()
 
 
 def _order_of(source: Source) -> bytes:
@@ -47,9 +64,9 @@ def _order_of(source: Source) -> bytes:
     return b"" if source.planes == plain else repr(source.planes).encode()
 
 
-def _read_slices(source: Source, allocate: Allocate) -> Scanned:
+def _read_slices(source: Source, allocate: Allocate, digests: dict[Path, bytes] | None) -> Scanned:
     there = [z for z, plane in enumerate(source.planes) if plane is not None]
-    slices = read_slices_hu((source.paths[n], frame) for n, frame in filter(None, source.planes))
+    slices = read_slices_hu(((source.paths[n], frame) for n, frame in filter(None, source.planes)), digests)
     first = next(slices)
     rows, columns = first.hu.shape
     hu, valid = allocate((len(source.planes), rows, columns))

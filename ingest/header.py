@@ -77,23 +77,20 @@ _BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
 _HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
 _OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber", *_BODY_PART_TAGS)
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_WANTED = list(
-    dict.fromkeys(
-        (
-            *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS, *_GROUPS,
-        )
-    )
+_PLAIN_TAGS = (
+    *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS,
 )  # fmt: skip
+_WANTED = frozenset(int(Tag(name)) for name in (*_PLAIN_TAGS, *_GROUPS))
 
 
-def _tags(*names: str) -> dict[str, tuple[BaseTag, str]]:
+def tags_of(*names: str) -> dict[str, tuple[BaseTag, str]]:
     """Return tag and value representation of attributes by their keywords."""
     return {name: (Tag(name), dictionary_VR(Tag(name))) for name in names}
 
 
-_HEADER_TAGS = _tags(*(name for name in _WANTED if name not in _GROUPS))
-_CLASS_TAGS = _tags("SOPClassUID", "Modality", "ImagePositionPatient")
-_META_TAGS = _tags("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+_HEADER_TAGS = tags_of(*_PLAIN_TAGS)
+_CLASS_TAGS = tags_of("SOPClassUID", "Modality", "ImagePositionPatient")
+_META_TAGS = tags_of("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
 
@@ -190,7 +187,7 @@ def _flat(groups: Any) -> Dataset:
 
 
 def _sop_class(dataset: FileDataset) -> str:
-    texts, meta = _texts(dataset, _CLASS_TAGS), _texts(dataset.file_meta, _META_TAGS)
+    texts, meta = texts_of(dataset, _CLASS_TAGS), texts_of(dataset.file_meta, _META_TAGS)
     sop_class = texts["SOPClassUID"] or meta["MediaStorageSOPClassUID"]
     if not sop_class and texts["Modality"] == "CT" and texts["ImagePositionPatient"]:
         return CT_IMAGE  # blanked by an anonymiser; all that a CT image needs is there
@@ -203,8 +200,8 @@ def _sop_class(dataset: FileDataset) -> str:
 
 
 def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None) -> InstanceHeader:
-    meta = _texts(dataset.file_meta, _META_TAGS)
-    texts = _texts(frame, _HEADER_TAGS)
+    meta = texts_of(dataset.file_meta, _META_TAGS)
+    texts = texts_of(frame, _HEADER_TAGS)
     instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]
     series = texts["SeriesInstanceUID"]
     # Where the series UID was blanked, the number of the series is all that is left of it.
@@ -234,7 +231,7 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
     )
 
 
-def _texts(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
+def texts_of(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
     """Return values as texts, empty where absent: far faster than having pydicom convert each of them."""
     return {name: _text(dataset.get_item(tag), vr) for name, (tag, vr) in tags.items()}
 

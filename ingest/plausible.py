@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from maesil.errors import Refused
 from maesil.ingest.scanned import Scanned
 
-_MAX_SAMPLES = 4_000_000
+_MAX_SAMPLES = 1_000_000
 _FAR_BELOW_AIR_HU = -1500
 _MAX_PADDING_VALUES = 2
 _BONE_HU = 300
@@ -51,6 +51,8 @@ def without_undeclared_padding(scan: Scanned) -> Scanned:
     Scanners fill the corners outside the field of view with a constant such as -2000 or -3024 and often do not declare
     it. `Refused` if no bone is left above them, or hardly any soft tissue: then HU were rescaled twice.
     """
+    if scan.hu.min() > _FAR_BELOW_AIR_HU:
+        return scan
     low = scan.valid & (scan.hu <= _FAR_BELOW_AIR_HU)
     if not low.any():
         return scan

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,9 @@ class _Hashed:
     plan: VolumePlan
     volume_id: str
     source_hash: str
+    """Empty where nothing depends on it yet: it is then made while the voxels are read."""
+    files: str
+    """What the file system said of the source before it was read."""
 
 
 def ingest(
@@ -118,8 +122,13 @@ class _Run:
         self.progress = progress
         self.summary = Summary()
         self.refused: set[str] = set()
+        self.memory = SourceCache(key, options.cache_folder)
 
     def carry_out(self, plan: Plan) -> Summary:
+        with closing(self.memory):
+            return self._carry_out(plan)
+
+    def _carry_out(self, plan: Plan) -> Summary:
         self.summary.files.extend(plan.verdicts)
         for series in plan.refused:
             self._quarantine(self.key.hash("volume", series.identity), series.refusal, (), {"files": series.files})
@@ -185,26 +194,32 @@ class _Run:
 
     def _hash(self, plans: Sequence[VolumePlan]) -> list[_Hashed]:
         """Give every plan its identity; from memory where the files have not changed."""
-        cache = SourceCache(self.key, self.options.cache_folder)
-        try:
-            # Asked before anything is read: what changes meanwhile must look changed to the next run.
-            files = [cache.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
-            known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := cache.get(key))}
-            todo = [n for n in range(len(plans)) if n not in known]
-            items = [(plans[n].source,) for n in todo]
-            for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
-                self.progress("hash", done, len(todo))
-                plan = plans[todo[number]]
-                if isinstance(result, Exception):
-                    self._refuse(plan, self._provisional_id(plan), as_refusal(result))
-                else:
-                    known[todo[number]] = result
-                    cache.put(files[todo[number]], result)
-        finally:
-            cache.close()
+        # Asked before anything is read: what changes meanwhile must look changed to the next run.
+        files = [self.memory.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
+        known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := self.memory.get(key))}
+        refused = {record["volume_id"] for record in self.store.quarantined()}
+        known |= {n: "" for n, plan in enumerate(plans) if n not in known and self._is_new(plan, refused)}
+        todo = [n for n in range(len(plans)) if n not in known]
+        items = [(plans[n].source,) for n in todo]
+        for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
+            self.progress("hash", done, len(todo))
+            plan = plans[todo[number]]
+            if isinstance(result, Exception):
+                self._refuse(plan, self._provisional_id(plan), as_refusal(result))
+            else:
+                known[todo[number]] = result
+                self.memory.put(files[todo[number]], result)
         return [
-            _Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n]) for n in sorted(known)
+            _Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n], files[n])
+            for n in sorted(known)
         ]
+
+    def _is_new(self, plan: VolumePlan, refused: Collection[str]) -> bool:
+        """Return whether a source will be built whatever its hash is, so that it need not be read twice."""
+        if plan.identity is None or self.options.duplicates != "keep-all":
+            return False
+        volume_id = self.key.hash("volume", plan.identity)
+        return volume_id not in refused and self.store.live(volume_id) is None
 
     def _leave_fresh_alone(self, hashed: Sequence[_Hashed]) -> list[_Hashed]:
         """Return what must be built; duplicates, fresh volumes and known refusals are dealt with here."""
@@ -255,6 +270,7 @@ class _Run:
             if isinstance(result, Exception):
                 self._refuse(item.plan, item.volume_id, as_refusal(result), item.source_hash)
             else:
+                self.memory.put(item.files, result.source_hash)
                 self.summary.committed.append(self.store.commit(result, anew=self.options.force))
                 self._release(item)
                 self._verdict(item.plan, "used", "committed", item.volume_id)

@@ -11,6 +11,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from maesil.errors import Refused
+from maesil.ingest.plain_file import read_plain
 
 MAX_HEADER_BYTES = 1 << 24
 """A header behind which the pixels have not begun by then is no header."""
@@ -109,14 +111,17 @@ def check_member(info: zipfile.ZipInfo) -> None:
         raise Refused("size_limit", f"expected at most {MAX_RATIO} times as many bytes, found: {text}")
 
 
-def read_dataset(path: Path, *, tags: list[Any] | None = None, max_bytes: int = MAX_MEMBER_BYTES) -> FileDataset:
+def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: int = MAX_MEMBER_BYTES) -> FileDataset:
     """Parse a DICOM file, with ``tags`` only these and no pixels; a deflated one to ``max_bytes`` at most.
 
-    `Refused` if it is none, or unpacks to more.
+    Sequences that say nothing of pixels may be left out. `Refused` if it is no DICOM, or unpacks to more.
     """
-    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": tags} if tags else {}
+    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": list(tags)} if tags else {}
     try:
         with open_source(path) as stream:
+            if (plain := read_plain(stream, tags)) is not None:
+                return plain
+            stream.seek(0)
             head = stream.read(1024)
             deflated = _DEFLATED in head
             stream.seek(0)

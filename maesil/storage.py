@@ -12,6 +12,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -20,6 +21,7 @@ import zarr.storage
 from maesil.errors import ResourceError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
+_SYNCS_AT_ONCE = 8
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 
 
@@ -99,11 +101,14 @@ class Storage:
     def sync(self, prefix: str) -> None:
         """Make everything below a folder, and the folder's own entry, durable (fsync)."""
         base = self.root / prefix
-        for folder, _, files in os.walk(base):
-            for name in files:
-                _sync(Path(folder) / name)
-            _sync(Path(folder))
-        _sync(base.parent)
+        files, folders = [], [base.parent]
+        for folder, _, names in os.walk(base):
+            folders.append(Path(folder))
+            files += [Path(folder) / name for name in names]
+        # At once, since a file system that waits for several writes them together.
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+            list(pool.map(_sync, files))
+            list(pool.map(_sync, folders))
 
     def delete(self, key: str) -> None:
         """Delete a file that records something no longer true; it may be missing already."""
