@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_ingest, cli_use
+from maesil import cli_cache, cli_ingest, cli_use
 from maesil.cli_ingest import print_all
 from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
 
@@ -59,10 +59,13 @@ store_app = typer.Typer(no_args_is_help=True, help="Look into a store, check it,
 app.add_typer(store_app, name="store")
 experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(cli_cache.app, name="cache")
 cli_ingest.register(app, store_app)
 cli_use.register(app)
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
+StorePath = Annotated[
+    str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")
+]
 LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 
@@ -76,16 +79,22 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+def _open(store: str) -> Any:
+    from maesil.cache.catalogue import find_store
+    from maesil.store import Store
+
+    return Store.open(find_store(store))
+
+
 @store_app.command("info")
 def store_info(store: StorePath, as_json: AsJson = False) -> None:
     """Summarise a store: recipe, volumes, patients, superpatches, size.
 
     Example: maesil store info store.zarr
     """
-    from maesil.store import Store
     from maesil.store_info import describe, tables
 
-    opened = Store.open(store)
+    opened = _open(store)
     if as_json:
         typer.echo(json.dumps(describe(opened), indent=1))
     else:
@@ -99,10 +108,9 @@ def store_verify(store: StorePath, as_json: AsJson = False) -> None:
     Example: maesil store verify store.zarr
     """
     from maesil.progress import progress
-    from maesil.store import Store
     from maesil.verify import verify
 
-    opened = Store.open(store)
+    opened = _open(store)
     with progress({"verify": "volumes"}) as report:
         verified = verify(opened, lambda done, total: report("verify", done, total))
     if as_json:
@@ -130,9 +138,8 @@ def store_export(
     """
     from maesil.cache.reader import SuperpatchReader
     from maesil.nifti_export import export_volume
-    from maesil.store import Store
 
-    opened = Store.open(store)
+    opened = _open(store)
     wanted = [opened.volume(name) for name in volume_ids] if volume_ids else opened.volumes()
     reader = SuperpatchReader(opened)
     for volume in wanted:
@@ -146,9 +153,8 @@ def store_index(store: StorePath) -> None:
     Example: maesil store index store.zarr
     """
     from maesil.index import write_index
-    from maesil.store import Store
 
-    volumes, superpatches = write_index(Store.open(store))
+    volumes, superpatches = write_index(_open(store))
     typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
 
 
@@ -203,10 +209,18 @@ def evaluate(
 
     Example: maesil evaluate run store.zarr --json scores.json
     """
+    from maesil.cache.catalogue import find_store
     from maesil.evaluate import evaluate as run_evaluation
 
     report = run_evaluation(
-        run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes, lpips_weights=lpips_weights
+        run,
+        find_store(store),
+        out=out,
+        json_path=json_path,
+        seed=seed,
+        device=device,
+        volumes=volumes,
+        lpips_weights=lpips_weights,
     )
     print_all(report.table())
 
@@ -214,8 +228,10 @@ def evaluate(
 @experiment_app.command("paper")
 def experiment_paper(
     stores: Annotated[
-        list[Path],
-        typer.Option("--store", help="A store made by `maesil ingest`; may be repeated. Three patients are the least."),
+        list[str],
+        typer.Option(
+            "--store", help="A store: its path, or its name in the cache. May be repeated; three patients at least."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
     budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
@@ -230,10 +246,17 @@ def experiment_paper(
 
     Example: maesil experiment paper --store store.zarr --out paper --budget tiny
     """
+    from maesil.cache.catalogue import find_store
     from maesil.experiment import MODELS, Budget, run_paper_experiment
 
     run_paper_experiment(
-        stores, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
+        [find_store(store) for store in stores],
+        out,
+        Budget.load(budget),
+        seed=seed,
+        device=device,
+        models=models or MODELS,
+        lpips_weights=lpips_weights,
     )
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")
@@ -254,9 +277,10 @@ def reconstruct(
 
     Example: maesil reconstruct run store.zarr 1882660a --out reconstruction
     """
+    from maesil.cache.catalogue import find_store
     from maesil.reconstruct import reconstruct_volume
 
-    result = reconstruct_volume(run, store, volume, out=out, seed=seed, device=device)
+    result = reconstruct_volume(run, find_store(store), volume, out=out, seed=seed, device=device)
     lo, hi = result.window
     print_all(f"PSNR {result.psnr:.2f} dB over the valid voxels of the body, window {lo:g} to {hi:g} HU", *result.notes)
     print_all(*map(str, (result.original, result.reconstruction, result.picture)))

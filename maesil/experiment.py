@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from maesil import same_scan
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
@@ -30,7 +31,6 @@ from maesil.evaluate import ModelPredictor, Predictor, make_floors, reconstruct,
 from maesil.experiment_report import Experiment, Trained, write_report
 from maesil.lpips import Lpips
 from maesil.runlog import METRICS, read_metrics
-from maesil.same_scan import merge_groups
 from maesil.scores import Row, thickness_of
 from maesil.store import Store
 from maesil.train import pick_device, train, with_steps
@@ -94,7 +94,7 @@ def run_paper_experiment(
     for model in models:
         require_known(model, list(MODELS), "model")
     data = _Stores.open(stores)
-    split = split_patients(data.readers, budget, seed)
+    split = split_patients(data.stores, budget, seed)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
     made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
@@ -178,12 +178,12 @@ def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, conso
         console.print(f"{told} where the scan is the same", highlight=False)
 
 
-def split_patients(readers: Sequence[SuperpatchReader], budget: Budget, seed: int) -> Split:
+def split_patients(stores: Sequence[Store], budget: Budget, seed: int) -> Split:
     """Set patients aside for scores and for curves; groups that share a scan count as one patient.
 
     UsageError with fewer than three patients.
     """
-    leader = merge_groups([(reader, volume) for reader in readers for _, volume in sorted(reader.volumes.items())])
+    leader = same_scan.patients(stores)
     patients = set(leader.values())
     if len(patients) < 3:
         raise UsageError(f"expected at least 3 patients to train, validate and score, found {len(patients)}")

@@ -151,7 +151,7 @@ def finetune(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
-        patients = patients_of(reader, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
+        patients = patients_of(store, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
         rows = _compare(run, reader, labels, task, budget, seed, out)
     facts = {

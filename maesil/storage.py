@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import zarr.storage
 
-from maesil.errors import ResourceError, StoreError
+from maesil.errors import ResourceError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
 _SYNCS_AT_ONCE = 8
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
+
+
+def local_path(text: str | Path) -> Path:
+    """Return the path that a path or a ``file://`` URL names; UsageError for URLs of other schemes, in one line."""
+    url = _URL.fullmatch(str(text))
+    if url is None:
+        return Path(text)
+    host, slash, path = url["rest"].partition("/")
+    if url["scheme"].lower() != "file" or host not in ("", "localhost") or not slash:
+        raise UsageError(f"{text}: expected a path or file:///PATH; other URLs cannot be read yet")
+    return Path(unquote("/" + path))
 
 
 class Storage:

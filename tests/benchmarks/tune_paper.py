@@ -16,7 +16,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.config import RunConfig
 from maesil.data import Split
 from maesil.experiment import MODELS, TABLES, Budget, split_patients
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the budget's steps, for one trial")
     given = parser.parse_args()
     budget, store = Budget.load(given.budget), Store.open(given.store)
-    split = split_patients([SuperpatchReader(store)], budget, seed=0)
+    split = split_patients([store], budget, seed=0)
     if given.what == "steps":
         print_steps(given.store, budget, split, given.models, given.seconds)
     else:

@@ -47,6 +47,7 @@ def home(tmp_path_factory) -> dict[str, str]:
 def own_home(home, monkeypatch):
     for name, value in home.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MAESIL_CACHE", raising=False)
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -167,7 +168,6 @@ def test_bad_options(tmp_path, sources, options):
     "arguments",
     [
         ("ingest",),
-        ("ingest", "x"),
         ("nonsense",),
         ("ingest", "x", "--out", "y", "--superpatch", "many"),
         ("store",),
