@@ -340,7 +340,7 @@ class _Run:
         return self.key.hash("volume", plan.identity or plan.source.name + several)
 
     def _group(self, item: _Hashed) -> str:
-        """Return what stands for the patient: the one the files name, or ``--group`` finds in the path, or the study."""
+        """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
         patient, study = item.plan.patient, item.plan.study
         if not patient and self.options.group:
             where = Path(item.plan.source.name).absolute().as_posix()
