@@ -26,6 +26,7 @@ _VERSION = 2
 FREE_ON_RESUME = {
     "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops", "log_every", "validate_every",
     "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile", "kernels", "accumulate",
+    "ram", "device_resident",
 }  # fmt: skip
 """Training options that may change between a checkpoint and its resumption."""
 

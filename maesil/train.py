@@ -22,9 +22,10 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from maesil.cache.ram import budget_bytes
 from maesil.checkpoint import Run, has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
-from maesil.data import CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
+from maesil.data import Sources, Split, measure_intensity, split_groups, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
 from maesil.optim import make_optimizer
@@ -32,6 +33,7 @@ from maesil.profiling import profiled
 from maesil.provenance import write_recipes
 from maesil.ranks import ALONE, Ranks, current, joined
 from maesil.runlog import NoLog, RunLog
+from maesil.sampler import CropSampler
 from maesil.speed import Pace, flops_per_crop, measure_peak
 from maesil.trainer import Trainer
 from maesil.zoo import make_model
@@ -127,7 +129,7 @@ def prepare(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     _require_run_folder(out, resume)
-    sources = Sources.open(stores, config.model)
+    sources = Sources.open(stores, config.model, budget_bytes(config.train.ram))
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
     model = make_model(config.model)
     if saved:
