@@ -21,13 +21,15 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from maesil.cache.uses import record_uses
 from maesil.checkpoint import has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
-from maesil.data import CropLoader, CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
+from maesil.data import CropLoader, CropSampler, Sources, measure_intensity, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
 from maesil.optim import make_optimizer
 from maesil.runlog import RunLog
+from maesil.split import Split, read_split, split_patients
 from maesil.trainer import Trainer
 from maesil.zoo import make_model
 
@@ -51,12 +53,14 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    split: Split | None = None,
+    split: Split | Path | None = None,
+    weights: Sequence[float] = (),
     console: Console | None = None,
 ) -> TrainSummary:
     """Pre-train a model on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
 
-    ``split`` says which patient groups are trained on and validated on, in place of the configuration's share.
+    ``split`` says which patient groups are trained on and validated on, itself or by its file, in place of the
+    configuration's share. ``weights`` are the shares of the crops that each of ``stores`` gives; none: by body.
     With ``resume`` a run that was cut off goes on; its configuration must be the same but for the number of
     steps, the optimiser's values and what does not touch the losses. Raises UsageError, CheckpointError,
     NoInputError, ResourceError, StoreError (damage, at the step that meets it), and KeyboardInterrupt after
@@ -64,7 +68,7 @@ def train(
     """
     started, console, last = time.monotonic(), console or Console(stderr=True), {}
     with _memory_errors_named(), use_kernels(config.train.kernels):
-        trainer = prepare(stores, config, out, resume=resume, split=split, console=console)
+        trainer = prepare(stores, config, out, resume=resume, split=split, weights=weights, console=console)
         settings = trainer.config.train
         with (
             RunLog(out, trainer.step, settings.steps, console) as log,
@@ -102,7 +106,8 @@ def prepare(
     *,
     resume: bool,
     console: Console,
-    split: Split | None = None,
+    split: Split | Path | None = None,
+    weights: Sequence[float] = (),
 ) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     device = pick_device(config.train.device)
@@ -111,17 +116,19 @@ def prepare(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     _require_run_folder(out, resume)
-    sources = Sources.open(stores, config.model)
+    sources = Sources.open(stores, config.model, where=config.train.where, weights=weights)
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
+    if not saved:
+        record_uses(out, sources.uses)
     model = make_model(config.model)
     if saved:
-        require_resumable(saved, config, sources.fingerprints, out)
+        require_resumable(saved, config, sources.fingerprints, out, sources.uses)
         split, intensity = saved.split, saved.intensity
         model.load_state_dict(saved.last_weights)
         if config.train.minutes:  # what fits was decided when the run began
             config = with_steps(config, saved.config.train.steps)
     else:
-        split = split or split_groups(sources.groups, config.train.validation, config.train.seed)
+        split = _split(sources, config, split, console)
         intensity = measure_intensity(sources, split.train, config.train.window, config.train.readers)
         model.init_weights(torch.Generator().manual_seed(config.train.seed))
         torch.manual_seed(config.train.seed)  # for what draws numbers in a step: the code of a VAE, revived codes
@@ -147,6 +154,19 @@ def prepare(
     _write_decisions(trainer, out)
     _announce(trainer, console)
     return trainer
+
+
+def _split(sources: Sources, config: RunConfig, wanted: Split | Path | None, console: Console) -> Split:
+    """Return the split asked for, by itself or by its file, or draw one by the configuration."""
+    if isinstance(wanted, Split):
+        return wanted
+    present = {group: sources.patients[group] for group in sources.groups}
+    if wanted is None:
+        return split_patients(present, config.train.validation, config.train.seed)
+    split, unknown = read_split(wanted, present)
+    if unknown:
+        console.print(f"{wanted}: {unknown} patients of the stores are not in the split and left out", highlight=False)
+    return split
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:

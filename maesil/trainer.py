@@ -14,13 +14,14 @@ from torch import Tensor
 
 from maesil.checkpoint import save_checkpoint
 from maesil.config import RunConfig
-from maesil.data import Batch, Crop, CropLoader, CropSampler, Draw, Split, patch_shares
+from maesil.data import Batch, Crop, CropLoader, CropSampler, Draw, patch_shares
 from maesil.errors import MaesilError
 from maesil.masked_input import MaskedInput
 from maesil.masking import draw_targets, make_masks
 from maesil.model import Prediction, ReconstructionModel
 from maesil.optim import learning_rate, set_learning_rate, update_average
 from maesil.patches import to_hu, unpatchify
+from maesil.split import Split
 from maesil.types import HuArray, Intensity, Window
 
 

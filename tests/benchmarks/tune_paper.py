@@ -18,8 +18,8 @@ from rich.console import Console
 
 from maesil.cache.reader import SuperpatchReader
 from maesil.config import RunConfig
-from maesil.data import Split
 from maesil.experiment import MODELS, TABLES, Budget, split_patients
+from maesil.split import Split
 from maesil.store import Store
 from maesil.train import prepare, steps_that_fit, train
 
