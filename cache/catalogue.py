@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import uuid
@@ -263,6 +264,34 @@ def find_store(text: str, catalogue: Catalogue | None = None) -> Path:
         raise StoreError(f"{text}: the store {state}")
     entry.touch()
     return entry.store
+
+
+def find_stores(texts: Sequence[str], catalogue: Catalogue | None = None) -> tuple[list[Path], tuple[float, ...]]:
+    """Return the stores of ``STORE`` or ``STORE=WEIGHT`` texts, and their weights if they have any.
+
+    UsageError unless all of them have a weight above 0, or none.
+    """
+    stores, weights = [], []
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        weighted = equals and re.fullmatch(r"[0-9.eE+-]+", number) and not (local_path(text) / "zarr.json").exists()
+        stores.append(find_store(name if weighted else text, catalogue))
+        weights += [_weight(text, number)] if weighted else []
+    if weights and len(weights) != len(stores):
+        raise UsageError(f"{' '.join(texts)}: expected a weight for every store or for none, as A=0.7 B=0.3")
+    if len({store.resolve() for store in stores}) < len(stores):
+        raise UsageError(f"{' '.join(texts)}: expected each store once")
+    return stores, tuple(weights)
+
+
+def _weight(text: str, number: str) -> float:
+    try:
+        weight = float(number)
+    except ValueError:
+        weight = math.nan
+    if not 0 < weight < math.inf:
+        raise UsageError(f"{text}: expected a weight above 0 behind the =, found {number!r}")
+    return weight
 
 
 def entry_of(store: Path) -> Entry | None:

@@ -21,6 +21,7 @@ from maesil.ingest.scan import find_files
 from maesil.ingest.verdict import FileVerdict
 from maesil.ingest_report import write_report
 from maesil.recipe import Recipe
+from maesil.same_scan import patients
 from maesil.store import Store
 
 
@@ -101,7 +102,7 @@ def _outcome(store: Store, summary: Summary, now: str) -> Built:
         commits=state_of_commits(store),
         volumes=len(volumes),
         superpatches=sum(len(volume.superpatches) for volume in volumes),
-        patients=len({volume.group for volume in volumes}),
+        patients=len(set(patients([store]).values())),
         refused=summary.refused_volumes,
         fingerprint=store.fingerprint,
     )

@@ -67,6 +67,7 @@ StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")
 ]
 LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
+WHERE = "Only what a filter takes, such as 'body > 0.3 and spacing_z <= 2' (docs/how-to/cache.md lists the columns)."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 
 
@@ -87,7 +88,7 @@ def _open(store: str) -> Any:
 
 
 @store_app.command("info")
-def store_info(store: StorePath, as_json: AsJson = False) -> None:
+def store_info(store: StorePath, where: Annotated[str, typer.Option(help=WHERE)] = "", as_json: AsJson = False) -> None:
     """Summarise a store: recipe, volumes, patients, superpatches, size.
 
     Example: maesil store info store.zarr
@@ -96,9 +97,9 @@ def store_info(store: StorePath, as_json: AsJson = False) -> None:
 
     opened = _open(store)
     if as_json:
-        typer.echo(json.dumps(describe(opened), indent=1))
+        typer.echo(json.dumps(describe(opened, where), indent=1))
     else:
-        print_all(*tables(opened))
+        print_all(*tables(opened, where))
 
 
 @store_app.command("verify")
@@ -158,9 +159,34 @@ def store_index(store: StorePath) -> None:
     typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
 
 
+@store_app.command("split")
+def store_split(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores: paths or names in the cache.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    shares: Annotated[str, typer.Option(help="Of training, validation and test patients.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Who falls where.")] = 0,
+) -> None:
+    """Split the patients of stores by hash and freeze the split to a file; copies of one scan stay together.
+
+    Example: maesil store split store.zarr --out split.json --shares 0.8,0.1,0.1
+    """
+    from maesil.same_scan import patients
+    from maesil.split import PARTS, parse_shares, split_by_shares, write_split
+
+    opened = [_open(store) for store in stores]
+    leaders = patients(opened)
+    split = split_by_shares(leaders, parse_shares(shares), seed)
+    write_split(out, split, [store.fingerprint for store in opened])
+    counts = (f"{len({leaders[group] for group in getattr(split, part)})} {part}" for part in PARTS)
+    typer.echo(f"{out}: patients: {', '.join(counts)}; use it with maesil train --split {out}")
+
+
 @app.command()
 def train(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores made by `maesil ingest`.")],
+    stores: Annotated[
+        list[str],
+        typer.Argument(metavar="STORE[=WEIGHT]...", help="Stores: paths or names in the cache; the share each gives."),
+    ],
     out: Annotated[Path, typer.Option(help="Run folder: checkpoint, metrics, pictures.")],
     preset: Annotated[str | None, typer.Option(help="tiny, small, base or large (default: base).")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model], [mask] and [train].")] = None,
@@ -177,6 +203,8 @@ def train(
     device_resident: Annotated[
         bool | None, typer.Option("--device-resident", help="Keep the training scans themselves on the device.")
     ] = None,
+    where: Annotated[str | None, typer.Option(help=WHERE)] = None,
+    split: Annotated[Path | None, typer.Option(help="Who is trained on and held out: a file of `store split`.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into RUN/profile.")] = False,
 ) -> None:
@@ -184,6 +212,7 @@ def train(
 
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
+    from maesil.cache.catalogue import find_stores
     from maesil.config import load_config
     from maesil.ranks import joined
     from maesil.train import train as run_training
@@ -191,12 +220,15 @@ def train(
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
         "ram": ram, "device_resident": "true" if device_resident else None,
+        "where": None if where is None else json.dumps(where),
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     with joined() as ranks:  # before anything can fail, so that it is told once
-        summary = run_training(stores, load_config(preset, config, options), out, resume=resume, profile=profile)
+        paths, weights = find_stores(stores)
+        chosen = load_config(preset, config, options)
+        summary = run_training(paths, chosen, out, resume=resume, split=split, weights=weights, profile=profile)
     if ranks.first:
-        typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
+        typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {paths[0]}")
 
 
 @app.command()
@@ -208,6 +240,8 @@ def evaluate(
     volumes: Annotated[list[str] | None, typer.Option(help="Volume ids, or 'all'; default: held-out patients.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    where: Annotated[str, typer.Option(help=WHERE)] = "",
+    split: Annotated[Path | None, typer.Option(help="Score the test patients of a file of `store split`.")] = None,
     lpips_weights: LpipsWeights = None,
 ) -> None:
     """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
@@ -225,6 +259,8 @@ def evaluate(
         seed=seed,
         device=device,
         volumes=volumes,
+        where=where,
+        split_file=split,
         lpips_weights=lpips_weights,
     )
     print_all(report.table())

@@ -190,6 +190,8 @@ class TrainConfig:
     """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
     compile: bool = False
     """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
+    where: str = ""
+    """Filter on the superpatches that are trained and validated on, such as ``body > 0.3 and spacing_z <= 2``."""
     validation: float = 0.2
     """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
     validation_crops: int = 64

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
-from maesil.same_scan import THUMBNAILS_KEY, merge_groups, thumbnails, thumbnails_table
+from maesil.same_scan import THUMBNAILS_KEY, merge_groups, patients, thumbnails, thumbnails_table
 from maesil.store import Store
 
 VOLUMES_KEY = "index/volumes.parquet"
@@ -28,19 +28,28 @@ def write_index(store: Store) -> tuple[int, int]:
     while True:
         found = thumbnails(store)
         seen = [volume for volume in volumes if volume.volume_id in found]
-        patients = merge_groups([v.group for v in seen], [found[v.volume_id] for v in seen])
-        patients = {volume.group: volume.group for volume in volumes} | patients
-        rows = [_superpatch_row(v, patch, patients[v.group]) for v in volumes for patch in v.superpatches]
+        merged = merge_groups([v.group for v in seen], [found[v.volume_id] for v in seen])
+        leaders = {volume.group: volume.group for volume in volumes} | merged
+        rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
         state = {_STATE: _state(volumes)}
         store.storage.put(THUMBNAILS_KEY, thumbnails_table(volumes, found))
         for key, table, schema in (
-            (VOLUMES_KEY, [_volume_row(volume, patients[volume.group]) for volume in volumes], _VOLUME_SCHEMA),
+            (VOLUMES_KEY, [_volume_row(volume, leaders[volume.group]) for volume in volumes], _VOLUME_SCHEMA),
             (SUPERPATCHES_KEY, rows, _SUPERPATCH_SCHEMA),
         ):
             store.storage.put(key, _parquet(table, schema.with_metadata(state)))
         # Another process may have committed meanwhile; whoever writes last must have seen everything.
         if _state(volumes := store.volumes()) == state[_STATE]:
             return len(volumes), len(rows)
+
+
+def superpatch_table(store: Store) -> pa.Table:
+    """Return the table of superpatches: as it is stored, or made from the commits where that is missing or old."""
+    if index_is_current(store):
+        return pq.read_table(io.BytesIO(store.storage.read(SUPERPATCHES_KEY)))
+    volumes, leaders = store.volumes(), patients([store])
+    rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
+    return pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA)
 
 
 def index_is_current(store: Store) -> bool:

@@ -63,7 +63,7 @@ class Ranks:
 
     def any(self, flag: bool) -> bool:
         """Return on every rank whether the flag is set on any of them."""
-        return self.count > 1 and bool(self.sum(torch.tensor(int(flag)))) or flag
+        return (self.count > 1 and bool(self.sum(torch.tensor(int(flag))))) or flag
 
     def gather(self, value: T) -> list[T]:
         """Return all ranks' values, on every rank."""

@@ -168,7 +168,7 @@ def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
     low, high = _WINDOW
     values = np.clip(hu[near][box], low, high).astype(np.float32)
     means = _resampled(values, [THUMBNAIL_MM / mm for mm in spacing])
-    return np.rint((means - low) * (255 / (high - low))).astype(np.uint8)
+    return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
 
 
 def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
@@ -204,7 +204,7 @@ def _averaging(length: int, factor: float) -> NDArray[np.float32]:
     first, last = edges[:-1, None], edges[1:, None]
     at = np.arange(length)
     covered = np.clip(np.minimum(at + 1, last) - np.maximum(at, first), 0, 1)
-    return (covered / covered.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(covered / covered.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _correlation(a: Thumbnail, b: Thumbnail, shift: tuple[int, ...]) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maesil.checkpoint import save_checkpoint
-from maesil.data import Crop, Split, patch_shares
+from maesil.data import Crop, patch_shares
 from maesil.learner import Learner, Part
 from maesil.loader import Batch, CropLoader
 from maesil.masked_input import MaskedInput
@@ -22,6 +22,7 @@ from maesil.masking import draw_noise, draw_targets, make_masks
 from maesil.patches import to_hu, unpatchify
 from maesil.resident import ResidentLoader, open_loader
 from maesil.sampler import CropSampler, Draw
+from maesil.split import Split
 from maesil.types import HuArray, Intensity, Window
 
 
