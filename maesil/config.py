@@ -160,7 +160,9 @@ class TrainConfig:
     seed: int = 0
     steps: int = 500
     batch: int = 8
-    """Crops a step."""
+    """Crops a step, over all ranks."""
+    accumulate: int = 1
+    """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step."""
     lr: float = 5e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
     weight_decay: float = 0.05
@@ -188,6 +190,8 @@ class TrainConfig:
     """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
     compile: bool = False
     """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
+    where: str = ""
+    """Filter on the superpatches that are trained and validated on, such as ``body > 0.3 and spacing_z <= 2``."""
     validation: float = 0.2
     """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
     validation_crops: int = 64
@@ -213,10 +217,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch", "crops_per_visit", "validation_crops", "log_every", "validate_every", "checkpoint_every",
+            "steps", "batch", "accumulate", "crops_per_visit", "validation_crops", "log_every", "validate_every",
+            "checkpoint_every",
             "readers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        _require(self.batch % self.accumulate == 0, "train.accumulate", self.accumulate, f"a divisor of {self.batch}")
         for name in ("seed", "picture_every", "threads", "weight_decay", "minutes"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         for name in ("lr", "clip"):
@@ -249,6 +255,9 @@ class RunConfig:
             _require(0 < hidden < of, f"mask.{name}", found, f"a share that hides some, not all, of {of} positions")
         by_layer = self.model.kind != "mae2d" or self.mask.kind in ("dual", "tube", "none")
         _require(by_layer, "mask.kind", self.mask.kind, "dual, tube or none with model.kind=mae2d (layers hide alike)")
+        at_once = self.model.kind != "vqvae" or self.train.accumulate == 1
+        _require(at_once, "train.accumulate", self.train.accumulate, "1 with model.kind=vqvae (its codebook follows "
+                 "whole steps); more ranks need less memory too")  # fmt: skip
 
 
 PRESETS: dict[str, RunConfig] = {

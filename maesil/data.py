@@ -6,11 +6,10 @@ Shapes: B samples, c crop edge (voxels), k = c / 8 cells of the maps, T superpat
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 
@@ -22,11 +21,15 @@ from torch.nn import functional
 
 from maesil.cache.ram import ram_readers
 from maesil.cache.reader import SuperpatchReader, tile_start
+from maesil.cache.uses import StoreUse, use_of
 from maesil.commit import Superpatch, Volume
 from maesil.config import ModelConfig, TrainConfig, require_tile
 from maesil.errors import NoInputError
+from maesil.index import superpatch_table
+from maesil.same_scan import patients
 from maesil.store import Store
 from maesil.types import AIR_HU, MAP_CELL, HuArray, Intensity, MapArray, Window, Zyx
+from maesil.where import parse, select
 
 
 @dataclass(frozen=True)
@@ -37,56 +40,77 @@ class Sources:
     fingerprints: tuple[str, ...]
     weights: tuple[float, ...] = ()
     """Relative share of the crops that each store gives; empty: by the body it holds."""
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """For each patient group the one that stands for it: groups that share a scan are one patient."""
+    selected: tuple[Set[tuple[str, Zyx]] | None, ...] = ()
+    """Of each store the superpatches that a filter takes, by volume and index; None takes all."""
+    uses: tuple[StoreUse, ...] = ()
+    """What the run is to note of its stores."""
 
     @classmethod
-    def open(cls, paths: Sequence[Path], model: ModelConfig, ram: int = 0) -> Sources:
+    def open(
+        cls, paths: Sequence[Path], model: ModelConfig, *, where: str = "", weights: Sequence[float] = (), ram: int = 0
+    ) -> Sources:
         """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails.
 
-        Up to ``ram`` bytes of superpatches stay in memory once they were read.
+        ``where`` takes some of the superpatches (`maesil.where`); ``weights`` are one a path, or none. Up to ``ram``
+        bytes of superpatches stay in memory once they were read.
         """
-        stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
+        if where:
+            parse(where)
+        given: Sequence[float | None] = weights or [None] * len(paths)
+        pairs = zip(map(Store.open, paths), given, strict=True)
+        stores, shares = zip(*sorted(pairs, key=lambda pair: pair[0].fingerprint), strict=True)
         for store in stores:
             require_tile(model, store.superpatch, store.path)
-        readers = ram_readers(stores, ram) if ram else tuple(SuperpatchReader(store) for store in stores)
-        sources = cls(readers, tuple(store.fingerprint for store in stores))
+        sources = cls(
+            ram_readers(stores, ram) if ram else tuple(SuperpatchReader(store) for store in stores),
+            tuple(store.fingerprint for store in stores),
+            tuple(share for share in shares if share is not None),
+            patients(stores),
+            tuple(select(superpatch_table(store), where) if where else None for store in stores),
+            tuple(map(use_of, stores, shares)),
+        )
         if not sources.groups:
-            raise NoInputError(f"{', '.join(map(str, paths))}: no volumes to train on; run `maesil ingest` first")
+            asked = f" that --where {where!r} takes; change it" if where else "; run `maesil ingest` first"
+            raise NoInputError(f"{', '.join(map(str, paths))}: no volumes to train on{asked}")
         return sources
 
     @property
     def groups(self) -> set[str]:
         """All patient groups."""
-        return {volume.group for reader in self.readers for volume in reader.volumes.values()}
+        return {volume.group for reader in self.readers for volume in self._volumes_of(reader)}
 
     def volumes(self, groups: Iterable[str]) -> Iterator[tuple[SuperpatchReader, Volume]]:
-        """Yield the volumes of these patient groups, each with its reader, in a fixed order."""
+        """Yield the volumes of these patient groups, each with its reader, in a fixed order.
+
+        Where there is a filter they hold only the superpatches it takes, and those without any are left out.
+        """
         wanted = set(groups)
         for reader in self.readers:
-            for _, volume in sorted(reader.volumes.items()):
-                if volume.group in wanted:
-                    yield reader, volume
+            yield from ((reader, volume) for volume in self._volumes_of(reader) if volume.group in wanted)
 
+    def takes(self, reader: SuperpatchReader, volume: Volume, index: Zyx) -> bool:
+        """Return whether the filter takes a superpatch."""
+        selected = self.selected[self.readers.index(reader)] if self.selected else None
+        return selected is None or (volume.volume_id, index) in selected
 
-@dataclass(frozen=True)
-class Split:
-    """Patient groups trained on and held out; nobody is in both."""
+    def _volumes_of(self, reader: SuperpatchReader) -> Iterator[Volume]:
+        selected = self.selected[self.readers.index(reader)] if self.selected else None
+        for _, volume in sorted(reader.volumes.items()):
+            if selected is not None:
+                kept = tuple(patch for patch in volume.superpatches if (volume.volume_id, patch.index) in selected)
+                volume = replace(volume, superpatches=kept)
+            if volume.superpatches:
+                yield volume
 
-    train: tuple[str, ...]
-    validation: tuple[str, ...]
-    test: tuple[str, ...] = ()
-    """Set aside from both, for scores."""
-
-
-def split_groups(groups: Iterable[str], share: float, seed: int) -> Split:
-    """Hold out a share of the patient groups, those of the lowest SHA-256 of (seed, group).
-
-    At least one where there are two or more, none of a single one or for a share of 0, never all.
-    """
-    ranked = sorted(set(groups), key=lambda group: hashlib.sha256(f"{seed}:{group}".encode()).hexdigest())
-    held_out = 0
-    if share > 0 and len(ranked) > 1:
-        held_out = min(max(1, math.floor(share * len(ranked) + 0.5)), len(ranked) - 1)
-    return Split(train=tuple(sorted(ranked[held_out:])), validation=tuple(sorted(ranked[:held_out])))
+    def by_weight(self, tiles: Sequence[tuple[SuperpatchReader, float]]) -> NDArray[np.float64]:
+        """Return the weights of superpatches, scaled so that each store has its own share where shares are given."""
+        scaled = np.array([weight for _, weight in tiles], dtype=np.float64)
+        for reader, weight in zip(self.readers, self.weights, strict=False):
+            of_store = np.array([owner is reader for owner, _ in tiles])
+            scaled[of_store] *= weight / (scaled[of_store].sum() or 1)
+        return scaled
 
 
 def measure_intensity(sources: Sources, groups: Iterable[str], window: Window, workers: int = 2) -> Intensity:
@@ -162,7 +186,8 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
         (reader, volume.volume_id, origin)
         for reader, volume in sources.volumes(groups)
         for origin in grid_origins(volume, crop)
-        if reader.read_map_region(volume.volume_id, "body", origin, size).mean() >= max(255 * config.min_body, 1e-9)
+        if sources.takes(reader, volume, _tile_of(volume, origin))
+        and reader.read_map_region(volume.volume_id, "body", origin, size).mean() >= max(255 * config.min_body, 1e-9)
     ]
     count = min(len(places), config.validation_crops)
     chosen = [places[i * len(places) // count] for i in range(count)]
@@ -212,3 +237,8 @@ def blank_outside_scan(hu: HuArray, valid: MapArray) -> None:
 
 
 _FOUR_OF_AIR = np.full(4, AIR_HU, dtype=np.int16).view(np.int64)[0]
+
+
+def _tile_of(volume: Volume, voxel: Zyx) -> Zyx:
+    z, y, x = (at // volume.tile for at in voxel)
+    return z, y, x

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class CropLoader:
     ``with CropLoader(...) as loader: for batch in loader.batches(start, stop)``. What a reader raises (StoreError for
     damage) is raised where the batch is asked for; leaving the block ends the threads. With ``world_size`` processes
     each reads its share of the ``batch`` samples of a step: together they see what a single process would. For a CUDA
-    ``device`` the ring is pinned and voxels are copied there while the step before computes.
+    ``device`` the ring is pinned, so that `maesil.trainer` can copy it while the step before computes.
 
     Memory: ``ahead + 1`` batches, and the superpatches of one visit a sample (2x2x2 of them for crops across).
     """
@@ -67,11 +67,11 @@ class CropLoader:
         world_size: int = 1,
     ) -> None:
         self._sampler, self._samples = sampler, samples_of_rank(batch, rank, world_size)
-        self._device, self._process = torch.device(device), os.getpid()
+        self._process = os.getpid()
         B, c, k = len(self._samples), sampler.crop, sampler.crop // MAP_CELL
         self._ring = [
             (
-                _buffer((B, c, c, c), self._device),
+                _buffer((B, c, c, c), torch.device(device)),
                 torch.empty(B, k, k, k, dtype=torch.uint8),
                 torch.empty(B, k, k, k, dtype=torch.uint8),
             )
@@ -89,10 +89,6 @@ class CropLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps ``start`` .. ``stop - 1``; RuntimeError in a process forked off meanwhile."""
-        batches = self._host_batches(start, stop)
-        return copied_ahead(batches, self._device) if self._device.type == "cuda" else batches
-
-    def _host_batches(self, start: int, stop: int) -> Iterator[Batch]:
         blocks: dict[int, Block] = {}
         reading: dict[int, list[Future[Draw]]] = {}
         for step in range(start, stop):
@@ -132,28 +128,3 @@ def _buffer(shape: tuple[int, ...], device: torch.device) -> Tensor:
     if device.type == "cuda":
         return torch.empty(shape, dtype=torch.int16, pin_memory=True)
     return torch.from_numpy(np.empty(shape, dtype=np.int16))
-
-
-def copied_ahead(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy each batch's voxels to the GPU on a stream of their own, while the step before computes."""
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def copy(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
-        with torch.cuda.stream(stream):
-            return replace(batch, hu=batch.hu.to(device, non_blocking=True)), stream.record_event()
-
-    def ready(batch: Batch, copied: torch.cuda.Event) -> Batch:
-        compute = torch.cuda.current_stream(device)
-        compute.wait_event(copied)
-        batch.hu.record_stream(compute)
-        return batch
-
-    before = None
-    for host_batch in batches:
-        copying = copy(host_batch)
-        if before:
-            yield ready(*before)
-        copying[1].synchronize()  # the ring may fill the pinned buffer again as soon as the next batch is asked for
-        before = copying
-    if before:
-        yield ready(*before)

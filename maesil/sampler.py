@@ -82,18 +82,12 @@ class CropSampler:
                 f"no crop of {crop} voxels in the training volumes has a body share of {config.min_body}; "
                 "lower train.min_body, or train on other stores"
             )
-        self._weights = self._by_store(np.array(weights, dtype=np.float64), sources)
+        self._weights = sources.by_weight(
+            [(block.reader, weight) for block, weight in zip(self._blocks, weights, strict=True)]
+        )
         # A few epochs and visits are in use at any time; drawing one anew gives the same.
         self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
         self._origins = lru_cache(maxsize=4 * self.batch)(self._draw_origins)
-
-    def _by_store(self, weights: NDArray[np.float64], sources: Sources) -> NDArray[np.float64]:
-        """Scale the blocks of each store to the store's own weight, where stores were given weights."""
-        for reader, weight in zip(sources.readers, sources.weights, strict=False):
-            of_store = np.array([block.reader is reader for block in self._blocks])
-            if of_store.any():
-                weights[of_store] *= weight / weights[of_store].sum()
-        return weights
 
     @property
     def volumes(self) -> list[tuple[SuperpatchReader, Volume]]:

@@ -12,26 +12,28 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import zarr.storage
 
 from maesil.errors import ResourceError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
+_SYNCS_AT_ONCE = 8
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
 
 
-_URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+):/+(?P<rest>.*)")
-
-
-def local_root(where: Path | str) -> Path:
-    """Return the folder that a path or a URL, as fsspec writes them, stands for; `UsageError` if it is not local."""
-    url = _URL.fullmatch(str(where))
+def local_path(text: str | Path) -> Path:
+    """Return the path that a path or a ``file://`` URL names; UsageError for URLs of other schemes, in one line."""
+    url = _URL.fullmatch(str(text))
     if url is None:
-        return Path(where)
-    if url["scheme"] in ("file", "local"):
-        return Path("/" + url["rest"])
-    raise UsageError(f"{where}: expected a local path or file:// URL; stores at {url['scheme']}:// cannot be read yet")
+        return Path(text)
+    host, slash, path = url["rest"].partition("/")
+    if url["scheme"].lower() != "file" or host not in ("", "localhost") or not slash:
+        raise UsageError(f"{text}: expected a path or file:///PATH; other URLs cannot be read yet")
+    return Path(unquote("/" + path))
 
 
 class Storage:
@@ -108,11 +110,14 @@ class Storage:
     def sync(self, prefix: str) -> None:
         """Make everything below a folder, and the folder's own entry, durable (fsync)."""
         base = self.root / prefix
-        for folder, _, files in os.walk(base):
-            for name in files:
-                _sync(Path(folder) / name)
-            _sync(Path(folder))
-        _sync(base.parent)
+        files, folders = [], [base.parent]
+        for folder, _, names in os.walk(base):
+            folders.append(Path(folder))
+            files += [Path(folder) / name for name in names]
+        # At once, since a file system that waits for several writes them together.
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
+            list(pool.map(_sync, files))
+            list(pool.map(_sync, folders))
 
     def delete(self, key: str) -> None:
         """Delete a file that records something no longer true; it may be missing already."""

@@ -14,11 +14,11 @@ from maesil.data import (
     grid_crops,
     measure_intensity,
     patch_shares,
-    split_groups,
     validation_crops,
 )
 from maesil.errors import NoInputError, StoreError, UsageError
 from maesil.patches import patchify
+from maesil.split import split_groups
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from maesil.errors import ResourceError, StoreError, UsageError
-from maesil.storage import Storage, local_root
+from maesil.errors import ResourceError, StoreError
+from maesil.storage import Storage
 
 KEYS = [f"a/b/record-{number}.json" for number in range(12)]
 
@@ -154,17 +154,3 @@ def test_delete_and_remove(tmp_path):
     assert list(storage.list("v")) == ["v/a/2"]
     storage.remove("v/a")
     assert not storage.exists("v/a") and storage.exists("v")
-
-
-@pytest.mark.parametrize(
-    ("where", "path"),
-    [("a/b", "a/b"), ("/a/b", "/a/b"), ("file:///a/b", "/a/b"), (Path("file:///a/b"), "/a/b"), ("local:///a", "/a")],
-)
-def test_local_urls_are_paths(where, path):
-    assert local_root(where) == Path(path)
-
-
-@pytest.mark.parametrize("where", ["s3://bucket/store", Path("s3://bucket/store"), "https://host/store"])
-def test_other_urls_are_refused(where):
-    with pytest.raises(UsageError, match="cannot be read yet"):
-        local_root(where)
