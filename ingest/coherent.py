@@ -66,7 +66,9 @@ def _woven(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> I
     next_one, one_after = _correlation(off, sure, 1), _correlation(off, sure, 2)
     size = float(np.sqrt(np.mean(np.square(off[sure])))) if sure.any() else 0.0
     if size > _NOTICEABLE_HU and next_one < _OPPOSED and one_after > _RECURRING:
-        text = f"every second slice (axis {axis}) differs from its neighbours alike, by {size:.0f} HU: two passes in one"
+        text = (
+            f"every second slice (axis {axis}) differs from its neighbours alike, by {size:.0f} HU: two passes in one"
+        )
         numbers = {"axis": axis, "next": next_one, "one_after": one_after, "rms": size}
         yield Refused("woven_passes", text, **numbers)
 

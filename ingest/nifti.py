@@ -277,7 +277,10 @@ def _hu(stored: _Stored, volume: int | None, allocate: Allocate) -> tuple[NDArra
     if voxels.ndim == 4 and volume is not None:
         voxels = voxels[volume]
     if voxels.ndim != 3:
-        raise Refused("not_3d", f"expected one 3D volume or up to {_MAX_VOLUMES} along a fourth axis, found shape {voxels.shape[::-1]}")
+        raise Refused(
+            "not_3d",
+            f"expected one 3D volume or up to {_MAX_VOLUMES} along a fourth axis, found shape {voxels.shape[::-1]}",
+        )
     if min(voxels.shape) < 2:
         raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {voxels.shape[::-1]}")
     try:

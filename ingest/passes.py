@@ -85,7 +85,9 @@ def _digests(slices: Iterable[InstanceHeader]) -> dict[int, bytes]:
         for path, frames in by_file.items()
         for header, digest in zip(
             frames,
-            hu_digests(path, [f.frame for f in frames], len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES),
+            hu_digests(
+                path, [f.frame for f in frames], len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES
+            ),
             strict=True,
         )
     }

@@ -35,7 +35,16 @@ _AXIAL_DRIFT = 0.1
 _SEPARATE_SCANS_MM = 100.0
 _ORIENTATION_TOLERANCE = 1e-3
 _NOT_AXIAL_BELOW = 0.8
-_DERIVED_CONTRAST = {"MAXIMUM", "MINIMUM", "MEAN", "STD_DEVIATION", "SUBTRACTION", "MASKED", "DIVISION", "MULTIPLICATION"}
+_DERIVED_CONTRAST = {
+    "MAXIMUM",
+    "MINIMUM",
+    "MEAN",
+    "STD_DEVIATION",
+    "SUBTRACTION",
+    "MASKED",
+    "DIVISION",
+    "MULTIPLICATION",
+}
 """What Enhanced CT says in the fourth value of a frame's type (PS3.3 C.8.16.1.4): no slices of their own."""
 _REFORMAT_WORDS = ("MPR", "REFORMAT", "MIP", "MINIP", "PROJECTION", "VOLUME RENDERING", "VRT", "SCREEN")
 _NOT_WANTED = ("localizer", "derived_reformat", "no_slice")

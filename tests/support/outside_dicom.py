@@ -107,7 +107,9 @@ def write(ds: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path
     return path
 
 
-def write_all(slices: Iterable[Dataset], folder: Path, seed: int = 11, syntax: str = ExplicitVRLittleEndian) -> list[Path]:
+def write_all(
+    slices: Iterable[Dataset], folder: Path, seed: int = 11, syntax: str = ExplicitVRLittleEndian
+) -> list[Path]:
     """Write slices under names that say nothing, in an order that says nothing; return the paths in slice order."""
     slices = list(slices)
     names = random.Random(seed).sample(range(10**6, 10**7), len(slices))

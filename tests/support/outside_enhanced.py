@@ -11,7 +11,17 @@ import numpy as np
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
-from tests.support.outside_dicom import LEGACY, SC_MULTI, compressed, enhanced, merged, set_pixels, stored_of, uid, write
+from tests.support.outside_dicom import (
+    LEGACY,
+    SC_MULTI,
+    compressed,
+    enhanced,
+    merged,
+    set_pixels,
+    stored_of,
+    uid,
+    write,
+)
 from tests.support.outside_judge import Expected, expect, refuse
 from tests.support.outside_phantom import Scan
 from tests.support.outside_slices import SCAN, Case
@@ -27,7 +37,9 @@ def case(function: Case) -> Case:
 
 def _frames(ds: Dataset) -> list[tuple[Dataset, bytes]]:
     size = ds.Rows * ds.Columns * ds.BitsAllocated // 8
-    return [(frame, ds.PixelData[i * size : (i + 1) * size]) for i, frame in enumerate(ds.PerFrameFunctionalGroupsSequence)]
+    return [
+        (frame, ds.PixelData[i * size : (i + 1) * size]) for i, frame in enumerate(ds.PerFrameFunctionalGroupsSequence)
+    ]
 
 
 def _with_frames(ds: Dataset, frames: list[tuple[Dataset, bytes]]) -> Dataset:
@@ -152,7 +164,11 @@ def concatenation_in_three_files(folder: Path) -> Expected:
     frames = _frames(whole)
     for n, (start, stop) in enumerate(((0, 5), (5, 20), (20, 26))):
         part = _with_frames(copy.deepcopy(whole), copy.deepcopy(frames[start:stop]))
-        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = uid("concatenation"), n + 1, 3
+        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = (
+            uid("concatenation"),
+            n + 1,
+            3,
+        )
         part.ConcatenationFrameOffsetNumber, part.SOPInstanceUIDOfConcatenationSource = start, whole.SOPInstanceUID
         part.SOPInstanceUID = uid("part", n)
         write(part, folder / f"{(n * 2) % 3}" / "part")
@@ -165,7 +181,11 @@ def concatenation_middle_part_missing(folder: Path) -> Expected:
     frames = _frames(whole)
     for n, (start, stop) in enumerate(((0, 10), (16, 26))):
         part = _with_frames(copy.deepcopy(whole), copy.deepcopy(frames[start:stop]))
-        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = uid("concatenation"), n * 2 + 1, 3
+        part.ConcatenationUID, part.InConcatenationNumber, part.InConcatenationTotalNumber = (
+            uid("concatenation"),
+            n * 2 + 1,
+            3,
+        )
         part.ConcatenationFrameOffsetNumber, part.SOPInstanceUID = start, uid("part", n)
         write(part, folder / f"{n}")
     return refuse("gap", "irregular_spacing")

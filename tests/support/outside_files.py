@@ -49,7 +49,9 @@ def case(function: Case) -> Case:
     return function
 
 
-def _encoded(name: str, syntax: str, scan: Scan = SCAN, signed: bool = False, notes: tuple[str, ...] = (), **more: object) -> None:
+def _encoded(
+    name: str, syntax: str, scan: Scan = SCAN, signed: bool = False, notes: tuple[str, ...] = (), **more: object
+) -> None:
     def write_case(folder: Path) -> Expected:
         slices = series(SCAN)
         if signed:
@@ -100,7 +102,11 @@ def every_slice_of_another_encoding(folder: Path) -> Expected:
         if k % 6 < 3:
             write(compressed(ds, syntaxes[k % 3]), folder / f"{k}", syntaxes[k % 3])
         else:
-            write(ds, folder / f"{k}", (ExplicitVRBigEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)[k % 3])
+            write(
+                ds,
+                folder / f"{k}",
+                (ExplicitVRBigEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)[k % 3],
+            )
     return expect(SCAN)
 
 
@@ -171,14 +177,28 @@ _bytes_changed("zip_in_the_preamble", lambda data, _: b"PK\x03\x04" + data[4:], 
 _bytes_changed("gzip_in_the_preamble", lambda data, _: b"\x1f\x8b\x08" + data[3:], expect(SCAN))
 _bytes_changed("zeros_behind_the_end", lambda data, _: data + b"\0" * 512, expect(SCAN))
 _bytes_changed("one_byte_behind_the_end", lambda data, _: data + b"\0", expect(SCAN, or_refused=True))
-_bytes_changed("crlf_made_of_every_lf_in_one", lambda data, k: data.replace(b"\n", b"\r\n") if k == 12 else data, refuse())
+_bytes_changed(
+    "crlf_made_of_every_lf_in_one", lambda data, k: data.replace(b"\n", b"\r\n") if k == 12 else data, refuse()
+)
 _bytes_changed("last_byte_missing_of_one", lambda data, k: data[:-1] if k == 3 else data, refuse())
 _bytes_changed("half_of_one_missing", lambda data, k: data[: len(data) // 2] if k == 25 else data, refuse())
 _bytes_changed("nothing_but_nul_in_one", lambda data, k: bytes(len(data)) if k == 5 else data, refuse(or_refused=True))
 _bytes_changed("dicom_prefix_alone_in_one", lambda data, k: data[:132] if k == 5 else data, refuse())
-_bytes_changed("big_endian_named_little", lambda data, k: data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0"), refuse())
-_bytes_changed("deflated_named_but_not", lambda data, k: data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"), refuse())
-_bytes_changed("unknown_transfer_syntax", lambda data, k: data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.7\0"), refuse())
+_bytes_changed(
+    "big_endian_named_little",
+    lambda data, k: data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.2\0"),
+    refuse(),
+)
+_bytes_changed(
+    "deflated_named_but_not",
+    lambda data, k: data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99"),
+    refuse(),
+)
+_bytes_changed(
+    "unknown_transfer_syntax",
+    lambda data, k: data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.7\0"),
+    refuse(),
+)
 
 
 @case
@@ -373,7 +393,16 @@ def same_series_in_two_zips_and_a_folder(folder: Path) -> Expected:
 
 @case
 def zip_of_evil_names(folder: Path) -> Expected:
-    names = ["../../../../tmp/maesil_evil", "/etc/maesil_evil", "C:\\windows\\evil", "a/../../b", "con", "x" * 300, "\u202egnp.exe", " "]
+    names = [
+        "../../../../tmp/maesil_evil",
+        "/etc/maesil_evil",
+        "C:\\windows\\evil",
+        "a/../../b",
+        "con",
+        "x" * 300,
+        "\u202egnp.exe",
+        " ",
+    ]
     files = list(_files(series(SCAN)).values())
     _zip(folder / "evil.zip", {(names[k] if k < len(names) else f"{k}"): data for k, data in enumerate(files)})
     return expect(SCAN)
@@ -508,7 +537,11 @@ def files_that_may_not_be_read(folder: Path) -> Expected:
 @case
 def sparse_giants(folder: Path) -> Expected:
     write_all(series(SCAN), folder / "clean")
-    for name, head in (("giant.dcm", bytes(132)), ("giant.nii", struct.pack("<i", 348) + bytes(344)), ("giant", bytes(128) + b"DICM")):
+    for name, head in (
+        ("giant.dcm", bytes(132)),
+        ("giant.nii", struct.pack("<i", 348) + bytes(344)),
+        ("giant", bytes(128) + b"DICM"),
+    ):
         with (folder / name).open("wb") as file:
             file.write(head)
             file.truncate(9_000_000_000)

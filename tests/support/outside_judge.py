@@ -78,7 +78,11 @@ def judge(source: Path, work: Path, expected: Expected) -> list[str]:
         return [f"exit {result.exit_code}: {result.output.strip()[-300:]}"]
     (work / "summary.json").write_text(json.dumps(summary, indent=1))
     volumes = _exported(store, work)
-    wrong = [*_accounting(source, summary, expected.options), *_verdicts(summary, expected, bool(volumes)), *_volumes(volumes, summary, expected)]
+    wrong = [
+        *_accounting(source, summary, expected.options),
+        *_verdicts(summary, expected, bool(volumes)),
+        *_volumes(volumes, summary, expected),
+    ]
     if expected.scans and not expected.or_refused:
         wanted = {1} if expected.refused else {0}
         if result.exit_code not in wanted:
@@ -139,7 +143,9 @@ def _verdicts(summary: dict[str, Any], expected: Expected, any_volume: bool) -> 
     codes = {file["code"] for file in summary["files"] if file["status"] == "quarantined"}
     wrong = []
     if codes & {"unexpected", "worker_lost", "out_of_memory", "decoder_killed"}:
-        wrong.append(f"crash: {codes}: " + "; ".join(f["detail"] for f in summary["files"] if f["code"] == "unexpected")[:300])
+        wrong.append(
+            f"crash: {codes}: " + "; ".join(f["detail"] for f in summary["files"] if f["code"] == "unexpected")[:300]
+        )
     if expected.refused and not codes:
         wrong.append("silently wrong: nothing was refused")
     if codes and not expected.refused and not expected.or_refused:

@@ -57,7 +57,9 @@ def save(made: Any, path: Path, change: Callable[[bytearray], bytes | bytearray 
     raw = bytearray(type(made)(data, made.affine, header).to_bytes())
     size = header.sizeof_hdr
     slots = {348: (112, "f"), 540: (176, "d")}[size]
-    struct.pack_into(f"{endian}2{slots[1]}", raw, slots[0], float(made.header["scl_slope"]), float(made.header["scl_inter"]))
+    struct.pack_into(
+        f"{endian}2{slots[1]}", raw, slots[0], float(made.header["scl_slope"]), float(made.header["scl_inter"])
+    )
     raw = change(raw) or raw if change else raw
     path.write_bytes(gzip.compress(bytes(raw), 1, mtime=0) if path.suffix == ".gz" else bytes(raw))
     return path
@@ -80,7 +82,9 @@ def all_48_orientations(folder: Path) -> Expected:
     """One file each, of a body shifted by its own amount, so that no two are the same scan."""
     scans = []
     base = Scan(shape=(20, 28, 32), step=(0, 0, 7.1), down=(0, 7.0, 0), along=(6.7, 0, 0))
-    for n, (order, signs) in enumerate(itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))):
+    for n, (order, signs) in enumerate(
+        itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3))
+    ):
         vectors = [base.step, base.down, base.along]
         shape = [base.shape[a] for a in order]
         turned = [tuple(np.asarray(vectors[a], float) * s) for a, s in zip(order, signs, strict=True)]
@@ -93,8 +97,11 @@ def all_48_orientations(folder: Path) -> Expected:
 OBLIQUE = SCAN.turned(-9, 14, 31)
 SHEARED = SCAN.but(step=(0.9, -1.1, 5.4), resampled=True, tolerance=90)
 simple("oblique_sform_alone", lambda: image(OBLIQUE, qform=0), expect(OBLIQUE))
-simple("oblique_qform_alone", lambda: image(OBLIQUE.but(along=tuple(-np.asarray(OBLIQUE.along))), sform=0),
-       expect(OBLIQUE.but(along=tuple(-np.asarray(OBLIQUE.along)))))
+simple(
+    "oblique_qform_alone",
+    lambda: image(OBLIQUE.but(along=tuple(-np.asarray(OBLIQUE.along))), sform=0),
+    expect(OBLIQUE.but(along=tuple(-np.asarray(OBLIQUE.along)))),
+)
 simple("sheared_sform", lambda: _sheared(), expect(SHEARED))
 
 
@@ -119,18 +126,29 @@ def _set(offset: int, fmt: str, *values: Any) -> Callable[[bytearray], None]:
 
 
 simple("sform_all_zero_rows_qform_good", lambda: image(SCAN), expect(SCAN), _set(280, "12f", *[0.0] * 12))
-simple("sform_nan_qform_good", lambda: image(SCAN), expect(SCAN, or_refused=True), _set(280, "12f", *[float("nan")] * 12))
-simple("sform_nan_no_qform", lambda: image(SCAN, qform=0), refuse("no_orientation"), _set(280, "12f", *[float("nan")] * 12))
+simple(
+    "sform_nan_qform_good", lambda: image(SCAN), expect(SCAN, or_refused=True), _set(280, "12f", *[float("nan")] * 12)
+)
+simple(
+    "sform_nan_no_qform", lambda: image(SCAN, qform=0), refuse("no_orientation"), _set(280, "12f", *[float("nan")] * 12)
+)
 simple("neither_form_but_rows_filled", lambda: image(SCAN, sform=1), refuse("no_orientation"), _set(252, "2h", 0, 0))
 simple("qform_shifted_by_3_mm", lambda: image(SCAN), refuse("forms_differ"), lambda raw: _add(raw, 268, 3.0))
-simple("qform_shifted_prefer_sform", lambda: image(SCAN), expect(SCAN, options=("--prefer", "sform")), lambda raw: _add(raw, 268, 3.0))
+simple(
+    "qform_shifted_prefer_sform",
+    lambda: image(SCAN),
+    expect(SCAN, options=("--prefer", "sform")),
+    lambda raw: _add(raw, 268, 3.0),
+)
 simple("qform_shifted_by_a_quarter_mm", lambda: image(SCAN), expect(SCAN), lambda raw: _add(raw, 268, 0.25))
 simple("sform_flipped_against_qform", lambda: image(SCAN), refuse("forms_differ"), lambda raw: _negate(raw, 280))
 simple("sform_scaled_by_ten", lambda: image(SCAN), refuse("forms_differ"), lambda raw: _scale(raw, 280, 12, 10.0))
 simple("pixdim_zero_qform_alone", lambda: image(SCAN, sform=0), refuse(), _set(80, "3f", 0, 0, 0))
 simple("pixdim_zero_sform_alone", lambda: image(SCAN, qform=0), expect(SCAN), _set(80, "3f", 0, 0, 0))
 simple("pixdim_negative_sform_alone", lambda: image(SCAN, qform=0), expect(SCAN), _set(80, "3f", -4.6, -5.0, -5.5))
-simple("quaternion_longer_than_one", lambda: image(SCAN, sform=0), refuse(or_refused=True), _set(256, "3f", 0.9, 0.9, 0.9))
+simple(
+    "quaternion_longer_than_one", lambda: image(SCAN, sform=0), refuse(or_refused=True), _set(256, "3f", 0.9, 0.9, 0.9)
+)
 
 
 def _add(raw: bytearray, offset: int, amount: float) -> None:
@@ -187,7 +205,9 @@ def _extension(raw: bytearray) -> bytes:
 
 
 simple("extension_with_a_patient", lambda: image(SCAN), expect(SCAN, options=("--phi-scan",)), _extension)
-simple("extension_of_negative_size", lambda: image(SCAN), expect(SCAN, or_refused=True), lambda raw: _broken_extension(raw))
+simple(
+    "extension_of_negative_size", lambda: image(SCAN), expect(SCAN, or_refused=True), lambda raw: _broken_extension(raw)
+)
 
 
 def _broken_extension(raw: bytearray) -> bytes:
@@ -198,7 +218,11 @@ def _broken_extension(raw: bytearray) -> bytes:
 
 # --- how numbers are stored -------------------------------------------------------------------------------------------
 
-simple("uint8_slope_14", lambda: image(data=np.rint((HU + 1024) / 14), dtype=np.uint8, slope=14, inter=-1024), expect(SCAN.but(tolerance=8)))
+simple(
+    "uint8_slope_14",
+    lambda: image(data=np.rint((HU + 1024) / 14), dtype=np.uint8, slope=14, inter=-1024),
+    expect(SCAN.but(tolerance=8)),
+)
 simple("uint16_inter_minus_1024", lambda: image(data=HU + 1024, dtype=np.uint16, slope=1, inter=-1024), expect(SCAN))
 simple("int16_slope_half", lambda: image(data=HU * 2, slope=0.5, inter=0), expect(SCAN))
 simple("int16_slope_minus_1", lambda: image(data=-HU, slope=-1, inter=0), expect(SCAN))
@@ -208,11 +232,25 @@ simple("int16_slope_inf", lambda: image(slope=float("inf"), inter=0), expect(SCA
 simple("int16_slope_good_inter_nan", lambda: image(slope=1, inter=float("nan")), expect(SCAN, or_refused=True))
 simple("uint32", lambda: image(data=HU + 1024, dtype=np.uint32, slope=1, inter=-1024), expect(SCAN))
 simple("int64", lambda: image(dtype=np.int64), expect(SCAN))
-simple("float32_with_fractions", lambda: image(data=SCAN.at(SCAN.centres()).transpose(2, 1, 0), dtype=np.float32), expect(SCAN))
-simple("float64_big_endian_nifti_2", lambda: image(kind=nibabel.Nifti2Image, dtype=np.float64).as_reoriented([[0, 1], [1, 1], [2, 1]]), expect(SCAN))
+simple(
+    "float32_with_fractions",
+    lambda: image(data=SCAN.at(SCAN.centres()).transpose(2, 1, 0), dtype=np.float32),
+    expect(SCAN),
+)
+simple(
+    "float64_big_endian_nifti_2",
+    lambda: image(kind=nibabel.Nifti2Image, dtype=np.float64).as_reoriented([[0, 1], [1, 1], [2, 1]]),
+    expect(SCAN),
+)
 simple("nifti_2_gz", lambda: image(kind=nibabel.Nifti2Image, dtype=np.int32), expect(SCAN), file="ct.nii.gz")
-simple("rgb", lambda: image(data=np.zeros((48, 40, 26), [("R", "u1"), ("G", "u1"), ("B", "u1")]),
-                            dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), refuse("bad_dtype"))
+simple(
+    "rgb",
+    lambda: image(
+        data=np.zeros((48, 40, 26), [("R", "u1"), ("G", "u1"), ("B", "u1")]),
+        dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")],
+    ),
+    refuse("bad_dtype"),
+)
 simple("complex64", lambda: image(dtype=np.complex64), refuse("bad_dtype"))
 simple("datatype_that_does_not_exist", lambda: image(), refuse(), _set(70, "h", 777))
 simple("bitpix_wrong", lambda: image(), expect(SCAN, or_refused=True), _set(72, "h", 8))
@@ -281,8 +319,11 @@ def colour_planes_as_a_fifth_dimension(folder: Path) -> Expected:
 simple("one_slice", lambda: image(SCAN.but(shape=(1, 40, 48))), expect(or_refused=True))
 simple("two_dimensions", lambda: image(data=HU[..., 13]), refuse(or_refused=True))
 simple("five_slices", lambda: image(SCAN.but(shape=(5, 40, 48))), expect(SCAN.but(shape=(5, 40, 48)), or_refused=True))
-simple("sagittal_slices_first_axis_thin", lambda: image(Scan(shape=(12, 40, 40), step=(9.5, 0, 0), along=(0, 5.0, 0), down=(0, 0, -5.5))),
-       expect(Scan(shape=(12, 40, 40), step=(9.5, 0, 0), along=(0, 5.0, 0), down=(0, 0, -5.5)), or_refused=True))
+simple(
+    "sagittal_slices_first_axis_thin",
+    lambda: image(Scan(shape=(12, 40, 40), step=(9.5, 0, 0), along=(0, 5.0, 0), down=(0, 0, -5.5))),
+    expect(Scan(shape=(12, 40, 40), step=(9.5, 0, 0), along=(0, 5.0, 0), down=(0, 0, -5.5)), or_refused=True),
+)
 
 # --- containers and damage --------------------------------------------------------------------------------------------
 
@@ -303,9 +344,17 @@ def _flip(data: bytes, at: int) -> bytes:
     return bytes(bent)
 
 
-_packed("gzip_of_several_members", lambda raw: b"".join(gzip.compress(raw[i : i + 20_000]) for i in range(0, len(raw), 20_000)), expect(SCAN))
+_packed(
+    "gzip_of_several_members",
+    lambda raw: b"".join(gzip.compress(raw[i : i + 20_000]) for i in range(0, len(raw), 20_000)),
+    expect(SCAN),
+)
 _packed("gzip_with_a_file_name_and_comment", lambda raw: _named_gzip(raw), expect(SCAN))
-_packed("garbage_behind_the_gzip", lambda raw: gzip.compress(raw) + b"garbage behind the end" * 9, expect(SCAN, or_refused=True))
+_packed(
+    "garbage_behind_the_gzip",
+    lambda raw: gzip.compress(raw) + b"garbage behind the end" * 9,
+    expect(SCAN, or_refused=True),
+)
 _packed("zeros_behind_the_gzip", lambda raw: gzip.compress(raw) + bytes(512), expect(SCAN))
 _packed("bytes_behind_the_voxels", lambda raw: gzip.compress(raw + b"tail" * 100), expect(SCAN, or_refused=True))
 _packed("gzip_cut_in_the_trailer", lambda raw: gzip.compress(raw)[:-4], refuse())
@@ -362,7 +411,9 @@ def same_scan_as_int16_and_float32_and_flipped(folder: Path) -> Expected:
 # --- numbers that are no HU -------------------------------------------------------------------------------------------
 
 
-def _numbers(name: str, function: Callable[[NDArray[Any]], NDArray[Any]], expected: Expected, dtype: Any = np.float32) -> None:
+def _numbers(
+    name: str, function: Callable[[NDArray[Any]], NDArray[Any]], expected: Expected, dtype: Any = np.float32
+) -> None:
     simple(name, lambda: image(data=function(HU.astype(np.float64)), dtype=dtype), expected)
 
 
@@ -376,7 +427,12 @@ _numbers("minus_1024", lambda hu: hu - 1024, refuse(), np.int16)
 _numbers("times_ten", lambda hu: hu * 10, refuse(), np.int16)
 _numbers("windowed_200_300", lambda hu: hu.clip(-200, 300), refuse(), np.int16)
 _numbers("windowed_minus_160_to_240", lambda hu: hu.clip(-160, 240), refuse(), np.int16)
-_numbers("clipped_minus_1000_to_400", lambda hu: hu.clip(-1000, 400), expect(SCAN.but(tolerance=80), or_refused=True), np.int16)
+_numbers(
+    "clipped_minus_1000_to_400",
+    lambda hu: hu.clip(-1000, 400),
+    expect(SCAN.but(tolerance=80), or_refused=True),
+    np.int16,
+)
 _numbers("negated", lambda hu: -hu, refuse(), np.int16)
 _numbers("mask", lambda hu: hu > -500, refuse(), np.uint8)
 _numbers("mask_of_255", lambda hu: (hu > -500) * 255, refuse(), np.uint8)
@@ -385,7 +441,9 @@ _numbers("labels_int16", lambda hu: np.digitize(hu, [-500, -60, 30, 70, 200]), r
 _numbers("probability_map", lambda hu: 1 / (1 + np.exp(-hu / 100)), refuse())
 _numbers("pet_suv", lambda hu: np.where(hu > -500, 1.2 + np.abs(hu) / 90, 0.02), refuse())
 _numbers("mr_like", lambda hu: np.where(hu > -500, 300 + 2.2 * hu.clip(-150, 200), 8).clip(0), refuse(), np.int16)
-_numbers("mr_like_0_to_4000", lambda hu: np.where(hu > -500, 1300 + 9 * hu.clip(-140, 250), 20).clip(0), refuse(), np.int16)
+_numbers(
+    "mr_like_0_to_4000", lambda hu: np.where(hu > -500, 1300 + 9 * hu.clip(-140, 250), 20).clip(0), refuse(), np.int16
+)
 _numbers("ultrasound_like", lambda hu: np.random.default_rng(2).rayleigh(40, hu.shape).clip(0, 255), refuse(), np.uint8)
 _numbers("dose_in_gray", lambda hu: 70 * np.exp(-np.abs(hu - 40) / 300), refuse())
 _numbers("hu_of_a_cropped_organ_on_zero", lambda hu: np.where(np.abs(hu - 60) < 60, hu, 0), refuse(), np.int16)
@@ -419,7 +477,11 @@ def corners_nan_and_inf(folder: Path) -> Expected:
     return expect(SCAN, invalid=gone, notes=("non_finite_voxels",))
 
 
-_numbers("sixty_percent_nan", lambda hu: np.where(np.random.default_rng(4).random(hu.shape) < 0.6, np.nan, hu), refuse("non_finite"))
+_numbers(
+    "sixty_percent_nan",
+    lambda hu: np.where(np.random.default_rng(4).random(hu.shape) < 0.6, np.nan, hu),
+    refuse("non_finite"),
+)
 _numbers("all_nan", lambda hu: hu * np.nan, refuse())
 
 
