@@ -65,7 +65,9 @@ def ingest(
         str, _option("keep-all or keep-first, of sources with the very same pixels.", panel=_RUN)
     ] = "keep-all",
     follow_links: Annotated[bool, _option("Follow symbolic links below SRC.", "--follow-links", panel=_RUN)] = False,
-    max_refused: Annotated[int, _option("Refused volumes and damaged files that still count as success.", panel=_RUN, min=0)] = 0,
+    max_refused: Annotated[
+        int, _option("Refused volumes and damaged files that still count as success.", panel=_RUN, min=0)
+    ] = 0,
     report: Annotated[
         Path | None, _option("Folder for index.html, files.parquet... (default: beside the store).", panel=_REPORT)
     ] = None,
