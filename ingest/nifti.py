@@ -90,7 +90,8 @@ def read_nifti(
 ) -> Scanned:
     """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
 
-    ``volume`` is its number where the file holds several along a fourth axis; ``prefer`` (``sform`` or ``qform``) decides where the two place the volume differently.
+    ``volume`` is its number where the file holds several along a fourth axis; ``prefer`` (``sform`` or ``qform``)
+    decides where the two place the volume differently.
     """
     stored = _read(path)
     affine = _affine(stored.header, stored.notes, prefer)
