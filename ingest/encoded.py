@@ -48,6 +48,7 @@ _PLUGIN = {**dict.fromkeys(_WAVELET, "pylibjpeg"), RLELossless: "pylibjpeg"}
 _PIXEL_TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
+_INTENSITIES = ("MONOCHROME1", "MONOCHROME2")
 _STREAM_END = b"\xff\xd9"
 
 
@@ -56,6 +57,8 @@ def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterato
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise Refused("colour", f"expected one sample a pixel, found {dataset.SamplesPerPixel}")
     _complete(dataset)
+    if (meaning := str(dataset.PhotometricInterpretation or "MONOCHROME2").strip()) not in _INTENSITIES:
+        raise Refused("colour", f"expected MONOCHROME1 or MONOCHROME2, found {meaning}: indices of colours, not HU")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     try:
         if syntax is not None and UID(syntax).is_encapsulated:

@@ -6,28 +6,24 @@ maesil's own trainer reads faster, into reused buffers (`maesil.data.CropLoader`
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import re
 from collections.abc import Callable
-from functools import reduce
-from operator import and_
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import Dataset
 
 from maesil.cache.reader import SuperpatchReader
 from maesil.data import blank_outside_scan
 from maesil.errors import StoreError, UsageError
-from maesil.index import SUPERPATCHES_KEY, index_is_current
+from maesil.index import index_is_current, superpatch_table
 from maesil.store import Store
+from maesil.where import parse
 
 Item = dict[str, Any]
 
@@ -40,8 +36,8 @@ class SuperpatchDataset(Dataset[Item]):
     (z, y, x on the grid of superpatches), ``spacing`` float64 ``[3]`` (z, y, x, mm). ``transform`` is called with it,
     and what it returns is the item.
 
-    ``where`` chooses rows of ``index/superpatches.parquet``: ``"body > 0.3 and spacing_z <= 2"``, or any expression of
-    `pyarrow.compute`. ``split`` is a file and one of its parts, ``("run/split.json", "train")``: patients of other
+    ``where`` chooses superpatches as ``maesil train --where`` does: ``"body > 0.3 and spacing_z <= 2"``, or any
+    `pyarrow.compute` expression over the same columns. ``split`` is a file and one of its parts, ``("run/split.json", "train")``: patients of other
     parts are left out. Raises StoreError (no store, a stale index, damage at the item that meets it) and UsageError.
     """
 
@@ -58,8 +54,8 @@ class SuperpatchDataset(Dataset[Item]):
         if not index_is_current(opened):
             raise StoreError(f"{store}: its index is missing or stale; run `maesil store index {store}`")
         self.fingerprint = opened.fingerprint
-        table = pq.read_table(io.BytesIO(opened.storage.read(SUPERPATCHES_KEY)))
-        for condition in (_condition(where, table.column_names), _of_split(split)):
+        table = superpatch_table(opened)
+        for condition in (parse(where) if isinstance(where, str) else where, _of_split(split)):
             if condition is not None:
                 table = _filtered(table, condition)
         # Plain arrays: Arrow's threads do not survive a fork, and a list of rows would be copied by each worker.
@@ -108,35 +104,6 @@ def _filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:
         return table.filter(condition)
     except pa.ArrowException as error:
         raise UsageError(f"where: expected columns compared with values of their type, found {condition}") from error
-
-
-def _condition(where: str | pc.Expression | None, columns: list[str]) -> pc.Expression | None:
-    """Return the expression of a filter in words: comparisons joined by `and`."""
-    if where is None or isinstance(where, pc.Expression):
-        return where
-    return reduce(and_, (_comparison(part, columns) for part in re.split(r"\s+and\s+", where.strip())))
-
-
-_COMPARISON = re.compile(r"(\w+)\s*(<=|>=|==|!=|<|>)\s*('[^']*'|\"[^\"]*\"|[-+.\w]+)")
-
-
-def _comparison(text: str, columns: list[str]) -> pc.Expression:
-    found = _COMPARISON.fullmatch(text.strip())
-    if not found or found[1] not in columns:
-        raise UsageError(
-            f"where: expected comparisons such as 'body > 0.3 and spacing_z <= 2', found {text!r}; "
-            f"columns: {', '.join(columns)}"
-        )
-    name, operator, literal = found.groups()
-    try:
-        value: Any = literal[1:-1] if literal[0] in "'\"" else float(literal)
-    except ValueError:
-        raise UsageError(f"where: {literal!r} is no number; put words in quotes") from None
-    field = pc.field(name)
-    return {
-        "<": field < value, "<=": field <= value, ">": field > value, ">=": field >= value,
-        "==": field == value, "!=": field != value,
-    }[operator]  # fmt: skip
 
 
 def _of_split(split: tuple[Path | str, str] | None) -> pc.Expression | None:

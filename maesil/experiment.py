@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -19,19 +19,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from maesil import same_scan
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
 from maesil.config import PRESETS, ModelConfig, RunConfig, from_document, require_known, require_tile
 from maesil.cost import Cost, measure_cost
-from maesil.data import Split, grid_origins, split_groups
+from maesil.data import grid_origins
 from maesil.errors import UsageError
 from maesil.evaluate import ModelPredictor, Predictor, make_floors, reconstruct, score_volumes
 from maesil.experiment_report import Experiment, Trained, write_report
 from maesil.lpips import Lpips
 from maesil.runlog import METRICS, read_metrics
-from maesil.same_scan import merge_groups
 from maesil.scores import Row, thickness_of
+from maesil.split import Split, split_patients
 from maesil.store import Store
 from maesil.train import pick_device, train, with_steps
 from maesil.types import HuArray, Zyx
@@ -94,7 +95,7 @@ def run_paper_experiment(
     for model in models:
         require_known(model, list(MODELS), "model")
     data = _Stores.open(stores)
-    split = split_patients(data.readers, budget, seed)
+    split = split_for(budget, same_scan.patients(data.stores), seed)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
     made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
@@ -178,22 +179,17 @@ def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, conso
         console.print(f"{told} where the scan is the same", highlight=False)
 
 
-def split_patients(readers: Sequence[SuperpatchReader], budget: Budget, seed: int) -> Split:
-    """Set patients aside for scores and for curves; groups that share a scan count as one patient.
+def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
+    """Set patients aside for scores and for curves; ``groups`` as of `maesil.same_scan.patients`.
 
     UsageError with fewer than three patients.
     """
-    leader = merge_groups([(reader, volume) for reader in readers for _, volume in sorted(reader.volumes.items())])
-    patients = set(leader.values())
-    if len(patients) < 3:
-        raise UsageError(f"expected at least 3 patients to train, validate and score, found {len(patients)}")
-    outer = split_groups(patients, float(budget.document["test"]), seed)
-    inner = split_groups(outer.train, float(budget.document["validation"]), seed)
-
-    def members(chosen: Sequence[str]) -> tuple[str, ...]:
-        return tuple(sorted(group for group, leading in leader.items() if leading in chosen))
-
-    return Split(members(inner.train), members(inner.validation), members(outer.validation))
+    if (found := len(set(groups.values()))) < 3:
+        raise UsageError(f"expected at least 3 patients to train, validate and score, found {found}")
+    outer = split_patients(groups, float(budget.document["test"]), seed)
+    rest = {group: groups[group] for group in outer.train}
+    inner = split_patients(rest, float(budget.document["validation"]), seed)
+    return Split(inner.train, inner.validation, outer.validation)
 
 
 def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:

@@ -27,13 +27,14 @@ from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
 from maesil.config import require_tile
-from maesil.data import grid_origins, read_crop, split_groups
+from maesil.data import grid_origins, read_crop
 from maesil.encoder import encoder_of, untrained_encoder
 from maesil.errors import MaesilError, NoInputError, UsageError
 from maesil.folds import Patients, longest_axis, patients_of
 from maesil.labels import UNLABELLED, LabelArray, Labels, load_labels
 from maesil.progress import progress
 from maesil.segmenter import DiceSums, Segmenter, segmentation_loss
+from maesil.split import split_groups
 from maesil.store import Store
 from maesil.train import pick_device
 from maesil.types import MAP_CELL, Zyx
@@ -151,7 +152,7 @@ def finetune(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
-        patients = patients_of(reader, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
+        patients = patients_of(store, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
         rows = _compare(run, reader, labels, task, budget, seed, out)
     facts = {

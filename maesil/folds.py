@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maesil.cache.reader import SuperpatchReader
+from maesil import same_scan
 from maesil.commit import Volume
 from maesil.errors import UsageError
-from maesil.same_scan import merge_groups
+from maesil.store import Store
 from maesil.types import Zyx
 
 
@@ -29,15 +29,14 @@ class Patients:
 
 
 def patients_of(
-    reader: SuperpatchReader, volumes: Sequence[Volume], trained_on: set[str], seed: int, *, include_trained: bool
+    store: Store, volumes: Sequence[Volume], trained_on: set[str], seed: int, *, include_trained: bool
 ) -> Patients:
     """Sort labelled volumes into patients, and these into unseen and seen; UsageError if nobody is unseen.
 
     ``include_trained`` counts all as unseen.
     """
     # A scan that was trained on may be in the store a second time, with labels, as another patient.
-    concerned = {v.volume_id: v for v in (*volumes, *(v for v in reader.volumes.values() if v.group in trained_on))}
-    leader = merge_groups([(reader, volume) for _, volume in sorted(concerned.items())])
+    leader = same_scan.patients([store])
     trained = {leader[group] for group in trained_on if group in leader}
     by_patient: dict[str, list[str]] = {}
     for volume in volumes:

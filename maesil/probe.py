@@ -124,7 +124,7 @@ def probe(
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
-        patients = patients_of(reader, labels.volumes, trained_on, seed, include_trained=include_trained)
+        patients = patients_of(store, labels.volumes, trained_on, seed, include_trained=include_trained)
         looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
     cut, told = _fold(looked_at, patients, labels.volumes, model, folds)
     shares_NK = np.concatenate([one.shares_NK for one in looked_at.values()])

@@ -14,8 +14,8 @@ from support.runs import save_run
 from typer.testing import CliRunner
 
 from maesil.cli import app
-from maesil.data import Split
 from maesil.nifti_export import write_nifti
+from maesil.split import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -19,11 +19,11 @@ from support.stores import make_store
 import maesil
 from maesil.checkpoint import load_run
 from maesil.config import MODEL_KINDS, RunConfig, TrainConfig
-from maesil.data import Split
 from maesil.encoder import encoder_of
 from maesil.errors import CheckpointError, UsageError
 from maesil.export import export_encoder
 from maesil.monai_weights import load_into_monai_vit, monai_vit_state
+from maesil.split import Split
 from maesil.store import Store
 from maesil.train import train
 

@@ -14,7 +14,6 @@ from support.runs import save_run
 
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import load_run
-from maesil.data import Split
 from maesil.encoder import encoder_of
 from maesil.errors import UsageError
 from maesil.finetune import (
@@ -32,6 +31,7 @@ from maesil.finetune import (
 from maesil.folds import Patients, patients_of
 from maesil.labels import load_labels
 from maesil.phantom import ORGANS
+from maesil.split import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import UsageError
 from maesil.folds import longest_axis, patients_of
 
@@ -18,8 +17,7 @@ def world(tmp_path_factory):
         add_volume(store, synthetic_hu((40, 44 + 4 * seed, 40), seed), name=name, group=name)
     add_volume(store, synthetic_hu((40, 44, 40), 0), name="z", group="z")
     add_volume(store, synthetic_hu((64, 30, 40), 9), name="b2", group="b")
-    reader = SuperpatchReader(store)
-    return reader, {v.group + ("2" if v.shape[0] == 64 else ""): v for v in reader.volumes.values()}
+    return store, {v.group + ("2" if v.shape[0] == 64 else ""): v for v in store.volumes()}
 
 
 def names(patients, volumes):
@@ -28,31 +26,31 @@ def names(patients, volumes):
 
 
 def test_nobody_who_was_trained_on_is_scored_under_any_name(world):
-    reader, volumes = world
-    found = patients_of(reader, list(volumes.values()), {"z"}, 0, include_trained=False)
+    store, volumes = world
+    found = patients_of(store, list(volumes.values()), {"z"}, 0, include_trained=False)
     assert names(found.seen, volumes) == {frozenset("az")}
     assert names(found.unseen, volumes) == {frozenset({"b", "b2"}), frozenset("c"), frozenset("d")}
     # Where the scan that was trained on has no label itself, its twin is known by it all the same.
     labelled = [volume for name, volume in volumes.items() if name != "z"]
-    assert names(patients_of(reader, labelled, {"z"}, 0, include_trained=False).seen, volumes) == {frozenset("a")}
+    assert names(patients_of(store, labelled, {"z"}, 0, include_trained=False).seen, volumes) == {frozenset("a")}
 
 
 def test_asked_for_they_are_scored_too_and_without_anybody_left_it_is_refused(world):
-    reader, volumes = world
+    store, volumes = world
     everyone = list(volumes.values())
-    assert not patients_of(reader, everyone, {"z"}, 0, include_trained=True).seen
+    assert not patients_of(store, everyone, {"z"}, 0, include_trained=True).seen
     with pytest.raises(UsageError, match=r"all 1 labelled patients.*--include-trained"):
-        patients_of(reader, [volumes["a"]], {"z"}, 0, include_trained=False)
+        patients_of(store, [volumes["a"]], {"z"}, 0, include_trained=False)
 
 
 def test_the_order_follows_from_the_seed_alone(world):
-    reader, volumes = world
+    store, volumes = world
     one, again = (
-        patients_of(reader, list(volumes.values())[::step], set(), 3, include_trained=False) for step in (1, -1)
+        patients_of(store, list(volumes.values())[::step], set(), 3, include_trained=False) for step in (1, -1)
     )
     assert names(one.unseen[:2], volumes) == names(again.unseen[:2], volumes)
     orders = {
-        patients_of(reader, list(volumes.values()), set(), seed, include_trained=False).unseen for seed in range(9)
+        patients_of(store, list(volumes.values()), set(), seed, include_trained=False).unseen for seed in range(9)
     }
     assert len(orders) > 1
 

@@ -15,13 +15,13 @@ from support.runs import SMALL, save_run
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import load_run
 from maesil.config import MaskConfig
-from maesil.data import Split
 from maesil.encoder import encoder_of
 from maesil.errors import UsageError
 from maesil.labels import load_labels
 from maesil.nifti_export import write_nifti
 from maesil.phantom import ORGANS
 from maesil.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
+from maesil.split import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPLIT = Split(("patient-0",), ("patient-1",))
