@@ -64,8 +64,9 @@ def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterato
         if syntax is not None and UID(syntax).is_encapsulated:
             yield from _decode_encapsulated(dataset, UID(syntax), frames)
             return
+        unused = _unused_low_bits(dataset)
         for frame in frames:
-            yield _checked(dataset, pixel_array(dataset, raw=True, index=frame))
+            yield _checked(dataset, pixel_array(dataset, raw=True, index=frame)) >> unused
     except (Refused, MemoryError):
         raise
     except Exception as error:  # decoders raise anything; a slice that does not decode costs one volume
@@ -89,6 +90,18 @@ def _complete(dataset: FileDataset) -> None:
         size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
         if little and len(dataset.PixelData) - size in (0, size % 2):
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+
+
+def _unused_low_bits(dataset: FileDataset) -> int:
+    """Return by how many bits stored values are shifted up in their words; make the data set say that all are used.
+
+    Before 2004 the high bit of 12 could be 15 (PS3.5 8.1.1 has forbidden it since).
+    """
+    high, stored = int(dataset.get("HighBit") or 0), int(dataset.BitsStored)
+    if not stored - 1 < high < int(dataset.BitsAllocated):
+        return 0
+    dataset.BitsStored = high + 1
+    return high + 1 - stored
 
 
 def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:

@@ -51,9 +51,12 @@ class _Stored:
 
 
 def image_of_pair(header: Path) -> Path | None:
-    """Return the file of voxels that goes with a ``.hdr`` file, or None."""
+    """Return the file of voxels that goes with a ``.hdr`` or ``.hdr.gz`` file, or None if that is none."""
+    stem = header.with_suffix("") if header.suffix.lower() == ".gz" else header
+    if stem.suffix.lower() != ".hdr":
+        return None
     for suffix in (".img", ".IMG", ".img.gz"):
-        if is_there(path := header.with_suffix(suffix)):
+        if is_there(path := stem.with_suffix(suffix)):
             return path
     return None
 
@@ -164,7 +167,10 @@ def _parse(head: bytes) -> Any:
 def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes) -> _Stored:
     """Read the voxels of a stream of which ``head`` was read."""
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
-    if offset < (int(header["sizeof_hdr"]) + 4 if head else 0):
+    least = int(header["sizeof_hdr"]) + 4 if head else 0
+    if offset == 0 and not any(head[least - 4 : least]):
+        offset = least  # left out, and no extension in between: there is one place they can begin
+    if offset < least:
         raise Refused("not_nifti", f"expected the voxels behind the header, found vox_offset {offset}")
     size = int(np.prod([int(n) for n in shape])) * dtype.itemsize
     if is_bomb(file_on_disk(path).stat().st_size, offset + size):

@@ -63,7 +63,7 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
     for key, outcome in outcomes_of_blank_series(scan.instances, rules):
         _add(plan, key, outcome)
     for path in scan.niftis:
-        image = image_of_pair(path) if path.suffix.lower() == ".hdr" else None
+        image = image_of_pair(path)
         paths = (path,) if image is None else (path, image)
         claim = claim_of(path)
         for number in range(claim.volumes):

@@ -160,15 +160,22 @@ def _kind(path: Path, head: bytes) -> str:
     if head[:2] in _DICOM_GROUPS and head[2:4] in _LOW_ELEMENTS:
         return "dicom"  # no preamble: starts with a low element of group 0002 or 0008
     if head[:2] == b"\x1f\x8b":
-        return "nifti" if _is_nifti(_gunzip_head(path)) else _claimed_nifti(path, "gzip_of_something_else")
+        if _is_nifti(_gunzip_head(path)):
+            return "nifti"
+        is_image = path.name.lower().endswith(".img.gz") and any(map(is_there, _headers_of(path.with_suffix(""))))
+        return "image_of_a_hdr_pair" if is_image else _claimed_nifti(path, "gzip_of_something_else")
     if _is_nifti(head) or _is_nifti(head + _rest_of_header(path, head)):
         # The .img of a pair has no header of its own; its .hdr brings it along.
         return "nifti"
-    if path.name.lower().endswith(".img") and is_there(path.with_suffix(".hdr")):
+    if path.name.lower().endswith(".img") and any(map(is_there, _headers_of(path))):
         return "image_of_a_hdr_pair"
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
     return _claimed_nifti(path, "not_medical")
+
+
+def _headers_of(image: Path) -> list[Path]:
+    return [image.with_suffix(".hdr"), image.with_suffix(".hdr.gz")]
 
 
 def _claimed_nifti(path: Path, otherwise: str) -> str:

@@ -14,10 +14,10 @@ import nibabel
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from support.outside_phantom import Scan
 from typer.testing import CliRunner
 
 from maesil.cli import app
-from tests.support.outside_phantom import Scan
 
 AIR_STORED = -1024
 
