@@ -9,7 +9,7 @@ import numpy as np
 from maesil.cache.reader import SuperpatchReader, copy_overlap, tile_start, tiles_under
 from maesil.commit import Volume
 from maesil.data import blank_outside_scan
-from maesil.types import AIR_HU, HuArray, Zyx
+from maesil.types import AIR_HU, MAP_CELL, HuArray, Zyx
 
 
 class Buffers:
@@ -64,8 +64,12 @@ class Block:
             return self._tiles[index]
 
     def _read(self, index: Zyx, out: HuArray) -> HuArray:
-        volume_id, T = self._volume.volume_id, self._volume.tile
-        self._reader.read_superpatch(volume_id, index, out)
-        valid = self._reader.read_map_region(volume_id, "valid", tile_start(self._volume, index), (T, T, T))
-        blank_outside_scan(out, valid)
+        volume = self._volume
+        self._reader.read_superpatch(volume.volume_id, index, out)
+        start = tile_start(volume, index)
+        # Beyond the volume superpatches are padded with air, so says the format: only what is in it needs a look.
+        z, y, x = (
+            min(volume.tile, -(-(n - s) // MAP_CELL) * MAP_CELL) for n, s in zip(volume.shape, start, strict=True)
+        )
+        blank_outside_scan(out, self._reader.read_map_region(volume.volume_id, "valid", start, (z, y, x)))
         return out

@@ -224,14 +224,16 @@ def read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) 
 def blank_outside_scan(hu: HuArray, valid: MapArray) -> None:
     """Set the voxels of cells without any valid one to air, in place: no model may learn from what is no scan.
 
-    ``hu`` int16 ``[z, y, x]`` C-contiguous, edges multiples of 8; ``valid`` uint8, its cells.
+    ``hu`` int16 ``[z, y, x]`` C-contiguous, edges multiples of 8; ``valid`` uint8, its cells, or only those at its
+    beginning: the rest is left as it is.
     """
     outside = valid == 0
     if outside.any():
-        z, y, x = outside.shape
+        z, y, x = (n // MAP_CELL for n in hu.shape)
+        to_z, to_y, to_x = valid.shape
         # Four voxels at a time: three times as fast as one by one.
-        rows = hu.reshape(z, MAP_CELL, y, MAP_CELL, x * MAP_CELL).view(np.int64)
-        np.copyto(rows, _FOUR_OF_AIR, where=outside.repeat(MAP_CELL // 4, axis=2)[:, None, :, None, :])
+        fours = hu.reshape(z, MAP_CELL, y, MAP_CELL, x * MAP_CELL).view(np.int64)[:to_z, :, :to_y, :, : 2 * to_x]
+        np.copyto(fours, _FOUR_OF_AIR, where=outside.repeat(2, axis=2)[:, None, :, None, :])
 
 
 _FOUR_OF_AIR = np.full(4, AIR_HU, dtype=np.int16).view(np.int64)[0]

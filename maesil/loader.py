@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,10 +69,9 @@ class CropLoader:
         self._sampler, self._samples = sampler, samples_of_rank(batch, rank, world_size)
         self._process = os.getpid()
         B, c, k = len(self._samples), sampler.crop, sampler.crop // MAP_CELL
-        pin = torch.device(device).type == "cuda"
         self._ring = [
             (
-                torch.empty(B, c, c, c, dtype=torch.int16, pin_memory=pin),
+                _buffer((B, c, c, c), torch.device(device)),
                 torch.empty(B, k, k, k, dtype=torch.uint8),
                 torch.empty(B, k, k, k, dtype=torch.uint8),
             )
@@ -121,3 +121,10 @@ class CropLoader:
         for name, cells in (("valid", valid), ("body", body)):
             cells[:] = draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, size)
         return draw
+
+
+def _buffer(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return int16 memory of the host: pinned for a GPU, else numpy's, which asks for large pages as torch does not."""
+    if device.type == "cuda":
+        return torch.empty(shape, dtype=torch.int16, pin_memory=True)
+    return torch.from_numpy(np.empty(shape, dtype=np.int16))

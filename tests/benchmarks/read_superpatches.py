@@ -58,39 +58,30 @@ MUST_REACH = [
 
 def prepare(store: Store, work: Path) -> dict[str, Any]:
     """Lay the same voxels out for all ways: a store a codec, raw superpatches, whole volumes, volumes to write."""
-    reader, stores = (
-        SuperpatchReader(store),
-        {
-            codec: Store.create(work / codec, Recipe(spacing=None, superpatch=EDGE, codec=codec), "0" * 16)
-            for codec in CODECS
-        },
-    )
-    places, raw, volumes, to_write = [], [], [], []
-    most_body = sorted(((p.body, v.volume_id, p.index) for v in store.volumes() for p in v.superpatches), reverse=True)[
-        :COUNT
+    reader = SuperpatchReader(store)
+    recipes = {codec: Recipe(spacing=None, superpatch=EDGE, codec=codec) for codec in CODECS}
+    stores = {codec: Store.create(work / codec, recipe, "0" * 16) for codec, recipe in recipes.items()}
+    patches = [
+        (patch.body, volume.volume_id, patch.index) for volume in store.volumes() for patch in volume.superpatches
     ]
-    for number, volume_id in enumerate(sorted({volume_id for _, volume_id, _ in most_body})):
-        volume = reader.volumes[volume_id]
+    chosen = sorted(patches, reverse=True)[:COUNT]
+    data: dict[str, Any] = {"work": str(work), "places": [], "raw": [], "volumes": [], "to_write": []}
+    data["stores"] = {codec: str(made.path) for codec, made in stores.items()}
+    for volume_id in sorted({volume_id for _, volume_id, _ in chosen}):
         # Whole superpatches: others would return less of those that leave the volume.
-        hu = reader.read_region(volume_id, (0, 0, 0), tuple(EDGE * n for n in volume.grid))
+        hu = reader.read_region(volume_id, (0, 0, 0), tuple(EDGE * n for n in reader.volumes[volume_id].grid))
         added = {codec: add_volume(made, hu, name=volume_id) for codec, made in stores.items()}
-        for _, _, index in (entry for entry in most_body if entry[1] == volume_id):
-            places.append(
-                {
-                    "volume": added["fast"].volume_id,
-                    "array": f"{stores['fast'].path}/{added['fast'].prefix}/0",
-                    "index": index,
-                }
-            )
-            raw.append(str(work / f"{len(raw)}.raw"))
-            reader.read_superpatch(volume_id, index).tofile(raw[-1])
-        volumes.append(_save(work / f"volume{number}.npy", reader.read_region(volume_id, (0, 0, 0), volume.shape)))
-        if len(to_write) < 3 and min(hu.shape) > EDGE:
-            to_write.append(
-                _save(work / f"write{number}.npy", reader.read_region(volume_id, (0, 0, 0), (2 * EDGE,) * 3))
-            )
-    paths = {codec: str(made.path) for codec, made in stores.items()}
-    return {"work": str(work), "stores": paths, "places": places, "raw": raw, "volumes": volumes, "to_write": to_write}
+        array = f"{data['stores']['fast']}/{added['fast'].prefix}/0"
+        for _, _, index in (entry for entry in chosen if entry[1] == volume_id):
+            data["places"].append({"volume": added["fast"].volume_id, "array": array, "index": index})
+            data["raw"].append(str(work / f"{len(data['raw'])}.raw"))
+            reader.read_superpatch(volume_id, index).tofile(data["raw"][-1])
+        data["volumes"].append(
+            _save(work / f"{volume_id}.npy", reader.read_region(volume_id, (0, 0, 0), reader.volumes[volume_id].shape))
+        )
+        if len(data["to_write"]) < 3 and min(hu.shape) > EDGE:
+            data["to_write"].append(_save(work / f"{volume_id}_whole.npy", hu))
+    return data
 
 
 def _save(path: Path, array: np.ndarray) -> str:
@@ -104,13 +95,8 @@ class Turns:
     def __init__(self, ways: Iterable[str], peers: str, data: Path, cores: int) -> None:
         self._processes = {}
         for way in ways:
-            command = [
-                sys.executable if way in OURS else peers,
-                str(Path(__file__).with_name("reading_ways.py")),
-                way,
-                str(data),
-                str(cores),
-            ]
+            python, script = sys.executable if way in OURS else peers, Path(__file__).with_name("reading_ways.py")
+            command = [python, str(script), way, str(data), str(cores)]
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
             if not any(line == "ready\n" for line in process.stdout or ()):
                 sys.exit(f"{way}: did not get ready")

@@ -205,14 +205,10 @@ def dataloader_zarr(data: dict[str, Any]) -> Round:
     return _pull(_endless(len(places), load), 16, 4)
 
 
-def _npy(data: dict[str, Any], arrays: list[str]) -> list[str]:
-    return [array for array in arrays if Path(array).exists()]
-
-
 def monai_persistent(data: dict[str, Any]) -> Round:
     from monai.data import PersistentDataset
 
-    cached = PersistentDataset(_raw_items(data), _monai_load(), cache_dir=tempfile.mkdtemp(dir=data["work"]))
+    cached = PersistentDataset(data["raw"], _monai_load(), cache_dir=tempfile.mkdtemp(dir=data["work"]))
     for number in range(len(cached)):
         cached[number]  # fills the cache
     return _pull(_endless(len(cached), lambda n: cached[n]), 16, 4)
@@ -221,7 +217,7 @@ def monai_persistent(data: dict[str, Any]) -> Round:
 def monai_cache(data: dict[str, Any]) -> Round:
     from monai.data import CacheDataset
 
-    cached = CacheDataset(_raw_items(data), _monai_load(), progress=False, num_workers=1)
+    cached = CacheDataset(data["raw"], _monai_load(), progress=False, num_workers=1)
     return _pull(_endless(len(cached), lambda n: cached[n]), 16, 4)
 
 
@@ -237,10 +233,6 @@ def monai_volume_crop(data: dict[str, Any]) -> Round:
     for number in range(len(cached)):
         cached[number]
     return _pull(_endless(len(cached), lambda n: cached[n]), 3, 4)
-
-
-def _raw_items(data: dict[str, Any]) -> list[str]:
-    return list(data["raw"])
 
 
 def _monai_load() -> Any:

@@ -237,7 +237,7 @@ def fail(self, origin, out):
 maesil.blocks.Block.cut, failing = fail, False
 with CropLoader(sampler, batch=3) as loader:
     for step, _ in enumerate(loader.batches(0, 10**9)):
-        failing = step == 5
+        failing = step >= 5
 """
 
 LEFT_OPEN = """

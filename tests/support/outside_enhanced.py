@@ -25,25 +25,6 @@ from support.outside_dicom import (
 from support.outside_judge import Expected, expect, refuse
 from support.outside_phantom import Scan
 
-<<<<<<< HEAD
-from tests.support.outside_dicom import (
-    LEGACY,
-    SC_MULTI,
-    compressed,
-    enhanced,
-    merged,
-    set_pixels,
-    stored_of,
-    uid,
-    write,
-)
-from tests.support.outside_judge import Expected, expect, refuse
-from tests.support.outside_phantom import Scan
-from tests.support.outside_slices import SCAN, Case
-
-CASES: dict[str, Case] = {}
-=======
->>>>>>> redteam
 LATE = SCAN.but(enhancement=130)
 
 
