@@ -66,6 +66,12 @@ class Row:
     """For ours: see `maesil.kernels.use_kernels`."""
 
 
+def widths_for_all(model: ModelConfig) -> ModelConfig:
+    """Round widths up to what all rows take: whole heads of 64, and MONAI's position codes."""
+    width, decoder_width = (-(-wanted // 192) * 192 for wanted in (model.width, model.decoder_width))
+    return replace(model, width=width, decoder_width=decoder_width)
+
+
 def voxels(config: ModelConfig, batch: int, device: torch.device) -> Tensor:
     """Make int16 HU ``[B, c, c, c]``."""
     generator = torch.Generator().manual_seed(0)
@@ -111,7 +117,6 @@ def monai(config: RunConfig, device: torch.device) -> Row:
         mlp_dim=4 * sizes.width, num_layers=sizes.depth, num_heads=sizes.heads, masking_ratio=0.75,
         decoder_hidden_size=sizes.decoder_width, decoder_mlp_dim=4 * sizes.decoder_width,
         decoder_num_layers=sizes.decoder_depth, decoder_num_heads=sizes.decoder_heads, spatial_dims=3,
-        pos_embed_type="learnable",  # its sine-cosine codes want widths divisible by 6; their cost is an addition
     ).to(device)  # fmt: skip
     optimizer = make_optimizer(model, config.train)
     hu = voxels(sizes, config.train.batch, device).float()
@@ -240,18 +245,23 @@ def main() -> None:
     asked = parser.parse_args()
     device = torch.device("cuda" if gpu else "cpu")
     config = PRESETS[asked.preset]
-    config = replace(config, train=replace(config.train, batch=asked.batch, compile=False))
+    train = replace(config.train, batch=asked.batch, compile=False)
+    config = replace(config, model=widths_for_all(config.model), train=train)
     if asked.quick:
-        small = replace(config.model, crop=32, width=64, depth=1, decoder_width=64, decoder_depth=1)
+        small = replace(config.model, crop=32, depth=1, decoder_depth=1)
         config, asked.rounds = replace(config, model=small, train=replace(config.train, batch=2)), 1
     rows, left_out = rows_of(config, device, asked.compile and shutil.which("g++") is not None)
     found = measure(rows, config.train.batch, asked.rounds, asked.steps, device)
     about = {
         "device": machine(device), "date": datetime.date.today().isoformat(), "torch": str(torch.__version__),
         "triton": kernels.can_run_triton(device), "preset": asked.preset, "batch": config.train.batch,
-        "quick": asked.quick, "left_out": left_out, "rows": found,
+        "width": config.model.width, "decoder_width": config.model.decoder_width, "quick": asked.quick,
+        "left_out": left_out, "rows": found,
     }  # fmt: skip
-    print(f"{about['device']}, torch {about['torch']}, preset {asked.preset}, batch {config.train.batch}")
+    print(
+        f"{about['device']}, torch {about['torch']}, preset {asked.preset} with widths {config.model.width} and "
+        f"{config.model.decoder_width}, batch {config.train.batch}"
+    )
     print(f"{'row':36} {'ms':>9} {'sp/s':>8} {'GFLOP':>8} {'floor ms':>9} {'of peak':>8} {'M par.':>7} {'spread':>7}")
     for r in found:
         print(
