@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_ingest
+from maesil import cli_doctor, cli_ingest
 from maesil.cli_ingest import print_all
 from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
 
@@ -60,6 +60,7 @@ app.add_typer(store_app, name="store")
 experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
 app.add_typer(experiment_app, name="experiment")
 cli_ingest.register(app, store_app)
+cli_doctor.register(app)
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
 LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
