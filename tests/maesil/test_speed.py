@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -9,12 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import naive
 import pytest
 import torch
 from rich.console import Console
 from support.stores import make_store
 from torch.nn import functional
 
+from maesil import kernels
 from maesil.config import ModelConfig, RunConfig, TrainConfig
 from maesil.flops import count_flops
 from maesil.learner import Learner, Part
@@ -141,12 +142,6 @@ def test_the_step_benchmark_runs_on_a_bare_machine(tmp_path):
 
 
 def test_plain_eager_is_the_same_operation():
-    path = ROOT / "tests" / "benchmarks" / "naive.py"
-    spec = importlib.util.spec_from_file_location("naive", path)
-    naive = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(naive)
-    from maesil import kernels
-
     ours, config = learner("maesil"), learner("maesil").config
     part = one_crop(config)
     volume = torch.randint(-1024, 3000, (1, 16, 16, 16), generator=torch.Generator().manual_seed(1)).short()
