@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest import decode
-from maesil.ingest.dicom import hu_digest
-from maesil.ingest.isolated import receive, send
+from maesil.ingest.dicom import hu_digests
+from maesil.ingest.isolated import map_shared, receive, send
+from maesil.ingest.scanned import SCANNED_BYTES
 from maesil.ingest.source import Source
 from maesil.types import Zyx
 
@@ -38,8 +39,8 @@ class _Shared:
     def allocate(self, shape: Zyx) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         voxels = int(np.prod([int(n) for n in shape]))
         self.descriptor = os.memfd_create("volume", os.MFD_CLOEXEC)
-        os.ftruncate(self.descriptor, 5 * voxels)
-        memory = mmap.mmap(self.descriptor, 5 * voxels)
+        os.ftruncate(self.descriptor, SCANNED_BYTES * voxels)
+        memory = map_shared(self.descriptor, SCANNED_BYTES * voxels)
         hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
         return hu, np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
 
@@ -86,14 +87,14 @@ def _answer(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
 
 
 def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
-    if request["task"] == "hu_digest":
-        return {"hash": hu_digest(Path(request["path"]), request["frame"]).hex()}
+    if request["task"] == "hu_digests":
+        return {"hashes": [digest.hex() for digest in hu_digests(Path(request["path"]), request["frames"])]}
     source = _source(request["source"])
     if request["task"] == "source_hash":
         return {"hash": decode.source_hash(source)}
-    scan = decode.read(source, shared.allocate)
+    scan, found = decode.read_hashed(source, shared.allocate, request["hash"])
     affine = np.asarray(scan.affine).tolist()
-    return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source}
+    return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source, "hash": found}
 
 
 def _source(document: dict[str, Any]) -> Source:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -21,13 +21,14 @@ from pydicom.dataset import Dataset, FileDataset
 
 from maesil.errors import Refused
 from maesil.ingest.encoded import decode_frames, is_lossy
-from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, without_warnings
+from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, tags_of, texts_of, without_warnings
 from maesil.ingest.source_file import read_dataset
 from maesil.types import AIR_HU
 
 MAX_INSTANCE_BYTES = 1 << 31
 _SURELY_OUTSIDE_HU = (-900, 3071)
-_VOXEL_TAGS = (
+_EXACT_IN_FLOAT32 = 1 << 23
+_VOXEL_TAGS = tags_of(
     *GEOMETRY_TAGS,
     "RescaleSlope",
     "RescaleIntercept",
@@ -54,24 +55,26 @@ class SliceHu:
 @without_warnings
 def pixel_digest(path: Path) -> bytes:
     """Return a SHA-256 over all that decides the voxels of one object: geometry, rescale, padding, pixel data."""
-    dataset = read_dataset(path, max_bytes=MAX_INSTANCE_BYTES)
+    return _digest(read_dataset(path, max_bytes=MAX_INSTANCE_BYTES))
+
+
+def _digest(dataset: FileDataset) -> bytes:
     digest = hashlib.sha256()
     for frame in frame_datasets(dataset) if _is_enhanced(dataset) else [dataset]:
-        for tag in _VOXEL_TAGS:
-            digest.update(f"{tag}={frame.get(tag)!s};".encode())
+        digest.update(repr(texts_of(frame, _VOXEL_TAGS)).encode())
         digest.update(b"modality look-up table" if "ModalityLUTSequence" in frame else b"")
     digest.update(str(dataset.file_meta.get("TransferSyntaxUID")).encode())
     digest.update(_pixel_data(dataset))
     return digest.digest()
 
 
-def hu_digest(path: Path, frame: int | None = None) -> bytes:
-    """Return a SHA-256 over the HU of one slice: equal for copies that differ in encoding or UIDs alone."""
+def hu_digests(path: Path, frames: Sequence[int | None]) -> list[bytes]:
+    """Return a SHA-256 over the HU of each slice: equal for copies that differ in encoding or UIDs alone."""
     try:
-        (found,) = read_slices_hu([(path, frame)])
+        found = read_slices_hu((path, frame) for frame in frames)
+        return [hashlib.sha256(slice_.hu.tobytes() + slice_.valid.tobytes()).digest() for slice_ in found]
     except OSError as error:
         raise Refused("unreadable", error.strerror or "the file cannot be read") from error
-    return hashlib.sha256(found.hu.tobytes() + found.valid.tobytes()).digest()
 
 
 def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], set[str]]:
@@ -80,20 +83,25 @@ def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], s
     return found.hu, found.valid, set(found.notes)
 
 
-def read_slices_hu(planes: Iterable[tuple[Path, int | None]]) -> Iterator[SliceHu]:
+def read_slices_hu(
+    planes: Iterable[tuple[Path, int | None]], digests: dict[Path, bytes] | None = None
+) -> Iterator[SliceHu]:
     """Yield slices in the order asked for, each by its file and, in a multi-frame object, its frame.
 
-    Padding (PS3.3 C.7.5.1.1.2) is air outside the scan. `Refused` for what cannot be decoded or is not HU.
+    The `pixel_digest` of each file is noted in ``digests``, if given. Padding (PS3.3 C.7.5.1.1.2) is air outside the
+    scan. `Refused` for what cannot be decoded or is not HU.
     """
     for path, group in groupby(planes, key=lambda plane: plane[0]):
-        yield from _slices_of(path, [frame for _, frame in group])
+        yield from _slices_of(path, [frame for _, frame in group], digests)
 
 
-def _slices_of(path: Path, wanted: list[int | None]) -> Iterator[SliceHu]:
+def _slices_of(path: Path, wanted: list[int | None], digests: dict[Path, bytes] | None) -> Iterator[SliceHu]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of each odd value; what matters is checked here
         dataset = read_dataset(path, max_bytes=MAX_INSTANCE_BYTES)
         _pixel_data(dataset)
+        if digests is not None:
+            digests[path] = _digest(dataset)  # before anything is supplied that decoding needs
         numbers = [frame for frame in wanted if frame is not None]
         headers = list(islice(frame_datasets(dataset), max(numbers) + 1)) if numbers else []
         for frame, stored in zip(wanted, decode_frames(dataset, wanted), strict=True):
@@ -104,15 +112,22 @@ def _slice_hu(header: Dataset, stored: NDArray[Any], *, lossy: bool) -> SliceHu:
     notes = {"lossy"} if lossy else set()
     if "ModalityLUTSequence" in header:
         raise Refused("modality_lut", "expected a rescale slope and intercept, found a modality look-up table")
-    if (kind := str(header.get("RescaleType") or "HU")) not in ("HU", "US"):
+    if (kind := str(header.get("RescaleType") or "HU").strip().upper()) not in ("HU", "US"):
         raise Refused("not_hu", f"expected RescaleType HU, found {kind}")
     if header.get("RescaleSlope") is None or header.get("RescaleIntercept") is None:
         notes.add("no_rescale_tags")
     slope, intercept = rescale_of(header)
-    hu = (stored.astype(np.float64) * slope + intercept).astype(np.float32)
-    valid = ~_padding(header, stored, slope, intercept, notes)
-    hu[~valid] = AIR_HU
-    return SliceHu(hu, valid, frozenset(notes))
+    hu = _rescaled(stored, slope, intercept)
+    padding = _padding(header, stored, slope, intercept, notes)
+    np.copyto(hu, np.float32(AIR_HU), where=padding)
+    return SliceHu(hu, ~padding, frozenset(notes))
+
+
+def _rescaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[np.float32]:
+    """Return slope * stored + intercept, rounded once to float32."""
+    if slope == 1 and stored.dtype.itemsize <= 2 and intercept.is_integer() and abs(intercept) < _EXACT_IN_FLOAT32:
+        return stored.astype(np.float32) + np.float32(intercept)  # whole numbers, exact at half the cost
+    return (stored.astype(np.float64) * slope + intercept).astype(np.float32)
 
 
 def rescale_of(dataset: Dataset) -> tuple[float, float]:

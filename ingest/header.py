@@ -71,29 +71,40 @@ _ACQUISITION_TAGS = (
     "TemporalPositionIdentifier",
     "ImageType",
     "FrameOfReferenceUID",
+    "SeriesNumber",
 )
-_TIME_TAGS = ("AcquisitionDateTime", "AcquisitionTime", "FrameAcquisitionDateTime", "TriggerTime", "ContentTime")
+_WEAK_TAGS = (
+    "MonoenergeticEnergyEquivalent",
+    "StackID",
+    "AcquisitionUID",
+    "SeriesDescription",
+    "ContrastBolusAgent",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "FrameAcquisitionDateTime",
+    "TriggerTime",
+    "ContentTime",
+    "ImageComments",
+)
+_MOST_DIMENSIONS = 6
 _BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
 _HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
-_OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber", *_BODY_PART_TAGS)
+_OTHER_TAGS = ("Modality", "BurnedInAnnotation", *_BODY_PART_TAGS)
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-_WANTED = list(
-    dict.fromkeys(
-        (
-            *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS, *_GROUPS,
-        )
-    )
+_PLAIN_TAGS = (
+    *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_WEAK_TAGS, "DimensionIndexValues", *_OTHER_TAGS, *TECHNICAL_TAGS,
 )  # fmt: skip
+_WANTED = frozenset(int(Tag(name)) for name in (*_PLAIN_TAGS, *_GROUPS))
 
 
-def _tags(*names: str) -> dict[str, tuple[BaseTag, str]]:
+def tags_of(*names: str) -> dict[str, tuple[BaseTag, str]]:
     """Return tag and value representation of attributes by their keywords."""
     return {name: (Tag(name), dictionary_VR(Tag(name))) for name in names}
 
 
-_HEADER_TAGS = _tags(*(name for name in _WANTED if name not in _GROUPS))
-_CLASS_TAGS = _tags("SOPClassUID", "Modality", "ImagePositionPatient")
-_META_TAGS = _tags("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
+_HEADER_TAGS = tags_of(*_PLAIN_TAGS)
+_CLASS_TAGS = tags_of("SOPClassUID", "Modality", "ImagePositionPatient")
+_META_TAGS = tags_of("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
 _BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
 
@@ -119,8 +130,8 @@ class InstanceHeader:
     """What tells two passes over the same positions apart: acquisition number, kernel, tube voltage, phase..."""
     transfer_syntax: str
     technical: dict[str, Any]
-    moment: tuple[str, ...] = ()
-    """When it was acquired, and the object it is a frame of: tells passes apart where nothing better does."""
+    weak: tuple[str, ...] = ()
+    """Tells passes apart where nothing better does: energy level, contrast, times, the object it is a frame of..."""
     frame: int | None = None
     """Index within a multi-frame object."""
     burned_in: bool = False
@@ -190,10 +201,12 @@ def _flat(groups: Any) -> Dataset:
 
 
 def _sop_class(dataset: FileDataset) -> str:
-    texts, meta = _texts(dataset, _CLASS_TAGS), _texts(dataset.file_meta, _META_TAGS)
+    texts, meta = texts_of(dataset, _CLASS_TAGS), texts_of(dataset.file_meta, _META_TAGS)
     sop_class = texts["SOPClassUID"] or meta["MediaStorageSOPClassUID"]
     if not sop_class and texts["Modality"] == "CT" and texts["ImagePositionPatient"]:
         return CT_IMAGE  # blanked by an anonymiser; all that a CT image needs is there
+    if not sop_class and not texts["Modality"] and dataset.preamble:
+        raise Refused("bad_header", "expected a SOP class, found none: the header was cut")
     if sop_class not in (CT_IMAGE, *ENHANCED_CT):
         name = UID(sop_class).name if sop_class else "no SOP class"
         raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
@@ -203,12 +216,10 @@ def _sop_class(dataset: FileDataset) -> str:
 
 
 def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None) -> InstanceHeader:
-    meta = _texts(dataset.file_meta, _META_TAGS)
-    texts = _texts(frame, _HEADER_TAGS)
+    meta = texts_of(dataset.file_meta, _META_TAGS)
+    texts = texts_of(frame, _HEADER_TAGS)
     instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]
     series = texts["SeriesInstanceUID"]
-    # Where the series UID was blanked, the number of the series is all that is left of it.
-    series_number = "" if series else texts["SeriesNumber"]
     body_part = " ".join(texts[tag] for tag in _BODY_PART_TAGS).upper()
     return InstanceHeader(
         path=path,
@@ -224,17 +235,23 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
         position=_numbers(texts["ImagePositionPatient"], 3),
         orientation=_one(_numbers(texts["ImageOrientationPatient"], 6)),
         pixel_spacing=_one(_numbers(texts["PixelSpacing"], 2)),
-        acquisition=_one((*(texts[tag] for tag in _ACQUISITION_TAGS), series_number)),
+        acquisition=_one(tuple(texts[tag] for tag in _ACQUISITION_TAGS)),
         transfer_syntax=_one(meta["TransferSyntaxUID"]),
         technical=_technical(frame, tuple(texts[tag] for tag in TECHNICAL_TAGS)),
-        moment=_one((*(texts[tag] for tag in _TIME_TAGS), "" if number is None else instance)),
+        weak=_one((*(texts[tag] for tag in _WEAK_TAGS), *_dimensions(texts), "" if number is None else instance)),
         frame=number,
         burned_in=texts["BurnedInAnnotation"].upper() == "YES",
         head=any(word in body_part for word in _HEAD_WORDS),
     )
 
 
-def _texts(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
+def _dimensions(texts: Mapping[str, str]) -> list[str]:
+    """Return a frame's index along each dimension of its object (PS3.3 C.7.6.17); position is one of them."""
+    indices = texts["DimensionIndexValues"].split("\\")[:_MOST_DIMENSIONS]
+    return indices + [""] * (_MOST_DIMENSIONS - len(indices))
+
+
+def texts_of(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
     """Return values as texts, empty where absent: far faster than having pydicom convert each of them."""
     return {name: _text(dataset.get_item(tag), vr) for name, (tag, vr) in tags.items()}
 

@@ -17,13 +17,14 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from maesil.errors import Refused
-from maesil.ingest.scanned import Scanned
+from maesil.ingest.scanned import SCANNED_BYTES, Scanned
 from maesil.ingest.source import Source
 
 MEMORY_BYTES = 1 << 29
@@ -37,15 +38,21 @@ _LENGTH = 4
 
 def read(source: Source) -> Scanned:
     """Decode a source to HU on its own grid, as `maesil.ingest.decode.read`."""
-    answer, descriptor = _child().ask({"task": "read", "source": _document(source)}, source.decoded_bytes)
+    return read_hashed(source, "known")[0]
+
+
+def read_hashed(source: Source, known: str = "") -> tuple[Scanned, str]:
+    """Return the decoded source and its hash: the known one, or else one of the very bytes that were decoded."""
+    request = {"task": "read", "source": _document(source), "hash": known}
+    answer, descriptor = _child().ask(request, source.decoded_bytes)
     assert descriptor is not None
     shape, affine = answer["shape"], np.asarray(answer["affine"], dtype=np.float64)
     voxels = int(np.prod(shape))
     with contextlib.closing(os.fdopen(descriptor, "rb")):
-        memory = mmap.mmap(descriptor, 5 * voxels)  # stays as long as an array looks into it
+        memory = map_shared(descriptor, SCANNED_BYTES * voxels)
     hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
     valid = np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
-    return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"])
+    return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"]), str(answer["hash"])
 
 
 def source_hash(source: Source) -> str:
@@ -54,10 +61,15 @@ def source_hash(source: Source) -> str:
     return str(answer["hash"])
 
 
-def hu_digest(path: Path, frame: int | None = None) -> bytes:
-    """Return the digest of one slice, as `maesil.ingest.dicom.hu_digest`."""
-    answer, _ = _child().ask({"task": "hu_digest", "path": str(path), "frame": frame}, 0)
-    return bytes.fromhex(answer["hash"])
+def hu_digests(path: Path, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
+    """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
+    answer, _ = _child().ask({"task": "hu_digests", "path": str(path), "frames": list(frames)}, decoded_bytes)
+    return [bytes.fromhex(digest) for digest in answer["hashes"]]
+
+
+def map_shared(descriptor: int, size: int) -> mmap.mmap:
+    """Map shared memory, all its pages at once; it stays as long as an array looks into it."""
+    return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
 
 
 def _document(source: Source) -> dict[str, Any]:

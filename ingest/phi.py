@@ -13,7 +13,7 @@ import nibabel as nib
 import pyarrow.parquet as pq
 
 from maesil.errors import Refused
-from maesil.ingest.header import without_warnings
+from maesil.ingest.header import tags_of, without_warnings
 from maesil.ingest.source_file import MAX_HEADER_BYTES, open_source, read_dataset
 from maesil.store import Store
 
@@ -36,6 +36,7 @@ _TAGS_BY_WORD = (
     "FrameOfReferenceUID",
 )
 _TAGS_AS_A_WHOLE = ("InstitutionName", "InstitutionAddress", "StudyDescription", "SeriesDescription", "PatientComments")
+_TAGS = frozenset(tag for tag, _ in tags_of(*_TAGS_BY_WORD, *_TAGS_AS_A_WHOLE).values())
 """Single words of these are words of anybody."""
 _NIFTI_TEXTS = ("descrip", "db_name", "aux_file", "intent_name")
 _SHORTEST = 4
@@ -79,8 +80,7 @@ def _texts(path: Path) -> tuple[list[str], list[str]]:
         with open_source(path) as stream:
             head = stream.read(540)
         if head[128:132] == b"DICM" or head[:1] in (b"\x02", b"\x08"):
-            tags = [*_TAGS_BY_WORD, *_TAGS_AS_A_WHOLE]
-            dataset = read_dataset(path, tags=tags, max_bytes=MAX_HEADER_BYTES)
+            dataset = read_dataset(path, tags=_TAGS, max_bytes=MAX_HEADER_BYTES)
             named, other = ([str(dataset.get(tag) or "") for tag in part] for part in (_TAGS_BY_WORD, _TAGS_AS_A_WHOLE))
             return named, other
         if head[344:347] in (b"n+1", b"ni1"):

@@ -7,6 +7,7 @@ any sum: numerator and weight are filtered alike and divided (normalised convolu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from maesil.geometry import Affine, orthogonal_grid, reorient, shear_mm, spacing_of
 from maesil.ingest.limits import check_voxels
 from maesil.ingest.scanned import Scanned
+from maesil.ingest.separable import apply_maps, axis_maps, gaussian, share_axes
 from maesil.types import AIR_HU, Spacing, Zyx
 
 _SHEARED_MM = 0.1
 _SAME_GRID_MM = 1e-4
-_PREFILTER_ERROR = 1e-3
 
 
 def to_canonical(scan: Scanned) -> Scanned:
@@ -51,22 +52,17 @@ def to_grid(scan: Scanned, spacing: Spacing | None) -> Scanned:
     if scan.filled is None:
         return resampled
     # A voxel to which an interpolated one contributes is not measured.
-    filled = known & (_interpolate(_prefilter(scan.filled.astype(np.float32), to_source), shape, to_source) > 0)
+    filled = known & (_sampler(scan.shape, shape, to_source)(scan.filled.astype(np.float32)) > 0)
     return replace(resampled, valid=known & ~filled, filled=filled)
 
 
 def _resample(
     hu: NDArray[np.float32], known: NDArray[np.bool_], shape: Zyx, to_source: Affine
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    all_known = bool(known.all())
-    above_air = hu - np.float32(AIR_HU)
-    if not all_known:
-        above_air[~known] = 0
-    value = _interpolate(_prefilter(above_air, to_source), shape, to_source)
-    if all_known and _stays_inside(to_source, shape, hu.shape):
-        value += np.float32(AIR_HU)
-        return value, np.ones(shape, dtype=bool)
-    weight = _interpolate(_prefilter(known.astype(np.float32), to_source), shape, to_source)
+    sample = _sampler(hu.shape, shape, to_source)
+    if known.all() and _stays_inside(to_source, shape, hu.shape):
+        return sample(hu), np.ones(shape, dtype=bool)  # every weight is 1
+    value, weight = sample(np.where(known, hu - np.float32(AIR_HU), np.float32(0))), sample(known.astype(np.float32))
     inside = weight > 0.5
     result = np.full(shape, AIR_HU, dtype=np.float32)
     result[inside] += value[inside] / weight[inside]
@@ -79,15 +75,19 @@ def _stays_inside(to_source: Affine, shape: Zyx, source_shape: tuple[int, ...]) 
     return bool((index > -0.5).all() and (index < np.asarray(source_shape) - 0.5).all())
 
 
-def _prefilter(values: NDArray[np.float32], to_source: Affine) -> sitk.Image:
-    """Return the image smoothed along each axis (z, y, x) whose downsampling factor is above 1."""
+def _sampler(source_shape: Zyx, shape: Zyx, to_source: Affine) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """Return what smooths a volume where its axes are downsampled and then samples it on the target grid."""
     factors = np.linalg.norm(to_source[:3, :3], axis=1)
+    variance = np.where(factors > 1, 0.25 * (factors**2 - 1), 0)  # voxels^2, z y x
+    if share_axes(to_source):
+        maps = axis_maps(source_shape, shape, to_source, variance)
+        return lambda values: apply_maps(maps, values)
+    return lambda values: _interpolate(_smooth(values, variance), shape, to_source)
+
+
+def _smooth(values: NDArray[np.float32], variance: NDArray[np.float64]) -> sitk.Image:
     image = sitk.GetImageFromArray(np.ascontiguousarray(values))
-    variance = np.where(factors > 1, 0.25 * (factors**2 - 1), 0)[::-1]  # voxels^2; SimpleITK counts x, y, z
-    if not variance.any():
-        return image
-    width = 2 * int(np.ceil(4 * np.sqrt(variance.max()))) + 3
-    return sitk.DiscreteGaussian(image, [float(v) for v in variance], width, _PREFILTER_ERROR, False)
+    return gaussian(image, [float(v) for v in variance[::-1]]) if variance.any() else image
 
 
 def _interpolate(image: sitk.Image, shape: Zyx, to_source: Affine) -> NDArray[np.float32]:

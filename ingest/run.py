@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,9 @@ class _Hashed:
     plan: VolumePlan
     volume_id: str
     source_hash: str
+    """Empty where nothing depends on it yet: it is then made while the voxels are read."""
+    files: str
+    """What the file system said of the source before it was read."""
 
 
 def ingest(
@@ -86,7 +91,11 @@ def _dry_summary(plan: Plan) -> Summary:
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
     return Summary(
-        files=one_per_file(plan.verdicts + used), dry_run=True, planned=names, refused_volumes=len(plan.refused)
+        files=one_per_file(plan.verdicts + used),
+        dry_run=True,
+        planned=names,
+        refused_volumes=len(plan.refused),
+        damaged_files=plan.damaged_files,
     )
 
 
@@ -95,6 +104,18 @@ def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
     codes = sorted({verdict.code for verdict in plan.verdicts})
     found = f"{len(plan.verdicts)} files ({', '.join(codes)})" if codes else "no file at all"
     return f"{where}: expected DICOM or NIfTI files with CT, found {found}; name the folder that holds the scans"
+
+
+def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield results by their numbers: what is done early waits for those before it."""
+    early: dict[int, Any] = {}
+    due = 0
+    for number, result in results:
+        early[number] = result
+        while due in early:
+            yield due, early.pop(due)
+            due += 1
+    yield from sorted(early.items())  # a run that was asked to end leaves some out
 
 
 class _Run:
@@ -116,14 +137,23 @@ class _Run:
         self.workers = workers
         self.progress = progress
         self.summary = Summary()
+        self.refused: set[str] = set()
+        self.memory = SourceCache(key, options.cache_folder)
 
     def carry_out(self, plan: Plan) -> Summary:
+        with closing(self.memory):
+            return self._carry_out(plan)
+
+    def _carry_out(self, plan: Plan) -> Summary:
         self.summary.files.extend(plan.verdicts)
+        self.summary.damaged_files = plan.damaged_files
         for series in plan.refused:
             self._quarantine(self.key.hash("volume", series.identity), series.refusal, (), {"files": series.files})
         hashed = self._hash(self._of_this_partition(plan.volumes))
         stale = self._leave_fresh_alone(hashed)
         self._build(stale)
+        if self.options.mirror:
+            self._forget_absent()
         if not index_is_current(self.store):
             write_index(self.store)
         if stop.requested():
@@ -135,14 +165,26 @@ class _Run:
             write_id_map(self.options.id_map, self.store.path, [(item.volume_id, item.plan) for item in hashed])
         return self.summary
 
+    def _forget_absent(self) -> None:
+        """Make the store hold what these sources alone would have made."""
+        if stop.requested():  # not all of them were looked at
+            return
+        known = {volume.volume_id for volume in self.summary.volumes}
+        for volume in self.store.volumes():
+            if volume.volume_id not in known:
+                self.store.forget(volume.volume_id)
+        for record in self.store.quarantined():
+            if record["volume_id"] not in self.refused:
+                self.store.release(record["volume_id"])
+
     def _compare_with_store(self) -> None:
         known = {volume.volume_id for volume in self.summary.volumes}
         live = self.store.volumes()
         self.summary.absent = sum(volume.volume_id not in known for volume in live)
         self.summary.outdated = [volume.volume_id for volume in self.store.outdated()]
-        same: dict[str, list[str]] = defaultdict(list)
+        same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for volume in live:
-            same[volume.source_hash].append(volume.volume_id)
+            same[volume.pixels].append(volume.volume_id)
         self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
 
     def _of_this_partition(self, plans: Sequence[VolumePlan]) -> list[VolumePlan]:
@@ -169,26 +211,32 @@ class _Run:
 
     def _hash(self, plans: Sequence[VolumePlan]) -> list[_Hashed]:
         """Give every plan its identity; from memory where the files have not changed."""
-        cache = SourceCache(self.key, self.options.cache_folder)
-        try:
-            # Asked before anything is read: what changes meanwhile must look changed to the next run.
-            files = [cache.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
-            known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := cache.get(key))}
-            todo = [n for n in range(len(plans)) if n not in known]
-            items = [(plans[n].source,) for n in todo]
-            for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
-                self.progress("hash", done, len(todo))
-                plan = plans[todo[number]]
-                if isinstance(result, Exception):
-                    self._refuse(plan, self._provisional_id(plan), as_refusal(result))
-                else:
-                    known[todo[number]] = result
-                    cache.put(files[todo[number]], result)
-        finally:
-            cache.close()
+        # Asked before anything is read: what changes meanwhile must look changed to the next run.
+        files = [self.memory.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
+        known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := self.memory.get(key))}
+        refused = {record["volume_id"] for record in self.store.quarantined()}
+        known |= {n: "" for n, plan in enumerate(plans) if n not in known and self._is_new(plan, refused)}
+        todo = [n for n in range(len(plans)) if n not in known]
+        items = [(plans[n].source,) for n in todo]
+        for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
+            self.progress("hash", done, len(todo))
+            plan = plans[todo[number]]
+            if isinstance(result, Exception):
+                self._refuse(plan, self._provisional_id(plan), as_refusal(result))
+            else:
+                known[todo[number]] = result
+                self.memory.put(files[todo[number]], result)
         return [
-            _Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n]) for n in sorted(known)
+            _Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n], files[n])
+            for n in sorted(known)
         ]
+
+    def _is_new(self, plan: VolumePlan, refused: Collection[str]) -> bool:
+        """Return whether a source will be built whatever its hash is, so that it need not be read twice."""
+        if plan.identity is None or self.options.duplicates != "keep-all":
+            return False
+        volume_id = self.key.hash("volume", plan.identity)
+        return volume_id not in refused and self.store.live(volume_id) is None
 
     def _leave_fresh_alone(self, hashed: Sequence[_Hashed]) -> list[_Hashed]:
         """Return what must be built; duplicates, fresh volumes and known refusals are dealt with here."""
@@ -206,11 +254,15 @@ class _Run:
             refusal = refusals.get(item.volume_id, {})
             if self._is_fresh(live, item):
                 assert live is not None
-                self.summary.fresh.append(live)
+                self.summary.fresh.append(self._regrouped(live, item))
                 self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
+            elif keep_first and (holder := self._copied_before(refusal, item)):
+                self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
+                continue
             elif self._refused_before(refusal, item):
                 self.summary.refused_volumes += 1
+                self.refused.add(item.volume_id)
                 self._verdict(item.plan, "quarantined", refusal["code"], item.volume_id, refusal["detail"])
             elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
                 self._verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
@@ -228,20 +280,53 @@ class _Run:
     def _refused_before(self, refusal: dict[str, Any], item: _Hashed) -> bool:
         if (refusal.get("source_hash"), refusal.get("recipe_hash")) != (item.source_hash, self.recipe.hash):
             return False
-        again = (*MAY_PASS, *self.options.retry_quarantined)
+        again = (*MAY_PASS, "duplicate_pixels", *self.options.retry_quarantined)
         return not self.options.force and refusal["code"] not in again and "all" not in again
+
+    def _copied_before(self, refusal: dict[str, Any], item: _Hashed) -> str:
+        """Return the volume that an earlier run found to hold the pixels of this source, if it still does."""
+        if refusal.get("code") != "duplicate_pixels" or refusal.get("source_hash") != item.source_hash:
+            return ""
+        holder = self.store.live(refusal["numbers"]["same_as"])
+        return holder.volume_id if holder and holder.recipe_hash == self.recipe.hash else ""
 
     def _build(self, stale: Sequence[_Hashed]) -> None:
         orders = [(item.plan.source, self._order(item)) for item in stale]
-        for done, (number, result) in enumerate(self.workers.run(build, orders), start=1):
+        keep_first = self.options.duplicates == "keep-first"
+        holders = {volume.pixels: volume.volume_id for volume in self.store.volumes()} if keep_first else {}
+        results = self.workers.run(build, orders)
+        # Which of two copies is kept must not depend on which worker was faster.
+        for done, (number, result) in enumerate(_in_order(results) if keep_first else results, start=1):
             item = stale[number]
             if isinstance(result, Exception):
-                self._refuse(item.plan, item.volume_id, as_refusal(result), item.source_hash)
+                refusal = as_refusal(result)
+                self._refuse(item.plan, item.volume_id, refusal, item.source_hash or self._hash_refused(item, refusal))
+            elif keep_first and holders.setdefault(result.pixels, item.volume_id) != item.volume_id:
+                self._leave_out(item, result, holders[result.pixels])
             else:
+                self.memory.put(item.files, result.source_hash)
                 self.summary.committed.append(self.store.commit(result, anew=self.options.force))
                 self._release(item)
                 self._verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
+
+    def _hash_refused(self, item: _Hashed, refusal: Refused) -> str:
+        """Return the hash of a source that was refused while it was read, so that the next run leaves it alone."""
+        if refusal.code in MAY_PASS:
+            return ""
+        with suppress(Refused, OSError):
+            found = source_hash(item.plan.source)
+            self.memory.put(item.files, found)
+            return found
+        return ""
+
+    def _leave_out(self, item: _Hashed, copy: Volume, holder: str) -> None:
+        """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
+        self.store.storage.remove(copy.prefix)
+        self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
+        document = {"volume_id": item.volume_id, "code": "duplicate_pixels", "detail": f"the pixels of {holder}"}
+        more = {"numbers": {"same_as": holder}, "recipe_hash": self.recipe.hash, "source_hash": copy.source_hash}
+        self.store.quarantine(item.volume_id, document | more | {"files": len(item.plan.source.paths)})
 
     def _release(self, item: _Hashed) -> None:
         """Drop the records of earlier refusals of what is a volume now."""
@@ -251,15 +336,31 @@ class _Run:
 
     def _provisional_id(self, plan: VolumePlan) -> str:
         """Return the id under which a source is refused whose content, its identity, could not be read."""
-        return self.key.hash("volume", plan.identity or plan.source.name)
+        several = f" {plan.source.planes}" if plan.source.kind == "nifti" and plan.source.planes else ""
+        return self.key.hash("volume", plan.identity or plan.source.name + several)
+
+    def _group(self, item: _Hashed) -> str:
+        """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
+        patient, study = item.plan.patient, item.plan.study
+        if not patient and self.options.group:
+            where = Path(item.plan.source.name).absolute().as_posix()
+            if found := re.search(self.options.group, where):
+                patient = "\0".join(filter(None, found.groups())) or found[0]
+        if patient:
+            return self.key.hash("patient", patient)
+        return self.key.hash("study", study) if study else item.volume_id
+
+    def _regrouped(self, live: Volume, item: _Hashed) -> Volume:
+        """Return a fresh volume under the group it now belongs to: voxels stay, the record alone is new."""
+        group = self._group(item)
+        return live if live.group == group else self.store.commit(replace(live, group=group), anew=True)
 
     def _order(self, item: _Hashed) -> BuildOrder:
-        patient = item.plan.patient
         return BuildOrder(
             store=self.store.path,
             recipe=self.recipe,
             volume_id=item.volume_id,
-            group=self.key.hash("patient", patient) if patient else item.volume_id,
+            group=self._group(item),
             source_hash=item.source_hash,
             source_path=self.key.hash("path", str(Path(item.plan.source.name).absolute())),
             threads=self.workers.threads,
@@ -272,6 +373,7 @@ class _Run:
 
     def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
         self.summary.refused_volumes += 1
+        self.refused.add(volume_id)
         detail, numbers = without_paths(refusal.detail, paths), json_ready(refusal.numbers)
         document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
         self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)

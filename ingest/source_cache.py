@@ -29,6 +29,7 @@ class SourceCache:
         with contextlib.suppress(OSError, sqlite3.Error):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             database = sqlite3.connect(folder / "sources.sqlite", timeout=5, isolation_level=None)
+            database.execute("PRAGMA synchronous = OFF")  # what a power cut takes is read again
             database.execute("CREATE TABLE IF NOT EXISTS sources (files TEXT PRIMARY KEY, source_hash TEXT NOT NULL)")
             self._database = database
 

@@ -11,6 +11,7 @@ import io
 import os
 import zipfile
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +20,7 @@ from pydicom.dataset import FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from maesil.errors import Refused
+from maesil.ingest.plain_file import read_plain
 
 MAX_HEADER_BYTES = 1 << 24
 """A header behind which the pixels have not begun by then is no header."""
@@ -109,19 +111,22 @@ def check_member(info: zipfile.ZipInfo) -> None:
         raise Refused("size_limit", f"expected at most {MAX_RATIO} times as many bytes, found: {text}")
 
 
-def read_dataset(path: Path, *, tags: list[Any] | None = None, max_bytes: int = MAX_MEMBER_BYTES) -> FileDataset:
+def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: int = MAX_MEMBER_BYTES) -> FileDataset:
     """Parse a DICOM file, with ``tags`` only these and no pixels; a deflated one to ``max_bytes`` at most.
 
-    `Refused` if it is none, or unpacks to more.
+    Sequences that say nothing of pixels may be left out. `Refused` if it is no DICOM, or unpacks to more.
     """
-    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": tags} if tags else {}
+    options: dict[str, Any] = {"stop_before_pixels": True, "specific_tags": list(tags)} if tags else {}
     try:
         with open_source(path) as stream:
+            if (plain := read_plain(stream, tags)) is not None:
+                return plain
+            stream.seek(0)
             head = stream.read(1024)
             deflated = _DEFLATED in head
             stream.seek(0)
             source = _inflated(stream, max_bytes, cut=tags is not None) if deflated else stream
-            dataset = pydicom.dcmread(source, force=True, **options)
+            dataset = pydicom.dcmread(_Header(source) if tags else source, force=True, **options)
         if deflated:
             dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
         return dataset
@@ -131,6 +136,23 @@ def read_dataset(path: Path, *, tags: list[Any] | None = None, max_bytes: int = 
         raise
     except Exception as error:  # a broken file makes pydicom raise anything
         raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
+
+
+class _Header:
+    """A stream of which only so much may be read: gigabytes of zeros are a header without end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = MAX_HEADER_BYTES
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on; `Refused` beyond the limit. What is skipped by `seek` does not count."""
+        data = self._stream.read(size if 0 <= size <= self._left else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise Refused("size_limit", f"expected a header of at most {MAX_HEADER_BYTES} bytes, found no end of it")
+        return data
 
 
 def _inflated(stream: IO[bytes], max_bytes: int, *, cut: bool) -> io.BytesIO:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -17,7 +18,7 @@ from maesil.errors import StoreError
 from maesil.geometry import Affine, spacing_of
 from maesil.shard import compressors, decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
 from maesil.storage import Storage
-from maesil.store import GROUP_DOCUMENT
+from maesil.store import GROUP_DOCUMENT, ZARR_DOCUMENT
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
 
 _AIR_BELOW_HU = -900
@@ -44,14 +45,14 @@ class Image:
 
 def write_attempt(
     storage: Storage, volume_id: str, attempt: str, image: Image, *, tile: int, codec: str
-) -> tuple[Superpatch, ...]:
-    """Write, sync and read back one attempt; return its superpatches with their byte offsets.
+) -> tuple[tuple[Superpatch, ...], dict[str, int]]:
+    """Write, sync and read back one attempt; return its superpatches, and the crc32c of its Zarr documents.
 
     `StoreError` if what was read back is not what was written.
     """
     prefix = attempt_prefix(volume_id, attempt)
     for folder in (f"volumes/{volume_id[:2]}", volume_prefix(volume_id)):
-        storage.put_new(f"{folder}/zarr.json", GROUP_DOCUMENT)
+        storage.put_new(f"{folder}/{ZARR_DOCUMENT}", GROUP_DOCUMENT)
     group = zarr.create_group(
         storage.zarr(prefix, read_only=False), attributes=_ome_attributes(volume_id, image.affine)
     )
@@ -59,7 +60,9 @@ def write_attempt(
     for name, cells in (("valid", image.valid), ("body", image.body)):
         _write_map(group, name, cells)
     storage.sync(prefix)
-    return tuple(_read_back(storage, prefix, image, tile, codec))
+    keys = [name + ZARR_DOCUMENT for name in ("", "0/", "valid/", "body/")]
+    documents = {key: google_crc32c.value(storage.read(f"{prefix}/{key}")) for key in keys}
+    return tuple(_read_back(storage, prefix, image, tile, codec)), documents
 
 
 def _write_hu(group: zarr.Group, image: Image, tile: int, codec: str) -> None:

@@ -41,6 +41,7 @@ class BuildOrder:
     volume_id: str
     group: str
     source_hash: str
+    """Empty: to be made while reading."""
     source_path: str
     threads: int = 1
 
@@ -53,7 +54,8 @@ def task_bytes(source: Source) -> int:
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
-    scan = plausible(with_missing_slices(isolated.read(source), source), order.recipe.accept)
+    read, source_hash = isolated.read_hashed(source, order.source_hash)
+    scan = plausible(with_missing_slices(read, source), order.recipe.accept)
     if unwanted := [note for note in (*source.notes, *scan.notes) if note in order.recipe.refuse]:
         raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
@@ -67,7 +69,7 @@ def build(source: Source, order: BuildOrder) -> Volume:
         volume_id=order.volume_id,
         group=order.group,
         attempt=attempt,
-        source_hash=order.source_hash,
+        source_hash=source_hash,
         recipe_hash=order.recipe.hash,
         source_path=order.source_path,
         shape=image.shape,
@@ -82,8 +84,8 @@ def build(source: Source, order: BuildOrder) -> Volume:
         notes=tuple(sorted({*source.notes, *final.notes})),
     )
     storage = Storage(order.store)
-    patches = write_attempt(storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec)
-    return replace(record, superpatches=patches)
+    patches, documents = write_attempt(storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec)
+    return replace(record, superpatches=patches, documents=documents)
 
 
 def _to_int16(
@@ -91,20 +93,27 @@ def _to_int16(
 ) -> tuple[HuArray, dict[str, float]]:
     """Round once and clip; return the voxels and the shares of valid ones that the clip moved."""
     low, high = hu_range
-    rounded = np.rint(hu)
-    count = max(1, int(valid.sum()))
-    clipped = {
-        "clipped_low_share": float(((rounded < low) & valid).sum() / count),
-        "clipped_high_share": float(((rounded > high) & valid).sum() / count),
-    }
-    out = np.clip(rounded, low, high).astype(np.int16)
-    out[~valid] = AIR_HU
-    return np.ascontiguousarray(out), clipped
+    out = np.empty(hu.shape, dtype=np.int16)
+    count = below = above = 0
+    for plane, inside, target in zip(hu, valid, out, strict=True):  # a plane stays in the processor's cache
+        rounded = np.rint(plane)
+        if not inside.all():
+            rounded[~inside] = AIR_HU
+        count += int(np.count_nonzero(inside))
+        below += int(np.count_nonzero(inside & (rounded < low)))
+        above += int(np.count_nonzero(inside & (rounded > high)))
+        target[...] = np.clip(rounded, low, high, out=rounded)
+        target[~inside] = AIR_HU
+    count = max(1, count)
+    return out, {"clipped_low_share": below / count, "clipped_high_share": above / count}
 
 
 def _statistics(hu: HuArray, valid: NDArray[np.bool_], body: MapArray) -> dict[str, float]:
     """Return exact statistics of the valid voxels, and the shares of valid and body voxels in the volume."""
-    counts = np.bincount(hu[valid].astype(np.int32) + _HISTOGRAM_OFFSET)  # int16 has few values: no sorting needed
+    counts = np.zeros(2 * _HISTOGRAM_OFFSET, dtype=np.int64)  # int16 has few values: no sorting needed
+    for plane, inside in zip(hu, valid, strict=True):
+        voxels = plane if inside.all() else plane[inside]
+        counts += np.bincount(voxels.ravel().astype(np.int64) + _HISTOGRAM_OFFSET, minlength=len(counts))
     total = int(counts.sum())
     if not total:
         raise Refused("nothing_valid", "every voxel is padding")

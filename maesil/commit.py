@@ -17,6 +17,8 @@ from maesil.geometry import Affine
 from maesil.recipe import canonical_json
 from maesil.types import Spacing, Zyx
 
+_CHECKSUM = "checksum_crc32c"
+
 
 @dataclass(frozen=True)
 class Superpatch:
@@ -71,6 +73,8 @@ class Volume:
     notes: tuple[str, ...] = ()
     """What ingest noticed and accepted, as codes."""
     superpatches: tuple[Superpatch, ...] = field(default=(), repr=False)
+    documents: dict[str, int] = field(default_factory=dict, repr=False)
+    """crc32c of each Zarr metadata document of the attempt, by its key below it."""
     generation: int = 0
 
     @property
@@ -94,29 +98,28 @@ class Volume:
         """Key of this commit."""
         return commit_key(self.volume_id, self.generation)
 
+    @property
+    def pixels(self) -> tuple[Any, ...]:
+        """What volumes of the very same stored voxels share, however their sources were encoded or named."""
+        spacing = tuple(round(mm, 3) for mm in self.spacing)
+        patches = tuple((patch.length, patch.crc32c) for patch in self.superpatches)
+        return self.recipe_hash, self.shape, spacing, tuple(sorted(self.hu.items())), patches
+
     def same_content(self, other: Volume) -> bool:
         """Return whether two commits hold the same voxels made the same way (attempt and generation aside)."""
         return (self.source_hash, self.recipe_hash) == (other.source_hash, other.recipe_hash)
 
     def to_json(self) -> bytes:
         """Return the record as canonical JSON with its own crc32c."""
-        document = asdict(self)
-        document["checksum_crc32c"] = google_crc32c.value(canonical_json(document))
-        return canonical_json(document)
+        return sealed(asdict(self))
 
     @classmethod
     def from_json(cls, data: bytes, key: str) -> Volume:
         """Return the volume that a commit file describes; `StoreError` if the file is damaged."""
         try:
-            document = json.loads(data)
-            canonical = canonical_json(document)
-            stated = document.pop("checksum_crc32c")
-            found = google_crc32c.value(canonical_json(document))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise StoreError(f"{key}: expected a commit record, found damaged JSON ({error})") from error
-        # Byte for byte besides: 1e-5 and 1E-5 are the same number, but only one of them was written.
-        if stated != found or canonical != data:
-            raise StoreError(f"{key}: the commit does not match its own checksum; it was altered")
+            document = unsealed(data)
+        except ValueError as error:
+            raise StoreError(f"{key}: expected a commit record, found damage ({error})") from error
         try:
             volume = cls._from_document(document)
         except (KeyError, TypeError, ValueError) as error:
@@ -140,6 +143,23 @@ class Volume:
     def at_generation(self, generation: int) -> Volume:
         """Return the same record under another generation number."""
         return replace(self, generation=generation)
+
+
+def sealed(document: dict[str, Any]) -> bytes:
+    """Return a record as canonical JSON with its own crc32c in it."""
+    return canonical_json({**document, _CHECKSUM: google_crc32c.value(canonical_json(document))})
+
+
+def unsealed(data: bytes) -> dict[str, Any]:
+    """Return the record that `sealed` wrote; ValueError unless every byte is as it was written."""
+    document = json.loads(data)
+    if not isinstance(document, dict):
+        raise ValueError("expected a JSON object")
+    document.pop(_CHECKSUM, None)
+    # Byte for byte: 1e-5 and 1E-5 are the same number, but only one of them was written.
+    if sealed(document) != data:
+        raise ValueError("it does not match its own checksum; it was altered")
+    return document
 
 
 def volume_prefix(volume_id: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
 DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
+OFFSETS = ("across", "inside")
 KERNELS = ("auto", "reference", "triton")
 
 
@@ -173,6 +175,11 @@ class TrainConfig:
     """Intensity window (HU), see `maesil.types.Intensity`."""
     min_body: float = 0.1
     """Least body share of a crop that is trained on (0..1)."""
+    offsets: str = "across"
+    """Where crops lie, in whole 8^3 cells: ``across``, anywhere in a volume, superpatches read 2x2x2 at a time (ours);
+    ``inside``, each within one superpatch: the paper's grid where crops are as large as superpatches."""
+    crops_per_visit: int = 8
+    """Crops cut, in as many steps, from superpatches that ``across`` reads together; fewer read more and mix better."""
     flips: str = "x"
     """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
     window_jitter: float = 0.0
@@ -183,6 +190,8 @@ class TrainConfig:
     """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
     compile: bool = False
     """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
+    where: str = ""
+    """Filter on the superpatches that are trained and validated on, such as ``body > 0.3 and spacing_z <= 2``."""
     validation: float = 0.2
     """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
     validation_crops: int = 64
@@ -193,6 +202,10 @@ class TrainConfig:
     checkpoint_every: int = 200
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws one at the end only."""
+    ram: str = ""
+    """Memory for superpatches that were read once, such as ``8GB``; ``auto``: half of what is free. Losses stay."""
+    device_resident: bool = False
+    """Keep the training scans themselves on the device and cut crops there. Losses stay."""
     readers: int = 2
     """Threads that read superpatches ahead of the step."""
     threads: int = 0
@@ -204,7 +217,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch", "accumulate", "validation_crops", "log_every", "validate_every", "checkpoint_every",
+            "steps", "batch", "accumulate", "crops_per_visit", "validation_crops", "log_every", "validate_every",
+            "checkpoint_every",
             "readers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
@@ -219,6 +233,9 @@ class TrainConfig:
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
         _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
+        _require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
+        size = re.fullmatch(r"|auto|\d+(\.\d+)?GB", self.ram)
+        _require(size is not None, "train.ram", repr(self.ram), "auto, or a size such as 8GB or 0.5GB")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
         _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")

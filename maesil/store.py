@@ -12,14 +12,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from maesil.commit import Volume, commit_key, quarantine_key
+from maesil.commit import Volume, commit_key, quarantine_key, sealed, unsealed
 from maesil.errors import StoreError, UsageError
 from maesil.recipe import Recipe, canonical_json
-from maesil.storage import Storage
+from maesil.storage import Storage, local_path
 
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 1
-_ROOT_KEY = "zarr.json"
+ZARR_DOCUMENT = "zarr.json"
+"""What Zarr v3 calls the metadata of a group or an array."""
+_ROOT_KEY = ZARR_DOCUMENT
 _COMMIT_KEY = re.compile(r"commits/[^/]+/(?P<volume_id>[^/]+)/\d{8}\.json")
 
 
@@ -39,21 +41,27 @@ class Store:
     @classmethod
     def open(cls, path: Path | str) -> Store:
         """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
-        storage = Storage(Path(path))
+        storage = Storage(local_path(path))
         if not storage.exists(_ROOT_KEY):
             found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
             raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
         try:
-            attributes = json.loads(storage.read(_ROOT_KEY))["attributes"]["maesil"]
+            document = storage.read(_ROOT_KEY)
+            attributes = json.loads(document)["attributes"]["maesil"]
             name, version = attributes["format"], attributes["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
             ) from error
         if name != FORMAT_NAME or version != FORMAT_VERSION:
-            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {name} version {version}")
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "read it with a newer maesil" if newer else "ingest again with this one"
+            found = f"{name} version {version}; {advice}"
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {found}")
         if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
             raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
+        if document != _root_document(attributes["recipe_hash"], attributes["key_fingerprint"]):
+            raise StoreError(f"{path}: zarr.json does not match its own checksum; it was altered")
         return cls(storage, attributes)
 
     @classmethod
@@ -70,7 +78,7 @@ class Store:
             if path.exists() and any(path.iterdir()) and not storage.exists("recipes"):
                 raise StoreError(f"{path}: expected a store or an empty folder, found other files; use another --out")
             storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
-            storage.put_new(_ROOT_KEY, _root_document(recipe, key_fingerprint))
+            storage.put_new(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
             storage.put_new("volumes/zarr.json", GROUP_DOCUMENT)
         store = cls.open(path)
         if store.key_fingerprint != key_fingerprint:
@@ -85,7 +93,7 @@ class Store:
                     "name another --out, or --update to remake its volumes"
                 )
             storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
-            storage.put(_ROOT_KEY, _root_document(recipe, key_fingerprint))
+            storage.put(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
             store.recipe_hash = recipe.hash
         return store
 
@@ -163,9 +171,13 @@ class Store:
             if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
                 return candidate
 
+    def forget(self, volume_id: str) -> None:
+        """Take a volume out of the store by its commits; its attempts are left to whoever reads them now."""
+        self.storage.remove(f"commits/{volume_id[:2]}/{volume_id}")
+
     def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
         """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
-        key, data = quarantine_key(volume_id), canonical_json(document)
+        key, data = quarantine_key(volume_id), sealed(document)
         if (
             not self.storage.exists(key) or self.storage.read(key) != data
         ):  # a run that finds nothing new writes nothing
@@ -177,21 +189,22 @@ class Store:
 
     def quarantined(self) -> list[dict[str, Any]]:
         """Return the records of all refused sources; `StoreError` on a damaged one."""
-        return [self._refusal(key) for key in self.storage.list("quarantine") if key.endswith(".json")]
+        return [self.refusal(key) for key in self.storage.list("quarantine") if key.endswith(".json")]
 
-    def _refusal(self, key: str) -> dict[str, Any]:
+    def refusal(self, key: str) -> dict[str, Any]:
+        """Return one record of a refusal; `StoreError` if it is damaged."""
         try:
-            record: dict[str, Any] = json.loads(self.storage.read(key))
+            record = unsealed(self.storage.read(key))
             return {name: record[name] for name in ("volume_id", "code", "detail")} | record
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{self.path}: {key}: expected the record of a refusal, found damage ({error})") from error
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the content of all live volumes: same sources and recipe, same fingerprint."""
+        """SHA-256 (hex) over content and patients of all live volumes: same sources and recipe, same fingerprint."""
         digest = hashlib.sha256()
         for volume in self.volumes():
-            digest.update(f"{volume.volume_id} {volume.source_hash} {volume.recipe_hash}\n".encode())
+            digest.update(f"{volume.volume_id} {volume.group} {volume.source_hash} {volume.recipe_hash}\n".encode())
         return digest.hexdigest()
 
 
@@ -199,11 +212,12 @@ GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attrib
 """A plain Zarr v3 group, for the folders between the root and an image."""
 
 
-def _root_document(recipe: Recipe, key_fingerprint: str) -> bytes:
+def _root_document(recipe_hash: str, key_fingerprint: str) -> bytes:
     attributes = {
         "format": FORMAT_NAME,
         "version": FORMAT_VERSION,
-        "recipe_hash": recipe.hash,
+        "recipe_hash": recipe_hash,
         "key_fingerprint": key_fingerprint,
     }
-    return canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {"maesil": attributes}})
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"maesil": json.loads(sealed(attributes))}}
+    return canonical_json(group)

@@ -22,16 +22,21 @@ from types import FrameType
 import torch
 from rich.console import Console
 
+from maesil.cache.ram import budget_bytes
+from maesil.cache.uses import record_uses
 from maesil.checkpoint import Run, has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig, to_toml
-from maesil.data import CropSampler, Sources, Split, measure_intensity, split_groups, validation_crops
+from maesil.data import Sources, measure_intensity, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
 from maesil.optim import make_optimizer
 from maesil.profiling import profiled
+from maesil.provenance import write_recipes
 from maesil.ranks import ALONE, Ranks, current, joined
 from maesil.runlog import NoLog, RunLog
+from maesil.sampler import CropSampler
 from maesil.speed import Pace, flops_per_crop, measure_peak
+from maesil.split import Split, read_split, split_patients
 from maesil.trainer import Trainer
 from maesil.zoo import make_model
 
@@ -55,7 +60,8 @@ def train(
     out: Path,
     *,
     resume: bool = False,
-    split: Split | None = None,
+    split: Split | Path | None = None,
+    weights: Sequence[float] = (),
     console: Console | None = None,
     profile: bool = False,
 ) -> TrainSummary:
@@ -63,7 +69,8 @@ def train(
 
     Under ``torchrun`` all ranks call it, each takes its share of every step, and the first alone writes and prints.
 
-    ``split`` says which patient groups are trained on and validated on, in place of the configuration's share.
+    ``split`` says which patient groups are trained on and validated on, itself or by its file, in place of the
+    configuration's share. ``weights`` are the shares of the crops that each of ``stores`` gives; none: by body.
     With ``resume`` a run that was cut off goes on; its configuration must be the same but for the number of
     steps, the optimiser's values and what does not touch the losses. Raises UsageError, CheckpointError,
     NoInputError, ResourceError, StoreError (damage, at the step that meets it), and KeyboardInterrupt after
@@ -72,7 +79,7 @@ def train(
     started, last = time.monotonic(), {}
     with joined() as ranks, _memory_errors_named(), use_kernels(config.train.kernels):
         console = (console or Console(stderr=True)) if ranks.first else Console(quiet=True)
-        trainer = prepare(stores, config, out, resume=resume, split=split, console=console)
+        trainer = prepare(stores, config, out, resume=resume, split=split, weights=weights, console=console)
         settings, pace = trainer.config.train, measure_pace(trainer, console)
         with (
             RunLog(out, trainer.step, settings.steps, console) if ranks.first else NoLog() as log,
@@ -115,7 +122,8 @@ def prepare(
     *,
     resume: bool,
     console: Console,
-    split: Split | None = None,
+    split: Split | Path | None = None,
+    weights: Sequence[float] = (),
 ) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     ranks = current()
@@ -126,17 +134,21 @@ def prepare(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     _require_run_folder(out, resume)
-    sources = Sources.open(stores, config.model)
+    sources = Sources.open(
+        stores, config.model, where=config.train.where, weights=weights, ram=budget_bytes(config.train.ram)
+    )
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
+    if not saved and ranks.first:
+        record_uses(out, sources.uses)
     model = make_model(config.model)
     if saved:
-        require_resumable(saved, config, sources.fingerprints, out)
+        require_resumable(saved, config, sources.fingerprints, out, sources.uses)
         split, intensity = saved.split, saved.intensity
         model.load_state_dict(saved.last_weights)
         if config.train.minutes:  # what fits was decided when the run began
             config = with_steps(config, saved.config.train.steps)
     else:
-        split = split or split_groups(sources.groups, config.train.validation, config.train.seed)
+        split = _split(sources, config, split, console)
         measured = partial(measure_intensity, sources, split.train, config.train.window, config.train.readers)
         intensity = ranks.from_first(measured)
         model.init_weights(torch.Generator().manual_seed(config.train.seed))
@@ -164,8 +176,22 @@ def prepare(
         _announce_changes(saved, trainer, console)
     if ranks.first:
         _write_decisions(trainer, out)
+        write_recipes(out, stores)
     _announce(trainer, console)
     return trainer
+
+
+def _split(sources: Sources, config: RunConfig, wanted: Split | Path | None, console: Console) -> Split:
+    """Return the split asked for, by itself or by its file, or draw one by the configuration."""
+    if isinstance(wanted, Split):
+        return wanted
+    present = {group: sources.patients[group] for group in sources.groups}
+    if wanted is None:
+        return split_patients(present, config.train.validation, config.train.seed)
+    split, unknown = read_split(wanted, present)
+    if unknown:
+        console.print(f"{wanted}: {unknown} patients of the stores are not in the split and left out", highlight=False)
+    return split
 
 
 def with_steps(config: RunConfig, steps: int) -> RunConfig:

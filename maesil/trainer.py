@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from maesil.checkpoint import save_checkpoint
-from maesil.data import Batch, Crop, CropLoader, CropSampler, Draw, Split, patch_shares
+from maesil.data import Crop, patch_shares
 from maesil.learner import Learner, Part
+from maesil.loader import Batch, CropLoader
 from maesil.masked_input import MaskedInput
 from maesil.masking import draw_noise, draw_targets, make_masks
 from maesil.patches import to_hu, unpatchify
+from maesil.resident import ResidentLoader, open_loader
+from maesil.sampler import CropSampler, Draw
+from maesil.split import Split
 from maesil.types import HuArray, Intensity, Window
 
 
@@ -50,10 +54,9 @@ class Trainer(Learner):
         """Crops that go through the model at once."""
         return self.config.train.batch // (self.ranks.count * self.config.train.accumulate)
 
-    def loader(self) -> CropLoader:
+    def loader(self) -> CropLoader | ResidentLoader:
         """Return a loader of this rank's crops: rank r of w takes samples r B/w .. of each step's B."""
-        settings, own = self.config.train, self.config.train.batch // self.ranks.count
-        return CropLoader(self.sampler, own, settings.readers, pin=self.on_gpu, first=self.ranks.number * own)
+        return open_loader(self.sampler, self.config.train, self.device, self.ranks.number, self.ranks.count)
 
     def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
         """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before."""
@@ -146,29 +149,37 @@ class Trainer(Learner):
 
     def _part(self, batch: Batch, start: int) -> Part:
         chosen = slice(start, start + self.crops_at_once)
-        hu, valid, flip = batch.hu[chosen], batch.valid[chosen], batch.flip[chosen]
-        inputs = self._training_input(hu, flip, batch.draws[chosen])
-        return Part(inputs, self._weights(patch_shares(valid, inputs.patch, flip), inputs))
+        inputs = self._training_input(batch, chosen)
+        shares = patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen])
+        return Part(inputs, self._weights(shares, inputs))
 
-    def _training_input(self, hu: Tensor, flip: Tensor, draws: Sequence[Draw]) -> MaskedInput:
+    def _training_input(self, batch: Batch, chosen: slice) -> MaskedInput:
         """Return crops as the model sees them: mirrored, windowed and masked as their draws say."""
+        draws, origin = batch.draws[chosen], batch.origin
         model, settings = self.config.model, self.config.train
         seeds = [draw.mask_seed for draw in draws]
-        inputs, noise_shape = self._input(hu, seeds), self.model.noise_shape
+        # Scans that stay on the device are seen by all samples; a crop's buffer is soon filled anew.
+        volume = batch.hu[chosen] if origin is not None else self._copied(batch.hu[chosen])
+        masks, noise_shape = make_masks(self.config.mask, model.grid, seeds, self.device), self.model.noise_shape
         windows = _shifted_windows(settings.window, settings.window_jitter, draws)
         lean = model.kind == "maesil" and model.decoder != "full"
         return MaskedInput(
-            inputs.volume_BZYX, inputs.masks, self.intensity, model.patch,
-            flip_B3=self._to_device(flip),
+            volume, masks, self.intensity, model.patch,
+            flip_B3=self._to_device(batch.flip[chosen]),
             window_B2=self._to_device(windows) if settings.window_jitter else None,
-            ids_target=draw_targets(inputs.masks, model.decoded, seeds) if lean else None,
+            ids_target=draw_targets(masks, model.decoded, seeds) if lean else None,
             noise=self._to_device(draw_noise(noise_shape, seeds)) if noise_shape else None,
+            origin_B3=None if origin is None else origin[chosen],
+            crop=None if origin is None else model.crop,
         )  # fmt: skip
 
     def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
         config = self.config
         masks = make_masks(config.mask, config.model.grid, mask_seeds, self.device)
-        return MaskedInput(hu.to(self.device, copy=True, non_blocking=True), masks, self.intensity, config.model.patch)
+        return MaskedInput(self._copied(hu), masks, self.intensity, config.model.patch)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, copy=True, non_blocking=True)
 
     def _weights(self, shares_BL: Tensor, inputs: MaskedInput) -> Tensor:
         """Return what each predicted patch counts in the loss: its valid share, ``[B, S]``."""

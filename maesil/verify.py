@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +17,7 @@ from maesil.cache.reader import MAPS, load_map
 from maesil.commit import Volume
 from maesil.errors import StoreError
 from maesil.shard import decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
-from maesil.store import Store
+from maesil.store import GROUP_DOCUMENT, ZARR_DOCUMENT, Store
 from maesil.types import AIR_HU
 
 
@@ -28,8 +31,8 @@ class Verified:
 
 
 def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, total: None) -> Verified:
-    """Check recipe, commits, superpatches, maps and Zarr metadata of all live volumes; damage never ends the check."""
-    problems = list(_recipe_problems(store))
+    """Check recipes, records, superpatches, maps and Zarr metadata of all live volumes; damage never ends the check."""
+    problems = [*_recipe_problems(store), *_quarantine_problems(store), *_group_problems(store)]
     superpatches = 0
     keys = store.live_commits()
     for done, key in enumerate(keys, start=1):
@@ -44,18 +47,59 @@ def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, to
 
 
 def _recipe_problems(store: Store) -> Iterator[str]:
-    try:
-        _ = store.recipe
-    except StoreError as error:
-        yield str(error)
+    """Every recipe, live or not, is named by the hash of its bytes."""
+    keys = {f"recipes/{store.recipe_hash}.json", *store.storage.list("recipes")}
+    for key in sorted(key for key in keys if key.endswith(".json")):
+        try:
+            if hashlib.sha256(store.storage.read(key)).hexdigest() != Path(key).stem:
+                yield f"{store.path}: {key}: damaged: it is named by another hash than that of its bytes"
+        except StoreError as error:
+            yield str(error)
+
+
+def _quarantine_problems(store: Store) -> Iterator[str]:
+    for key in store.storage.list("quarantine"):
+        if key.endswith(".json"):
+            try:
+                store.refusal(key)
+            except StoreError as error:
+                yield str(error)
+
+
+def _group_problems(store: Store) -> Iterator[str]:
+    """The groups between the root and an image are there for other Zarr readers, and all the same."""
+    folders = {"volumes"}
+    for key in store.live_commits():
+        _, first, volume_id, _ = key.split("/")
+        folders |= {f"volumes/{first}", f"volumes/{first}/{volume_id}"}
+    for key in sorted(f"{folder}/{ZARR_DOCUMENT}" for folder in folders):
+        try:
+            if store.storage.read(key) != GROUP_DOCUMENT:
+                yield f"{store.path}: {key}: expected a plain Zarr group, found something else; it was altered"
+        except StoreError as error:
+            yield str(error)
 
 
 def _volume_problems(store: Store, volume: Volume) -> Iterator[str]:
-    for check in (_image_problems, _array_problems, _shard_problems, _superpatch_problems, _map_problems):
+    for check in (
+        _document_problems,
+        _image_problems,
+        _array_problems,
+        _shard_problems,
+        _superpatch_problems,
+        _map_problems,
+    ):
         try:
             yield from check(store, volume)
         except StoreError as error:
             yield str(error)
+
+
+def _document_problems(store: Store, volume: Volume) -> Iterator[str]:
+    for name, crc in volume.documents.items():
+        key = f"{volume.prefix}/{name}"
+        if google_crc32c.value(store.storage.read(key)) != crc:
+            yield f"{store.path}: {key}: damaged: its checksum is not the one in the commit"
 
 
 def _array_problems(store: Store, volume: Volume) -> Iterator[str]:

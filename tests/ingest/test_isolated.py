@@ -55,7 +55,8 @@ def test_the_child_gives_what_this_process_would_have_read(source, tmp_path):
         np.testing.assert_array_equal(ours.valid, theirs.valid)
         np.testing.assert_allclose(ours.affine, theirs.affine)
         assert (ours.notes, ours.source) == (theirs.notes, theirs.source)
-        assert isolated.source_hash(item) == decode.source_hash(item)
+        assert isolated.source_hash(item) == decode.source_hash(item) == isolated.read_hashed(item)[1]
+        assert isolated.read_hashed(item, "known before")[1] == "known before"
         theirs.hu[0] += 1  # may be written to
 
 

@@ -16,6 +16,8 @@ import pytest
 from support.ct_phantom import valid_voxels
 
 from maesil.cache.reader import SuperpatchReader
+from maesil.ingest.header import tags_of
+from maesil.ingest.plain_file import read_plain
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.recipe import Recipe
 from maesil.store import Store
@@ -182,3 +184,16 @@ def test_edge_nifti(edge_nifti, name: str) -> None:
         lost = ~np.isfinite(on_the_grid_of(volume, *read_nifti(DATA / "edge_nifti" / name)))
         assert lost.any() and (stored[lost] == -1024).all() and not inside[lost].any()
         np.testing.assert_array_equal(stored[~lost], reference[~lost])
+
+
+def test_headers_read_by_us_are_those_that_pydicom_reads():
+    tags = [tag for tag, _ in tags_of("PatientID", "SeriesInstanceUID", "ImagePositionPatient", "Rows", "KVP").values()]
+    read = 0
+    for path in sorted(path for folder in ("dicom", "edge_dicom") for path in (DATA / folder).rglob("*"))[::7]:
+        if path.is_file() and path.suffix not in (".json", ".npy"):
+            with path.open("rb") as stream:
+                ours = read_plain(stream, tags)
+            if ours is not None:
+                assert ours == pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+                read += 1
+    assert read > 20

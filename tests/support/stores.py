@@ -53,6 +53,7 @@ def add_volume(
     body = (hu > -950) & valid if body is None else body
     image = Image(hu=hu, affine=affine, valid=cells(valid), body=cells(body))
     tile, codec = store.recipe.superpatch, store.recipe.codec
+    patches, documents = write_attempt(store.storage, volume_id, attempt, image, tile=tile, codec=codec)
     return store.commit(
         Volume(
             volume_id=volume_id,
@@ -70,7 +71,8 @@ def add_volume(
             codec=codec,
             source={"kind": "test"},
             hu={"mean": float(hu.mean()), "std": float(hu.std()), "valid_share": 1.0, "body_share": 0.5},
-            superpatches=write_attempt(store.storage, volume_id, attempt, image, tile=tile, codec=codec),
+            superpatches=patches,
+            documents=documents,
         )
     )
 
