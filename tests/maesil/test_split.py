@@ -28,8 +28,8 @@ def together(split: Split) -> bool:
 
 
 @pytest.mark.parametrize(("shares", "counts"), [
-    ([0.8, 0.1, 0.1], (32, 4, 4)), ([0.5, 0.25, 0.25], (20, 10, 10)), ([0.9, 0.1], (36, 4, 0)), ([1.0, 0.0], (40, 0, 0)),
-    ([0.98, 0.01, 0.01], (36, 2, 2)),
+    ([0.8, 0.1, 0.1], (32, 4, 4)), ([0.5, 0.25, 0.25], (20, 10, 10)), ([0.9, 0.1], (36, 4, 0)),
+    ([1.0, 0.0], (40, 0, 0)), ([0.98, 0.01, 0.01], (36, 2, 2)),
 ])  # fmt: skip
 def test_shares_are_of_patients_and_nobody_is_lost(shares, counts):
     split = split_by_shares(PATIENTS, shares, seed=1)
@@ -73,7 +73,7 @@ def test_a_frozen_split_comes_back_whoever_came_since(frozen):
 
 def test_one_scan_on_both_sides_is_refused(frozen):
     path, split = frozen
-    one = {**PATIENTS, **{group: "z" for group in (split.train[0], split.test[0])}}
+    one = PATIENTS | dict.fromkeys((split.train[0], split.test[0]), "z")
     with pytest.raises(UsageError, match=r"are in test and train, but hold the same scan"):
         read_split(path, one)
 
