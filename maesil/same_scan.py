@@ -199,7 +199,9 @@ def _edges(tissue: NDArray[np.bool_], axis: int, factor: float) -> NDArray[np.fl
     length = len(mass)
     centre = float(mass @ (np.arange(length) + 0.5) / mass.sum())
     below, above = int(centre / factor), int((length - centre) / factor)
-    return centre + factor * np.arange(-below, above + 1) if below + above else np.array([0.0, length])
+    if not below + above:
+        return np.array([0.0, length])
+    return np.asarray(centre + factor * np.arange(-below, above + 1), dtype=np.float64)
 
 
 def _averaged(values: NDArray[np.float32], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:

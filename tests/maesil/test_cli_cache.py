@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from support.command_line import fails, run
 from support.sources import write_sources
-from typer.testing import CliRunner
 
 from maesil import errors
-from maesil.cli import app
 from maesil.cli_cache import parse_size
 
 
@@ -26,20 +25,6 @@ def own_home(home, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CONFIG_HOME", f"{home}/config")
     monkeypatch.setenv("MAESIL_CACHE", f"{home}/cache")
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def fails(code: int, *arguments: object) -> str:
-    found, _, stderr = run(*arguments)
-    (line,) = [line for line in stderr.splitlines() if line.strip()]
-    assert found == code and line.startswith("error: "), line
-    return line
 
 
 def ingest(home: Path, *more: object) -> tuple[int, str, str]:
