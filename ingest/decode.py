@@ -23,7 +23,7 @@ def source_hash(source: Source) -> str:
     """Return a SHA-256 (hex) over all that decides the voxels: a rename changes nothing, one edited pixel does."""
     if source.kind == "slices":
         return _hash_of_slices(source, {})
-    return _hash_of_scan(read(source))
+    return _hash_of_scan(source, read(source))
 
 
 def read(source: Source, allocate: Allocate = plain_arrays) -> Scanned:
@@ -34,8 +34,9 @@ def read(source: Source, allocate: Allocate = plain_arrays) -> Scanned:
 def read_hashed(source: Source, allocate: Allocate = plain_arrays, known: str = "") -> tuple[Scanned, str]:
     """Return what `read` does and its `source_hash`: the known one, or one of the very bytes that were decoded."""
     if source.kind == "nifti":
-        scan = read_nifti(source.paths[0], prefer=source.prefer, allocate=allocate)
-        return scan, known or _hash_of_scan(scan)
+        volume = source.planes[0][1] if source.planes and source.planes[0] else None
+        scan = read_nifti(source.paths[0], volume=volume, prefer=source.prefer, allocate=allocate)
+        return scan, known or _hash_of_scan(source, scan)
     digests: dict[Path, bytes] = {}
     scan = _read_slices(source, allocate, None if known else digests)
     return scan, known or _hash_of_slices(source, digests)
@@ -50,11 +51,12 @@ def _hash_of_slices(source: Source, digests: dict[Path, bytes]) -> str:
     return digest.hexdigest()
 
 
-def _hash_of_scan(scan: Scanned) -> str:
+def _hash_of_scan(source: Source, scan: Scanned) -> str:
     digest = hashlib.sha256(str(scan.shape).encode())
     digest.update(np.ascontiguousarray(scan.affine).tobytes())
     digest.update(scan.hu.data)
     digest.update(scan.valid.data)
+    digest.update(repr(source.planes).encode() if source.planes else b"")  # which volume of several
     return digest.hexdigest()
 
 
@@ -71,12 +73,16 @@ def _read_slices(source: Source, allocate: Allocate, digests: dict[Path, bytes] 
     rows, columns = first.hu.shape
     hu, valid = allocate((len(source.planes), rows, columns))
     notes: set[str] = set()
+    rescaled: set[bool] = set()
     for z, found in zip(there, chain([first], slices), strict=True):
         if found.hu.shape != first.hu.shape:
             sizes = f"{found.hu.shape}, {first.hu.shape}"
             raise Refused("bad_pixels", f"slice {z} has another size than the first: {sizes}")
         hu[z], valid[z] = found.hu, found.valid
         notes |= found.notes
+        rescaled.add("no_rescale_tags" not in found.notes)
+    if rescaled == {True, False}:
+        raise Refused("bad_rescale", "some slices have a rescale slope and intercept, others of the same series none")
     assert source.affine is not None
     return Scanned(hu, valid, source.affine, tuple(sorted(notes)), source.technical)
 
@@ -84,7 +90,7 @@ def _read_slices(source: Source, allocate: Allocate, digests: dict[Path, bytes] 
 def with_missing_slices(scan: Scanned, source: Source) -> Scanned:
     """Return the scan with the slices its plan calls missing interpolated between their neighbours, linearly."""
     there = [z for z, plane in enumerate(source.planes) if plane is not None]
-    if len(there) == len(source.planes):
+    if source.kind == "nifti" or len(there) == len(source.planes):
         return scan
     filled = np.zeros(scan.hu.shape, dtype=bool)
     for below, above in pairwise(there):

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest import decode
-from maesil.ingest.dicom import hu_digest
+from maesil.ingest.dicom import hu_digests
 from maesil.ingest.isolated import map_shared, receive, send
 from maesil.ingest.scanned import SCANNED_BYTES
 from maesil.ingest.source import Source
@@ -87,8 +87,8 @@ def _answer(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
 
 
 def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
-    if request["task"] == "hu_digest":
-        return {"hash": hu_digest(Path(request["path"]), request["frame"]).hex()}
+    if request["task"] == "hu_digests":
+        return {"hashes": [digest.hex() for digest in hu_digests(Path(request["path"]), request["frames"])]}
     source = _source(request["source"])
     if request["task"] == "source_hash":
         return {"hash": decode.source_hash(source)}

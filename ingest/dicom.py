@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -68,13 +68,13 @@ def _digest(dataset: FileDataset) -> bytes:
     return digest.digest()
 
 
-def hu_digest(path: Path, frame: int | None = None) -> bytes:
-    """Return a SHA-256 over the HU of one slice: equal for copies that differ in encoding or UIDs alone."""
+def hu_digests(path: Path, frames: Sequence[int | None]) -> list[bytes]:
+    """Return a SHA-256 over the HU of each slice: equal for copies that differ in encoding or UIDs alone."""
     try:
-        (found,) = read_slices_hu([(path, frame)])
+        found = read_slices_hu((path, frame) for frame in frames)
+        return [hashlib.sha256(slice_.hu.tobytes() + slice_.valid.tobytes()).digest() for slice_ in found]
     except OSError as error:
         raise Refused("unreadable", error.strerror or "the file cannot be read") from error
-    return hashlib.sha256(found.hu.tobytes() + found.valid.tobytes()).digest()
 
 
 def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], set[str]]:
@@ -112,7 +112,7 @@ def _slice_hu(header: Dataset, stored: NDArray[Any], *, lossy: bool) -> SliceHu:
     notes = {"lossy"} if lossy else set()
     if "ModalityLUTSequence" in header:
         raise Refused("modality_lut", "expected a rescale slope and intercept, found a modality look-up table")
-    if (kind := str(header.get("RescaleType") or "HU")) not in ("HU", "US"):
+    if (kind := str(header.get("RescaleType") or "HU").strip().upper()) not in ("HU", "US"):
         raise Refused("not_hu", f"expected RescaleType HU, found {kind}")
     if header.get("RescaleSlope") is None or header.get("RescaleIntercept") is None:
         notes.add("no_rescale_tags")

@@ -48,6 +48,7 @@ _PLUGIN = {**dict.fromkeys(_WAVELET, "pylibjpeg"), RLELossless: "pylibjpeg"}
 _PIXEL_TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
+_INTENSITIES = ("MONOCHROME1", "MONOCHROME2")
 _STREAM_END = b"\xff\xd9"
 
 
@@ -56,13 +57,16 @@ def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterato
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         raise Refused("colour", f"expected one sample a pixel, found {dataset.SamplesPerPixel}")
     _complete(dataset)
+    if (meaning := str(dataset.PhotometricInterpretation or "MONOCHROME2").strip()) not in _INTENSITIES:
+        raise Refused("colour", f"expected MONOCHROME1 or MONOCHROME2, found {meaning}: indices of colours, not HU")
     syntax = dataset.file_meta.get("TransferSyntaxUID")
     try:
         if syntax is not None and UID(syntax).is_encapsulated:
             yield from _decode_encapsulated(dataset, UID(syntax), frames)
             return
+        unused = _unused_low_bits(dataset)
         for frame in frames:
-            yield _checked(dataset, pixel_array(dataset, raw=True, index=frame))
+            yield _checked(dataset, pixel_array(dataset, raw=True, index=frame)) >> unused
     except (Refused, MemoryError):
         raise
     except Exception as error:  # decoders raise anything; a slice that does not decode costs one volume
@@ -86,6 +90,18 @@ def _complete(dataset: FileDataset) -> None:
         size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
         if little and len(dataset.PixelData) - size in (0, size % 2):
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+
+
+def _unused_low_bits(dataset: FileDataset) -> int:
+    """Return by how many bits stored values are shifted up in their words; make the data set say that all are used.
+
+    Before 2004 the high bit of 12 could be 15 (PS3.5 8.1.1 has forbidden it since).
+    """
+    high, stored = int(dataset.get("HighBit") or 0), int(dataset.BitsStored)
+    if not stored - 1 < high < int(dataset.BitsAllocated):
+        return 0
+    dataset.BitsStored = high + 1
+    return high + 1 - stored
 
 
 def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:

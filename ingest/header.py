@@ -71,14 +71,28 @@ _ACQUISITION_TAGS = (
     "TemporalPositionIdentifier",
     "ImageType",
     "FrameOfReferenceUID",
+    "SeriesNumber",
 )
-_TIME_TAGS = ("AcquisitionDateTime", "AcquisitionTime", "FrameAcquisitionDateTime", "TriggerTime", "ContentTime")
+_WEAK_TAGS = (
+    "MonoenergeticEnergyEquivalent",
+    "StackID",
+    "AcquisitionUID",
+    "SeriesDescription",
+    "ContrastBolusAgent",
+    "AcquisitionDateTime",
+    "AcquisitionTime",
+    "FrameAcquisitionDateTime",
+    "TriggerTime",
+    "ContentTime",
+    "ImageComments",
+)
+_MOST_DIMENSIONS = 6
 _BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
 _HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
-_OTHER_TAGS = ("Modality", "BurnedInAnnotation", "SeriesNumber", *_BODY_PART_TAGS)
+_OTHER_TAGS = ("Modality", "BurnedInAnnotation", *_BODY_PART_TAGS)
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _PLAIN_TAGS = (
-    *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_TIME_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS,
+    *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_WEAK_TAGS, "DimensionIndexValues", *_OTHER_TAGS, *TECHNICAL_TAGS,
 )  # fmt: skip
 _WANTED = frozenset(int(Tag(name)) for name in (*_PLAIN_TAGS, *_GROUPS))
 
@@ -116,8 +130,8 @@ class InstanceHeader:
     """What tells two passes over the same positions apart: acquisition number, kernel, tube voltage, phase..."""
     transfer_syntax: str
     technical: dict[str, Any]
-    moment: tuple[str, ...] = ()
-    """When it was acquired, and the object it is a frame of: tells passes apart where nothing better does."""
+    weak: tuple[str, ...] = ()
+    """Tells passes apart where nothing better does: energy level, contrast, times, the object it is a frame of..."""
     frame: int | None = None
     """Index within a multi-frame object."""
     burned_in: bool = False
@@ -191,6 +205,8 @@ def _sop_class(dataset: FileDataset) -> str:
     sop_class = texts["SOPClassUID"] or meta["MediaStorageSOPClassUID"]
     if not sop_class and texts["Modality"] == "CT" and texts["ImagePositionPatient"]:
         return CT_IMAGE  # blanked by an anonymiser; all that a CT image needs is there
+    if not sop_class and not texts["Modality"] and dataset.preamble:
+        raise Refused("bad_header", "expected a SOP class, found none: the header was cut")
     if sop_class not in (CT_IMAGE, *ENHANCED_CT):
         name = UID(sop_class).name if sop_class else "no SOP class"
         raise Refused("not_ct_image", f"expected CT Image Storage, found {name}")
@@ -204,8 +220,6 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
     texts = texts_of(frame, _HEADER_TAGS)
     instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]
     series = texts["SeriesInstanceUID"]
-    # Where the series UID was blanked, the number of the series is all that is left of it.
-    series_number = "" if series else texts["SeriesNumber"]
     body_part = " ".join(texts[tag] for tag in _BODY_PART_TAGS).upper()
     return InstanceHeader(
         path=path,
@@ -221,14 +235,20 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
         position=_numbers(texts["ImagePositionPatient"], 3),
         orientation=_one(_numbers(texts["ImageOrientationPatient"], 6)),
         pixel_spacing=_one(_numbers(texts["PixelSpacing"], 2)),
-        acquisition=_one((*(texts[tag] for tag in _ACQUISITION_TAGS), series_number)),
+        acquisition=_one(tuple(texts[tag] for tag in _ACQUISITION_TAGS)),
         transfer_syntax=_one(meta["TransferSyntaxUID"]),
         technical=_technical(frame, tuple(texts[tag] for tag in TECHNICAL_TAGS)),
-        moment=_one((*(texts[tag] for tag in _TIME_TAGS), "" if number is None else instance)),
+        weak=_one((*(texts[tag] for tag in _WEAK_TAGS), *_dimensions(texts), "" if number is None else instance)),
         frame=number,
         burned_in=texts["BurnedInAnnotation"].upper() == "YES",
         head=any(word in body_part for word in _HEAD_WORDS),
     )
+
+
+def _dimensions(texts: Mapping[str, str]) -> list[str]:
+    """Return a frame's index along each dimension of its object (PS3.3 C.7.6.17); position is one of them."""
+    indices = texts["DimensionIndexValues"].split("\\")[:_MOST_DIMENSIONS]
+    return indices + [""] * (_MOST_DIMENSIONS - len(indices))
 
 
 def texts_of(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,10 @@ def source_hash(source: Source) -> str:
     return str(answer["hash"])
 
 
-def hu_digest(path: Path, frame: int | None = None) -> bytes:
-    """Return the digest of one slice, as `maesil.ingest.dicom.hu_digest`."""
-    answer, _ = _child().ask({"task": "hu_digest", "path": str(path), "frame": frame}, 0)
-    return bytes.fromhex(answer["hash"])
+def hu_digests(path: Path, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
+    """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
+    answer, _ = _child().ask({"task": "hu_digests", "path": str(path), "frames": list(frames)}, decoded_bytes)
+    return [bytes.fromhex(digest) for digest in answer["hashes"]]
 
 
 def map_shared(descriptor: int, size: int) -> mmap.mmap:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
 from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
 
 _MAX_FORM_DIFFERENCE_MM = 1.0
+_MAX_VOLUMES = 64
+"""The whole file is read for each of them."""
+_IMPOSSIBLE = 1e6
+"""A voxel as far from HU as that is as good as infinite: it would bleed into its neighbours when resampled."""
 _MAX_NON_FINITE_SHARE = 0.5
 _MAX_TRAILING_BYTES = 1 << 26
 _BLOCK = 1 << 20
@@ -46,27 +51,44 @@ class _Stored:
 
 
 def image_of_pair(header: Path) -> Path | None:
-    """Return the file of voxels that goes with a ``.hdr`` file, or None."""
+    """Return the file of voxels that goes with a ``.hdr`` or ``.hdr.gz`` file, or None if that is none."""
+    stem = header.with_suffix("") if header.suffix.lower() == ".gz" else header
+    if stem.suffix.lower() != ".hdr":
+        return None
     for suffix in (".img", ".IMG", ".img.gz"):
-        if is_there(path := header.with_suffix(suffix)):
+        if is_there(path := stem.with_suffix(suffix)):
             return path
     return None
 
 
-def claimed_bytes(path: Path) -> int:
-    """Return how much memory the voxels that a header claims take while they are read; 0 if it cannot be read."""
+@dataclass(frozen=True)
+class Claim:
+    """What a header claims."""
+
+    decoded_bytes: int = 0
+    """Memory the voxels take while they are read."""
+    volumes: int = 1
+    """Along the fourth axis: time, phases."""
+
+
+def claim_of(path: Path) -> Claim:
+    """Return what a header claims; of one that cannot be read, that there is one volume of no size."""
     try:
         with warnings.catch_warnings(), _unpacked(path) as stream:
             warnings.simplefilter("ignore")
             header = _parse(stream.read(540))
     except Exception:  # whatever is wrong with it is said when it is read
-        return 0
-    voxels = int(np.prod([int(n) for n in header.get_data_shape()]))
-    return voxels * (int(header.get_data_dtype().itemsize) + SCANNED_BYTES)
+        return Claim()
+    shape = [int(n) for n in header.get_data_shape()]
+    several = len(shape) > 3 and shape[3] <= _MAX_VOLUMES and math.prod(shape[4:]) == 1
+    bytes_of_a_voxel = int(header.get_data_dtype().itemsize) + SCANNED_BYTES
+    return Claim(math.prod(shape) * bytes_of_a_voxel, shape[3] if several else 1)
 
 
-def read_nifti(path: Path, *, prefer: str = "", allocate: Allocate = plain_arrays) -> Scanned:
-    """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
+def read_nifti(
+    path: Path, *, volume: int | None = None, prefer: str = "", allocate: Allocate = plain_arrays
+) -> Scanned:
+    """Return the volume (one of several by its number) of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
 
     ``prefer`` (``sform`` or ``qform``) decides where the two place the volume differently.
     """
@@ -77,8 +99,9 @@ def read_nifti(path: Path, *, prefer: str = "", allocate: Allocate = plain_array
         "dtype": str(stored.header.get_data_dtype().newbyteorder("=")),
         "version": "2" if isinstance(stored.header, nib.Nifti2Header) else "1",
     }
-    hu, valid = _hu(stored, allocate)
-    np.isfinite(hu, out=valid)
+    hu, valid = _hu(stored, volume, allocate)
+    for layer, inside in zip(hu, valid, strict=True):
+        np.less(np.abs(layer), _IMPOSSIBLE, out=inside)  # False for NaN too
     if not valid.all():
         share = 1 - float(valid.mean())
         if share > _MAX_NON_FINITE_SHARE:
@@ -134,6 +157,8 @@ def _parse(head: bytes) -> Any:
     kind, size = (nib.Nifti2Header, 540) if 540 in sizes else (nib.Nifti1Header, 348)
     header = kind(head[:size], check=False)  # extensions, which may lie behind it, hold nothing that is needed
     check_voxels(header.get_data_shape())
+    if len(header.get_data_shape()) < 3:
+        raise Refused("not_3d", f"expected three axes, found shape {header.get_data_shape()}")
     if header.get_data_dtype().kind not in "iuf":
         raise Refused("bad_dtype", f"expected integers or floats, found {header.get_data_dtype()}")
     return header
@@ -142,7 +167,10 @@ def _parse(head: bytes) -> Any:
 def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes) -> _Stored:
     """Read the voxels of a stream of which ``head`` was read."""
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
-    if offset < (int(header["sizeof_hdr"]) + 4 if head else 0):
+    least = int(header["sizeof_hdr"]) + 4 if head else 0
+    if offset == 0 and not any(head[least - 4 : least]):
+        offset = least  # left out, and no extension in between: there is one place they can begin
+    if offset < least:
         raise Refused("not_nifti", f"expected the voxels behind the header, found vox_offset {offset}")
     size = int(np.prod([int(n) for n in shape])) * dtype.itemsize
     if is_bomb(file_on_disk(path).stat().st_size, offset + size):
@@ -222,6 +250,9 @@ def _in_millimetres(affine: Affine, header: Any, notes: set[str]) -> Affine:
 
 
 def _qform(header: Any) -> tuple[NDArray[np.float64] | None, int]:
+    if header["pixdim"][0] == 0:
+        header = header.copy()
+        header["pixdim"][0] = 1  # so says nifti1.h: "if not -1 or 1, use 1"
     try:
         qform, code = header.get_qform(coded=True)
     except (HeaderDataError, ValueError):
@@ -244,13 +275,18 @@ def _apart_mm(sform: NDArray[np.float64], qform: NDArray[np.float64] | None, sha
     return apart if apart > _MAX_FORM_DIFFERENCE_MM else 0.0
 
 
-def _hu(stored: _Stored, allocate: Allocate) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def _hu(stored: _Stored, volume: int | None, allocate: Allocate) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return the scaled data as float32 ``[z, y, x]``, and an array for their validity."""
     voxels = stored.voxels
     while voxels.ndim > 3 and voxels.shape[0] == 1:
         voxels = voxels[0]
+    if voxels.ndim == 4 and volume is not None:
+        voxels = voxels[volume]
     if voxels.ndim != 3:
-        raise Refused("not_3d", f"expected one 3D volume, found shape {voxels.shape[::-1]}")
+        raise Refused(
+            "not_3d",
+            f"expected one 3D volume or up to {_MAX_VOLUMES} along a fourth axis, found shape {voxels.shape[::-1]}",
+        )
     if min(voxels.shape) < 2:
         raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {voxels.shape[::-1]}")
     try:

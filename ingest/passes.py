@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
-from maesil.ingest.isolated import hu_digest
+from maesil.ingest.isolated import hu_digests
+from maesil.ingest.scanned import SCANNED_BYTES
 
 MIN_SLICES = 16
 
@@ -45,37 +48,64 @@ def uneven(gaps: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.abs(gaps - mean) > np.maximum(_GAP_TOLERANCE * mean, _GAP_TOLERANCE_MM))
 
 
-def without_copies(part: Sequence[InstanceHeader]) -> tuple[list[InstanceHeader], list[InstanceHeader], bool]:
-    """Return (slices by position, those whose pixels another one has, whether several are left at one position)."""
+@dataclass(frozen=True)
+class Positions:
+    """Slices by their positions."""
+
+    slices: list[InstanceHeader]
+    """In the order of their positions, without copies."""
+    copies: list[InstanceHeader]
+    """Have the very pixels of a slice at the same position."""
+    conflicts: bool
+    """Several slices are left at one position."""
+    content: dict[int, tuple[int, bytes]]
+    """By ``id`` of a slice: number of its position, and a digest of its pixels where it shares that position."""
+
+
+def by_position(part: Sequence[InstanceHeader]) -> Positions:
+    """Sort slices by position and find those that are copies of one another."""
     places = along(part)
     order = np.argsort(places, kind="stable")
     ordered = [part[i] for i in order]
     together = np.split(np.arange(len(ordered)), np.nonzero(np.diff(places[order]) > _SAME_POSITION_MM)[0] + 1)
-    kept: list[InstanceHeader] = []
-    copies: list[InstanceHeader] = []
-    for same in together:
-        by_pixels: dict[bytes, InstanceHeader] = {}
-        for i in same:
-            digest = hu_digest(ordered[i].path, ordered[i].frame) if len(same) > 1 else b""
-            if by_pixels.setdefault(digest, ordered[i]) is not ordered[i]:
-                copies.append(ordered[i])
-        kept.extend(by_pixels.values())
-    return kept, copies, len(kept) > len(together)
+    digests = _digests([ordered[i] for same in together if len(same) > 1 for i in same])
+    content = {id(ordered[i]): (n, digests.get(id(ordered[i]), b"")) for n, same in enumerate(together) for i in same}
+    first: dict[tuple[int, bytes], InstanceHeader] = {}
+    copies = [header for header in ordered if first.setdefault(content[id(header)], header) is not header]
+    return Positions(list(first.values()), copies, len(first) > len(together), content)
 
 
-def told_apart(slices: Sequence[InstanceHeader]) -> list[Pass]:
-    """Split slices that share positions by the first thing in their headers that gives passes of unique positions.
+def _digests(slices: Iterable[InstanceHeader]) -> dict[int, bytes]:
+    """Return digests of pixels by ``id`` of their slice; a file is read once, however many of its frames are asked for."""
+    by_file: dict[Path, list[InstanceHeader]] = defaultdict(list)
+    for header in slices:
+        by_file[header.path].append(header)
+    return {
+        id(header): digest
+        for path, frames in by_file.items()
+        for header, digest in zip(
+            frames,
+            hu_digests(
+                path, [f.frame for f in frames], len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES
+            ),
+            strict=True,
+        )
+    }
 
-    `Refused` with ``position_conflict`` if nothing does.
+
+def told_apart(slices: Sequence[InstanceHeader], positions: Positions) -> list[Pass]:
+    """Split slices that share positions by the first thing in their headers that leaves no two at one position.
+
+    Copies may share theirs. `Refused` with ``position_conflict`` if nothing does.
     """
     columns = [[header.acquisition[n] for header in slices] for n in range(len(slices[0].acquisition))]
     columns.append(["/".join(filter(None, header.acquisition)) for header in slices])
-    columns += [[header.moment[n] for header in slices] for n in range(len(slices[0].moment))]
+    columns += [[header.weak[n] for header in slices] for n in range(len(slices[0].weak))]
     for values in columns:
         passes = _by_value(slices, values)
         # A value of its own for nearly every slice tells slices apart, not passes.
         in_whole_passes = sum(len(same) for _, same in passes if len(same) >= MIN_SLICES)
-        if in_whole_passes * 2 > len(slices) and all(_unique_positions(same) for _, same in passes):
+        if in_whole_passes * 2 > len(slices) and all(_without_conflict(same, positions) for _, same in passes):
             return passes
     raise Refused(
         "position_conflict",
@@ -105,8 +135,9 @@ def _by_value(slices: Sequence[InstanceHeader], values: Iterable[str]) -> list[P
     return sorted(passes.items())
 
 
-def _unique_positions(slices: Sequence[InstanceHeader]) -> bool:
-    return bool((np.diff(np.sort(along(slices))) > _SAME_POSITION_MM).all())
+def _without_conflict(slices: Sequence[InstanceHeader], positions: Positions) -> bool:
+    contents = {positions.content[id(header)] for header in slices}
+    return len(contents) == len({place for place, _ in contents})
 
 
 def _regular(slices: Sequence[InstanceHeader]) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maesil.errors import Refused
-from maesil.ingest.nifti import claimed_bytes, image_of_pair
+from maesil.ingest.nifti import claim_of, image_of_pair
 from maesil.ingest.scan import ScanResult
 from maesil.ingest.scanned import SCANNED_BYTES
 from maesil.ingest.series import (
@@ -49,21 +49,28 @@ class Plan:
     volumes: list[VolumePlan] = field(default_factory=list)
     refused: list[RefusedSeries] = field(default_factory=list)
     verdicts: list[FileVerdict] = field(default_factory=list)
+    damaged_files: int = 0
+    """Refused before it was known which series they belong to."""
 
 
 def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form: str = "") -> Plan:
     """Return the plan of everything a scan found; ``prefer_form`` decides where the two of a NIfTI file differ."""
-    plan = Plan(verdicts=list(scan.verdicts))
+    damaged = sum(verdict.status == "quarantined" for verdict in scan.verdicts)
+    plan = Plan(verdicts=list(scan.verdicts), damaged_files=damaged)
     for key, headers in sorted(group_series(scan.instances).items()):
         for outcome in outcomes_of_series(headers, rules):
             _add(plan, key, outcome)
     for key, outcome in outcomes_of_blank_series(scan.instances, rules):
         _add(plan, key, outcome)
     for path in scan.niftis:
-        image = image_of_pair(path) if path.suffix.lower() == ".hdr" else None
+        image = image_of_pair(path)
         paths = (path,) if image is None else (path, image)
-        source = Source("nifti", paths, decoded_bytes=claimed_bytes(path), prefer=prefer_form)
-        plan.volumes.append(VolumePlan(source, identity=None, patient=None))
+        claim = claim_of(path)
+        for number in range(claim.volumes):
+            # Several volumes of one file are one patient's, whoever that is.
+            planes, patient = (((0, number),), f"file {path}") if claim.volumes > 1 else ((), None)
+            source = Source("nifti", paths, planes, decoded_bytes=claim.decoded_bytes, prefer=prefer_form)
+            plan.volumes.append(VolumePlan(source, identity=None, patient=patient))
     return plan
 
 

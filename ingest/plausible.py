@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
+from maesil.ingest.coherent import incoherent
 from maesil.ingest.scanned import Scanned
 
 _MAX_SAMPLES = 1_000_000
@@ -21,6 +22,11 @@ _MAX_PADDING_VALUES = 2
 _BONE_HU = 300
 _AIR_BELOW_HU = -900
 _NO_METAL_ABOVE_HU = 16000
+_MOST_DENSE = 1.5
+_NO_TISSUE_HU = (-650, -250)
+_DARKER_THAN_AIR_HU = -1150
+_PEAK_HU = 60
+_PEAK_SHARE = 0.1
 _MIN_SOFT_BESIDE_ODD_PADDING = 0.1
 
 
@@ -111,6 +117,22 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
     if least > -900 and floor > 0.05:
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
         yield Refused("windowed", text, share=floor, **numbers)
+    yield from _wrong_scale(values, numbers)
+    yield from incoherent(hu, valid)
+
+
+def _wrong_scale(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterator[Refused]:
+    """Soft tissue is the bulk of a body, and the darkest there is in it is air, lung or fat."""
+    soft, dense = _share(values, -200, 250), _share(values, 300, 900)
+    if dense > _MOST_DENSE * soft:
+        text = f"{dense:.0%} of the voxels lie at 300 to 900 HU and {soft:.0%} at -200 to 250: HU times a factor"
+        yield Refused("wrong_scale", text, dense=dense, soft_tissue=soft, **numbers)
+    darkest = float(np.percentile(values, 2))
+    peak = _share(values, darkest - _PEAK_HU, darkest + _PEAK_HU)
+    too_dark = float((values < _DARKER_THAN_AIR_HU).mean())
+    if (_NO_TISSUE_HU[0] < darkest < _NO_TISSUE_HU[1] and peak > _PEAK_SHARE) or too_dark > _PEAK_SHARE:
+        text = f"the darkest voxels, {max(peak, too_dark):.0%}, lie around {darkest:.0f} HU: neither air, lung nor fat"
+        yield Refused("wrong_scale", text, darkest=darkest, share=max(peak, too_dark), **numbers)
 
 
 def _background(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> float | None:

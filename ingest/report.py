@@ -27,6 +27,8 @@ class Summary:
     planned: list[str] = field(default_factory=list)
     """Sources that would become volumes (dry run only)."""
     refused_volumes: int = 0
+    damaged_files: int = 0
+    """Refused before it was known which volume they belong to: one may lack a slice at its end."""
     absent: int = 0
     """Volumes of the store that none of this run's sources leads to; they are kept."""
     outdated: list[str] = field(default_factory=list)
@@ -55,6 +57,7 @@ class Summary:
             "fresh": [volume.volume_id for volume in self.fresh],
             "planned": self.planned,
             "refused_volumes": self.refused_volumes,
+            "damaged_files": self.damaged_files,
             "absent_volumes": self.absent,
             "outdated_volumes": self.outdated,
             "duplicates": self.duplicates,
@@ -93,6 +96,7 @@ class Summary:
             text = f"{len(self.committed)} volumes committed to {out}, {len(self.fresh)} were up to date"
         text += f"; {self.refused_volumes} refused" if self.refused_volumes else ""
         for count, what in (
+            (self.damaged_files, "damaged files, of whatever volumes they belong to"),
             (self.absent, "volumes of the store have no source among these (kept)"),
             (len(self.outdated), "volumes are of an earlier recipe and are not read until ingested again"),
             (len(self.duplicates), "groups of volumes hold the same pixels under several identities"),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,11 @@ def _dry_summary(plan: Plan) -> Summary:
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
     return Summary(
-        files=one_per_file(plan.verdicts + used), dry_run=True, planned=names, refused_volumes=len(plan.refused)
+        files=one_per_file(plan.verdicts + used),
+        dry_run=True,
+        planned=names,
+        refused_volumes=len(plan.refused),
+        damaged_files=plan.damaged_files,
     )
 
 
@@ -100,6 +104,18 @@ def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
     codes = sorted({verdict.code for verdict in plan.verdicts})
     found = f"{len(plan.verdicts)} files ({', '.join(codes)})" if codes else "no file at all"
     return f"{where}: expected DICOM or NIfTI files with CT, found {found}; name the folder that holds the scans"
+
+
+def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield results by their numbers: what is done early waits for those before it."""
+    early: dict[int, Any] = {}
+    due = 0
+    for number, result in results:
+        early[number] = result
+        while due in early:
+            yield due, early.pop(due)
+            due += 1
+    yield from sorted(early.items())  # a run that was asked to end leaves some out
 
 
 class _Run:
@@ -130,6 +146,7 @@ class _Run:
 
     def _carry_out(self, plan: Plan) -> Summary:
         self.summary.files.extend(plan.verdicts)
+        self.summary.damaged_files = plan.damaged_files
         for series in plan.refused:
             self._quarantine(self.key.hash("volume", series.identity), series.refusal, (), {"files": series.files})
         hashed = self._hash(self._of_this_partition(plan.volumes))
@@ -165,9 +182,9 @@ class _Run:
         live = self.store.volumes()
         self.summary.absent = sum(volume.volume_id not in known for volume in live)
         self.summary.outdated = [volume.volume_id for volume in self.store.outdated()]
-        same: dict[str, list[str]] = defaultdict(list)
+        same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for volume in live:
-            same[volume.source_hash].append(volume.volume_id)
+            same[volume.pixels].append(volume.volume_id)
         self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
 
     def _of_this_partition(self, plans: Sequence[VolumePlan]) -> list[VolumePlan]:
@@ -240,6 +257,9 @@ class _Run:
                 self.summary.fresh.append(self._regrouped(live, item))
                 self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
+            elif keep_first and (holder := self._copied_before(refusal, item)):
+                self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
+                continue
             elif self._refused_before(refusal, item):
                 self.summary.refused_volumes += 1
                 self.refused.add(item.volume_id)
@@ -260,21 +280,53 @@ class _Run:
     def _refused_before(self, refusal: dict[str, Any], item: _Hashed) -> bool:
         if (refusal.get("source_hash"), refusal.get("recipe_hash")) != (item.source_hash, self.recipe.hash):
             return False
-        again = (*MAY_PASS, *self.options.retry_quarantined)
+        again = (*MAY_PASS, "duplicate_pixels", *self.options.retry_quarantined)
         return not self.options.force and refusal["code"] not in again and "all" not in again
+
+    def _copied_before(self, refusal: dict[str, Any], item: _Hashed) -> str:
+        """Return the volume that an earlier run found to hold the pixels of this source, if it still does."""
+        if refusal.get("code") != "duplicate_pixels" or refusal.get("source_hash") != item.source_hash:
+            return ""
+        holder = self.store.live(refusal["numbers"]["same_as"])
+        return holder.volume_id if holder and holder.recipe_hash == self.recipe.hash else ""
 
     def _build(self, stale: Sequence[_Hashed]) -> None:
         orders = [(item.plan.source, self._order(item)) for item in stale]
-        for done, (number, result) in enumerate(self.workers.run(build, orders), start=1):
+        keep_first = self.options.duplicates == "keep-first"
+        holders = {volume.pixels: volume.volume_id for volume in self.store.volumes()} if keep_first else {}
+        results = self.workers.run(build, orders)
+        # Which of two copies is kept must not depend on which worker was faster.
+        for done, (number, result) in enumerate(_in_order(results) if keep_first else results, start=1):
             item = stale[number]
             if isinstance(result, Exception):
-                self._refuse(item.plan, item.volume_id, as_refusal(result), item.source_hash)
+                refusal = as_refusal(result)
+                self._refuse(item.plan, item.volume_id, refusal, item.source_hash or self._hash_refused(item, refusal))
+            elif keep_first and holders.setdefault(result.pixels, item.volume_id) != item.volume_id:
+                self._leave_out(item, result, holders[result.pixels])
             else:
                 self.memory.put(item.files, result.source_hash)
                 self.summary.committed.append(self.store.commit(result, anew=self.options.force))
                 self._release(item)
                 self._verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
+
+    def _hash_refused(self, item: _Hashed, refusal: Refused) -> str:
+        """Return the hash of a source that was refused while it was read, so that the next run leaves it alone."""
+        if refusal.code in MAY_PASS:
+            return ""
+        with suppress(Refused, OSError):
+            found = source_hash(item.plan.source)
+            self.memory.put(item.files, found)
+            return found
+        return ""
+
+    def _leave_out(self, item: _Hashed, copy: Volume, holder: str) -> None:
+        """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
+        self.store.storage.remove(copy.prefix)
+        self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
+        document = {"volume_id": item.volume_id, "code": "duplicate_pixels", "detail": f"the pixels of {holder}"}
+        more = {"numbers": {"same_as": holder}, "recipe_hash": self.recipe.hash, "source_hash": copy.source_hash}
+        self.store.quarantine(item.volume_id, document | more | {"files": len(item.plan.source.paths)})
 
     def _release(self, item: _Hashed) -> None:
         """Drop the records of earlier refusals of what is a volume now."""
@@ -284,16 +336,19 @@ class _Run:
 
     def _provisional_id(self, plan: VolumePlan) -> str:
         """Return the id under which a source is refused whose content, its identity, could not be read."""
-        return self.key.hash("volume", plan.identity or plan.source.name)
+        several = f" {plan.source.planes}" if plan.source.kind == "nifti" and plan.source.planes else ""
+        return self.key.hash("volume", plan.identity or plan.source.name + several)
 
     def _group(self, item: _Hashed) -> str:
-        """Return the patient group: of the patient the files name, else of the one ``--group`` finds in the path."""
-        patient = item.plan.patient
+        """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
+        patient, study = item.plan.patient, item.plan.study
         if not patient and self.options.group:
             where = Path(item.plan.source.name).absolute().as_posix()
             if found := re.search(self.options.group, where):
                 patient = "\0".join(filter(None, found.groups())) or found[0]
-        return self.key.hash("patient", patient) if patient else item.volume_id
+        if patient:
+            return self.key.hash("patient", patient)
+        return self.key.hash("study", study) if study else item.volume_id
 
     def _regrouped(self, live: Volume, item: _Hashed) -> Volume:
         """Return a fresh volume under the group it now belongs to: voxels stay, the record alone is new."""

@@ -6,6 +6,7 @@ with a header to plan from or with a verdict; nothing is passed over in silence.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import zipfile
@@ -22,6 +23,8 @@ from maesil.ingest.verdict import FileVerdict
 _SNIFF = 512
 _NIFTI_MAGIC_AT = {348: 344, 540: 4}
 _DICOM_GROUPS = (b"\x02\x00", b"\x08\x00")
+_APPLE_DOUBLE = b"\0\5\x16\7"
+"""What a Mac leaves beside each file on a foreign disk and in archives, under its name with ``._`` before."""
 _LOW_ELEMENTS = (b"\x00\x00", b"\x01\x00", b"\x02\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
 
 
@@ -44,35 +47,42 @@ def scan(
 ) -> ScanResult:
     """Look at every file at or below the sources; `NoInputError` if a source does not exist.
 
-    Symbolic links below a source are followed only if asked. A file reached twice is looked at once.
+    Symbolic links below a source are followed only if asked. A path reached twice is looked at once.
     """
     result = ScanResult()
     for path in find_files(sources, follow_links=follow_links):
         on_file(path)
         if path.is_symlink() and not (follow_links and path.is_file()):
             result.verdicts.append(FileVerdict(path, "ignored", "symlink"))
+        elif not path.is_file() and not path.is_dir():
+            result.verdicts.append(FileVerdict(path, "ignored", "not_a_file", detail="a pipe, socket or device"))
         else:
             _look_at(path, result)
     return result
 
 
 def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterator[Path]:
-    """Yield each regular file at or below the sources once, in sorted order."""
-    seen: set[tuple[int, int]] = set()
+    """Yield all that is no folder at or below the sources, each path once, in sorted order."""
+    seen: set[str] = set()
     for source in sources:
         if not source.exists():
             raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
         for path in (
             [source.resolve()] if source.is_file() else _walk(source, follow_links)
         ):  # what is named is followed
-            status = path.stat() if follow_links and path.exists() else path.lstat()
-            if (identity := (status.st_dev, status.st_ino)) not in seen:
-                seen.add(identity)
+            real = os.path.realpath(path) if follow_links else os.path.join(_real_folder(path.parent), path.name)
+            if real not in seen:
+                seen.add(real)
                 yield path
 
 
+@functools.lru_cache(maxsize=64)
+def _real_folder(folder: Path) -> str:
+    return os.path.realpath(folder)
+
+
 def _walk(folder: Path, follow_links: bool) -> Iterator[Path]:
-    """Yield files, and folders that cannot be listed."""
+    """Yield all that is no folder, links to folders that are not followed, and folders that cannot be listed."""
     unlisted: list[Path] = []
     entered: set[str] = set()
     walk = os.walk(folder, onerror=lambda error: unlisted.append(Path(error.filename)), followlinks=follow_links)
@@ -84,10 +94,9 @@ def _walk(folder: Path, follow_links: bool) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add(real)
-        for name in sorted(files):
-            path = Path(base) / name
-            if path.is_symlink() or path.is_file():
-                yield path
+        links = [] if follow_links else [name for name in folders if os.path.islink(os.path.join(base, name))]
+        for name in sorted(files + links):
+            yield Path(base) / name
     yield from unlisted
 
 
@@ -142,6 +151,8 @@ def _head(path: Path) -> bytes:
 
 def _kind(path: Path, head: bytes) -> str:
     """Return ``dicom``, ``nifti``, or the code under which the file is ignored."""
+    if head[:4] == _APPLE_DOUBLE:
+        return "not_medical"
     if not head:
         return _claimed_nifti(path, "empty")
     if head[128:132] == b"DICM":
@@ -149,15 +160,22 @@ def _kind(path: Path, head: bytes) -> str:
     if head[:2] in _DICOM_GROUPS and head[2:4] in _LOW_ELEMENTS:
         return "dicom"  # no preamble: starts with a low element of group 0002 or 0008
     if head[:2] == b"\x1f\x8b":
-        return "nifti" if _is_nifti(_gunzip_head(path)) else _claimed_nifti(path, "gzip_of_something_else")
+        if _is_nifti(_gunzip_head(path)):
+            return "nifti"
+        is_image = path.name.lower().endswith(".img.gz") and any(map(is_there, _headers_of(path.with_suffix(""))))
+        return "image_of_a_hdr_pair" if is_image else _claimed_nifti(path, "gzip_of_something_else")
     if _is_nifti(head) or _is_nifti(head + _rest_of_header(path, head)):
         # The .img of a pair has no header of its own; its .hdr brings it along.
         return "nifti"
-    if path.name.lower().endswith(".img") and is_there(path.with_suffix(".hdr")):
+    if path.name.lower().endswith(".img") and any(map(is_there, _headers_of(path))):
         return "image_of_a_hdr_pair"
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
     return _claimed_nifti(path, "not_medical")
+
+
+def _headers_of(image: Path) -> list[Path]:
+    return [image.with_suffix(".hdr"), image.with_suffix(".hdr.gz")]
 
 
 def _claimed_nifti(path: Path, otherwise: str) -> str:

@@ -18,13 +18,34 @@ from maesil.errors import Refused
 from maesil.geometry import Affine, from_dicom
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.limits import MAX_EDGE, MAX_SPACING_MM, MIN_SPACING_MM, check_voxels
-from maesil.ingest.passes import MIN_SLICES, along, interleaved, normal_of, told_apart, uneven, unit, without_copies
+from maesil.ingest.passes import (
+    MIN_SLICES,
+    Pass,
+    along,
+    by_position,
+    interleaved,
+    normal_of,
+    told_apart,
+    uneven,
+    unit,
+)
 
 _DRIFT_MM = 0.1
 _AXIAL_DRIFT = 0.1
 _SEPARATE_SCANS_MM = 100.0
 _ORIENTATION_TOLERANCE = 1e-3
 _NOT_AXIAL_BELOW = 0.8
+_DERIVED_CONTRAST = {
+    "MAXIMUM",
+    "MINIMUM",
+    "MEAN",
+    "STD_DEVIATION",
+    "SUBTRACTION",
+    "MASKED",
+    "DIVISION",
+    "MULTIPLICATION",
+}
+"""What Enhanced CT says in the fourth value of a frame's type (PS3.3 C.8.16.1.4): no slices of their own."""
 _REFORMAT_WORDS = ("MPR", "REFORMAT", "MIP", "MINIP", "PROJECTION", "VOLUME RENDERING", "VRT", "SCREEN")
 _NOT_WANTED = ("localizer", "derived_reformat", "no_slice")
 
@@ -86,7 +107,7 @@ def outcomes_of_series(slices: Sequence[InstanceHeader], rules: SeriesRules | No
 def _check_slice(header: InstanceHeader, rules: SeriesRules) -> None:
     if "LOCALIZER" in header.image_type:
         raise Refused("localizer", "a scout view")
-    if not rules.include_derived and any(word in value for value in header.image_type for word in _REFORMAT_WORDS):
+    if not rules.include_derived and _is_reformat(header.image_type):
         raise Refused("derived_reformat", f"ImageType {'/'.join(header.image_type)}")
     for name, value in (
         ("ImagePositionPatient", header.position),
@@ -110,6 +131,11 @@ def _check_slice(header: InstanceHeader, rules: SeriesRules) -> None:
         raise Refused("bad_orientation", f"expected two unit vectors at a right angle, found {header.orientation}")
     if not rules.include_derived and "DERIVED" in header.image_type and abs(normal_of(header)[2]) < _NOT_AXIAL_BELOW:
         raise Refused("derived_reformat", "derived, and not axial")
+
+
+def _is_reformat(image_type: tuple[str, ...]) -> bool:
+    derived = "DERIVED" in image_type and not _DERIVED_CONTRAST.isdisjoint(image_type)
+    return derived or any(word in value for value in image_type for word in _REFORMAT_WORDS)
 
 
 def _merge_refusals(outcomes: list[Outcome]) -> list[Outcome]:
@@ -164,23 +190,31 @@ def _plane_label(header: InstanceHeader) -> str:
 
 def _outcomes_of_part(label: str, part: list[InstanceHeader], rules: SeriesRules) -> list[Outcome]:
     try:
-        unique, copies, conflict = without_copies(part)
-        passes = told_apart(unique) if conflict else interleaved(unique)
+        positions = by_position(part)
+        passes = told_apart(part, positions) if positions.conflicts else interleaved(positions.slices)
     except Refused as refusal:
         return [Outcome(_paths(part), refusal=refusal, label=label)]
     outcomes = []
-    if copies:
+    if positions.conflicts:  # copies are looked for within each pass: two phases may share a slice of air
+        return _outcomes_of_passes(label, passes, rules)
+    if positions.copies:
         reason = Refused("duplicate_slice", "the same pixels at the same position as another file of the series")
-        outcomes.append(Outcome(_paths(copies), refusal=reason, status="skipped"))
+        outcomes.append(Outcome(_paths(positions.copies), refusal=reason, status="skipped"))
     if passes:
-        for name, slices in passes:
-            outcomes.extend(_outcomes_of_part(f"{label} acquisition {name}".strip(), slices, rules))
-        return outcomes
-    blocks = _separate_scans(unique)
+        return outcomes + _outcomes_of_passes(label, passes, rules)
+    blocks = _separate_scans(positions.slices)
     for number, block in enumerate(blocks):
         block_label = f"{label} block {number}".strip() if len(blocks) > 1 else label
         outcomes.append(_test_stack(block_label, block, rules))
     return outcomes
+
+
+def _outcomes_of_passes(label: str, passes: Iterable[Pass], rules: SeriesRules) -> list[Outcome]:
+    return [
+        outcome
+        for name, slices in passes
+        for outcome in _outcomes_of_part(f"{label} acquisition {name}".strip(), slices, rules)
+    ]
 
 
 def _paths(slices: Iterable[InstanceHeader]) -> tuple[Path, ...]:

@@ -17,7 +17,10 @@ class Source:
     """``slices`` or ``nifti``."""
     paths: tuple[Path, ...]
     planes: tuple[tuple[int, int | None] | None, ...] = ()
-    """For each slice its file (number in ``paths``) and frame; None where one is missing and to be interpolated."""
+    """For each slice its file (number in ``paths``) and frame; None where one is missing and to be interpolated.
+
+    Of a NIfTI file with several volumes, the number of this one in place of a frame.
+    """
     affine: Affine | None = None
     """Of the stack of slices; the other kinds carry theirs in the file."""
     notes: tuple[str, ...] = ()

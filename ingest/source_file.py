@@ -126,7 +126,7 @@ def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: 
             deflated = _DEFLATED in head
             stream.seek(0)
             source = _inflated(stream, max_bytes, cut=tags is not None) if deflated else stream
-            dataset = pydicom.dcmread(source, force=True, **options)
+            dataset = pydicom.dcmread(_Header(source) if tags else source, force=True, **options)
         if deflated:
             dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
         return dataset
@@ -136,6 +136,23 @@ def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: 
         raise
     except Exception as error:  # a broken file makes pydicom raise anything
         raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
+
+
+class _Header:
+    """A stream of which only so much may be read: gigabytes of zeros are a header without end."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._left = MAX_HEADER_BYTES
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Read on; `Refused` beyond the limit. What is skipped by `seek` does not count."""
+        data = self._stream.read(size if 0 <= size <= self._left else self._left + 1)
+        self._left -= len(data)
+        if self._left < 0:
+            raise Refused("size_limit", f"expected a header of at most {MAX_HEADER_BYTES} bytes, found no end of it")
+        return data
 
 
 def _inflated(stream: IO[bytes], max_bytes: int, *, cut: bool) -> io.BytesIO:

@@ -27,7 +27,8 @@ _VERSION = 2
 
 FREE_ON_RESUME = {
     "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops", "log_every", "validate_every",
-    "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile", "kernels",
+    "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile", "kernels", "accumulate",
+    "ram", "device_resident",
 }  # fmt: skip
 """Training options that may change between a checkpoint and its resumption."""
 
@@ -49,6 +50,8 @@ class Run:
     optimizer_state: dict[str, Any]
     rng_state: dict[str, Any]
     torch_version: str
+    ranks: int = 1
+    """Processes that trained it up to this step."""
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -67,6 +70,7 @@ def save_checkpoint(
     config: RunConfig,
     split: Split,
     store_fingerprints: tuple[str, ...],
+    ranks: int = 1,
 ) -> None:
     """Write ``RUN/checkpoint.pt`` durably and all at once: a kill leaves the old or the new one, never a part."""
     document = {
@@ -74,6 +78,7 @@ def save_checkpoint(
         "version": _VERSION,
         "torch": str(torch.__version__),
         "step": step,
+        "ranks": ranks,
         "config": to_document(config),
         "intensity": {**asdict(intensity), "window": list(intensity.window)},
         "split": {name: list(groups) for name, groups in asdict(split).items()},
@@ -107,10 +112,11 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
         state, step, stores = document["model"], document["step"], tuple(document["stores"])
         averaged = document["averaged"]
         optimizer_state, rng_state, version = document["optimizer"], document["rng"], document["torch"]
+        ranks = document.get("ranks", 1)  # written since there can be several
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{path}: expected a whole maesil checkpoint, found it incomplete ({error!r})") from error
     model = _rebuild_model(path, config.model, averaged or state).to(device)
-    return Run(model, intensity, config, split, step, stores, state, optimizer_state, rng_state, version)
+    return Run(model, intensity, config, split, step, stores, state, optimizer_state, rng_state, version, ranks)
 
 
 def restore_rng(state: dict[str, Any]) -> None:

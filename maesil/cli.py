@@ -13,9 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_cache, cli_ingest
+from maesil import cli_cache, cli_ingest, cli_use
 from maesil.cli_ingest import print_all
-from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
+from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
 
 _DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 
@@ -26,6 +26,8 @@ class _ErrorMapping(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except EndedWithOthers as error:
+            raise typer.Exit(error.exit_code) from error
         except MaesilError as error:
             _end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:
@@ -59,6 +61,7 @@ experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: trai
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(cli_cache.app, name="cache")
 cli_ingest.register(app, store_app)
+cli_use.register(app)
 
 StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")
@@ -196,27 +199,36 @@ def train(
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for superpatches that were read: auto, or 8GB.")] = None,
+    device_resident: Annotated[
+        bool | None, typer.Option("--device-resident", help="Keep the training scans themselves on the device.")
+    ] = None,
     where: Annotated[str | None, typer.Option(help=WHERE)] = None,
     split: Annotated[Path | None, typer.Option(help="Who is trained on and held out: a file of `store split`.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into RUN/profile.")] = False,
 ) -> None:
-    """Pre-train a 3D masked autoencoder from stores.
+    """Pre-train a 3D masked autoencoder from stores; under torchrun, by several processes.
 
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
     from maesil.cache.catalogue import find_stores
     from maesil.config import load_config
+    from maesil.ranks import joined
     from maesil.train import train as run_training
 
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
+        "ram": ram, "device_resident": "true" if device_resident else None,
         "where": None if where is None else json.dumps(where),
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
-    paths, weights = find_stores(stores)
-    chosen = load_config(preset, config, options)
-    summary = run_training(paths, chosen, out, resume=resume, split=split, weights=weights)
-    typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {paths[0]}")
+    with joined() as ranks:  # before anything can fail, so that it is told once
+        paths, weights = find_stores(stores)
+        chosen = load_config(preset, config, options)
+        summary = run_training(paths, chosen, out, resume=resume, split=split, weights=weights, profile=profile)
+    if ranks.first:
+        typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {paths[0]}")
 
 
 @app.command()
@@ -256,7 +268,12 @@ def evaluate(
 
 @experiment_app.command("paper")
 def experiment_paper(
-    store: Annotated[str, typer.Option(help="A store of three patients or more: its path, or its name in the cache.")],
+    stores: Annotated[
+        list[str],
+        typer.Option(
+            "--store", help="A store: its path, or its name in the cache. May be repeated; three patients at least."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
     budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
@@ -274,7 +291,7 @@ def experiment_paper(
     from maesil.experiment import MODELS, Budget, run_paper_experiment
 
     run_paper_experiment(
-        find_store(store),
+        [find_store(store) for store in stores],
         out,
         Budget.load(budget),
         seed=seed,

@@ -73,7 +73,9 @@ def ingest(
         str, _option("Regular expression: the patient in the path of files that name none (NIfTI).", panel=_REPORT)
     ] = "",
     follow_links: Annotated[bool, _option("Follow symbolic links below SRC.", "--follow-links", panel=_RUN)] = False,
-    max_refused: Annotated[int, _option("Refused volumes that still count as success.", panel=_RUN, min=0)] = 0,
+    max_refused: Annotated[
+        int, _option("Refused volumes and damaged files that still count as success.", panel=_RUN, min=0)
+    ] = 0,
     report: Annotated[
         Path | None, _option("Folder for index.html, files.parquet... (default: beside the store).", panel=_REPORT)
     ] = None,
@@ -128,7 +130,7 @@ def ingest(
         typer.echo(f"report: {folder / 'index.html'}", err=True)
     if phi_scan and not dry_run:
         _require_no_patient(store, summary)
-    if summary.refused_volumes > max_refused:
+    if summary.refused_volumes + summary.damaged_files > max_refused:
         raise typer.Exit(EXIT_REFUSED)
 
 

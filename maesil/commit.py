@@ -98,6 +98,13 @@ class Volume:
         """Key of this commit."""
         return commit_key(self.volume_id, self.generation)
 
+    @property
+    def pixels(self) -> tuple[Any, ...]:
+        """What volumes of the very same stored voxels share, however their sources were encoded or named."""
+        spacing = tuple(round(mm, 3) for mm in self.spacing)
+        patches = tuple((patch.length, patch.crc32c) for patch in self.superpatches)
+        return self.recipe_hash, self.shape, spacing, tuple(sorted(self.hu.items())), patches
+
     def same_content(self, other: Volume) -> bool:
         """Return whether two commits hold the same voxels made the same way (attempt and generation aside)."""
         return (self.source_hash, self.recipe_hash) == (other.source_hash, other.recipe_hash)

@@ -37,7 +37,8 @@ class Ingested:
         return [verdict for verdict in self.summary.files if verdict.path.is_relative_to(self.sources / name)]
 
     def volumes_of(self, name: str) -> list:
-        ids = {v.volume_id for v in self.verdicts(name) if v.status == "used" or v.code == "duplicate_volume"}
+        met = [v for v in self.verdicts(name) if v.status == "used" or v.code == "duplicate_volume"]
+        ids = {volume_id for verdict in met for volume_id in (verdict.volume_id, *verdict.more_volumes)}
         return [self.live[volume_id] for volume_id in sorted(ids)]
 
 

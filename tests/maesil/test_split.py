@@ -73,7 +73,7 @@ def test_a_frozen_split_comes_back_whoever_came_since(frozen):
 
 def test_one_scan_on_both_sides_is_refused(frozen):
     path, split = frozen
-    one = PATIENTS | dict.fromkeys((split.train[0], split.test[0]), "z")
+    one = {**PATIENTS, **dict.fromkeys((split.train[0], split.test[0]), "z")}
     with pytest.raises(UsageError, match=r"are in test and train, but hold the same scan"):
         read_split(path, one)
 

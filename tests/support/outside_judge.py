@@ -1,0 +1,237 @@
+"""Runs `maesil ingest` over an outside case and judges what came of it, through public commands and the public format alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from support.outside_phantom import Scan
+from typer.testing import CliRunner
+
+from maesil.cli import app
+
+AIR_STORED = -1024
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What an input must become, written down before it was first run."""
+
+    scans: tuple[Scan, ...] = ()  # each must be a volume of the store, and there must be no other
+    refused: bool = False  # at least one file must be quarantined
+    codes: tuple[str, ...] = ()  # where given, the quarantine codes that may appear
+    or_refused: bool = False  # the scans, or a refusal: the principles allow both
+    counted: dict[str, int] = field(default_factory=dict)  # verdict code -> number of files
+    options: tuple[str, ...] = ()
+    invalid: NDArray[np.bool_] | None = None  # voxels of the first scan that are padding
+    interpolated: bool = False  # some slices are, so not all voxels are valid
+    notes: tuple[str, ...] = ()  # must be on the first volume
+    groups: int | None = None  # patient groups of the volumes
+    duplicates: int | None = None  # groups of copies the summary must report
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A volume as `maesil store export` gives it, and what its commit says besides."""
+
+    voxels: NDArray[Any]
+    affine: NDArray[np.float64]
+    valid: NDArray[Any]
+    notes: list[str]
+    group: str
+
+
+def expect(*scans: Scan, **more: Any) -> Expected:
+    """Return that ``scans`` must be found."""
+    return Expected(scans=scans, **more)
+
+
+def refuse(*codes: str, beside: tuple[Scan, ...] = (), **more: Any) -> Expected:
+    """Return that something must be refused (with one of ``codes``, if any are given) and ``beside`` be found."""
+    return Expected(scans=beside, refused=True, codes=codes, **more)
+
+
+def judge(source: Path, work: Path, expected: Expected) -> list[str]:
+    """Ingest ``source`` and return what is wrong with the result, a line each; empty if it is right."""
+    store = work / "store.zarr"
+    arguments = ["ingest", str(source), "--out", str(store), "--spacing", "native", "--superpatch", "64", "--workers", "0",
+                 "--key-file", str(work / "key"), "--json", *expected.options]  # fmt: skip
+    result = CliRunner().invoke(app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        return [f"crash: {type(result.exception).__name__}: {result.exception}"]
+    if "Traceback" in result.output:
+        return ["crash: a stack trace was printed"]
+    try:
+        summary = json.loads(result.stdout)
+    except json.JSONDecodeError:
+        if result.exit_code == 3 and (expected.or_refused or not expected.scans):
+            return []  # nothing usable at all
+        return [f"exit {result.exit_code}: {result.output.strip()[-300:]}"]
+    (work / "summary.json").write_text(json.dumps(summary, indent=1))
+    volumes = _exported(store, work)
+    wrong = [
+        *_accounting(source, summary, expected.options),
+        *_verdicts(summary, expected, bool(volumes)),
+        *_volumes(volumes, summary, expected),
+    ]
+    if expected.scans and not expected.or_refused:
+        wanted = {1} if expected.refused else {0}
+        if result.exit_code not in wanted:
+            wrong.append(f"exit code {result.exit_code}, not {wanted}")
+    elif result.exit_code not in (0, 1, 3):
+        wrong.append(f"exit code {result.exit_code}")
+    return wrong
+
+
+def _exported(store: Path, work: Path) -> list[Exported]:
+    """Return every volume of the store: voxels z y x, affine in LPS."""
+    if not store.exists():
+        return []
+    out = work / "export"
+    result = CliRunner().invoke(app, ["store", "export", str(store), "--out", str(out)])
+    found = []
+    for path in sorted(out.glob("*.nii.gz")):
+        image = nibabel.load(path)
+        affine = np.diag([-1.0, -1, 1, 1]) @ image.affine
+        affine[:, :3] = affine[:, 2::-1]
+        identity = path.name.removesuffix(".nii.gz")
+        commit = json.loads(max((store / "commits" / identity[:2] / identity).iterdir()).read_text())
+        attempt = store / "volumes" / identity[:2] / identity / commit["attempt"]
+        valid = zarr.open_array(attempt / "valid", mode="r")[:]
+        voxels = np.asarray(image.dataobj).transpose(2, 1, 0)
+        found.append(Exported(voxels, affine, valid, commit["notes"], commit["group"]))
+    assert result.exit_code == 0 or not found, result.output
+    return found
+
+
+def _accounting(source: Path, summary: dict[str, Any], options: tuple[str, ...]) -> list[str]:
+    """Every file once: those on disk, and the members of archives beside their archive."""
+    if "--follow-links" in options:
+        return []
+    on_disk = members = 0
+    for folder, folders, names in os.walk(source):
+        on_disk += len(names) + sum((Path(folder) / name).is_symlink() for name in folders)
+        for name in names:
+            path = Path(folder) / name
+            if stat.S_ISREG(path.lstat().st_mode) and path.stat().st_mode & 0o400 and zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    members += sum(not member.is_dir() for member in archive.infolist())
+    verdicts = len(summary["files"])
+    totals = {verdicts, summary["files_found"], sum(summary["counts"].values()), sum(summary["codes"].values())}
+    if len(totals) != 1 or not on_disk <= verdicts <= on_disk + members:
+        return [f"accounting: {on_disk} files and {members} members, {verdicts} verdicts, totals {totals}"]
+    return []
+
+
+def _counts(summary: dict[str, Any]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for file in summary["files"]:
+        counts[file["code"]] = counts.get(file["code"], 0) + 1
+    return counts
+
+
+def _verdicts(summary: dict[str, Any], expected: Expected, any_volume: bool) -> list[str]:
+    codes = {file["code"] for file in summary["files"] if file["status"] == "quarantined"}
+    wrong = []
+    if codes & {"unexpected", "worker_lost", "out_of_memory", "decoder_killed"}:
+        wrong.append(
+            f"crash: {codes}: " + "; ".join(f["detail"] for f in summary["files"] if f["code"] == "unexpected")[:300]
+        )
+    if expected.refused and not codes:
+        wrong.append("silently wrong: nothing was refused")
+    if codes and not expected.refused and not expected.or_refused:
+        detail = next(f["detail"] for f in summary["files"] if f["status"] == "quarantined")
+        wrong.append(f"refused although it could be right: {sorted(codes)}: {detail}")
+    if expected.codes and not codes <= set(expected.codes):
+        wrong.append(f"refused as {sorted(codes)}, not {expected.codes}")
+    counts = _counts(summary)
+    for code, number in expected.counted.items():
+        if counts.get(code, 0) != number:
+            wrong.append(f"{counts.get(code, 0)} files {code}, not {number}; found {counts}")
+    if expected.duplicates is not None and len(summary.get("duplicates", [])) != expected.duplicates:
+        wrong.append(f"{len(summary.get('duplicates', []))} duplicates reported, not {expected.duplicates}")
+    return wrong
+
+
+def _volumes(volumes: list[Exported], summary: dict[str, Any], expected: Expected) -> list[str]:
+    if expected.or_refused and not volumes and any(f["status"] == "quarantined" for f in summary["files"]):
+        return []
+    left = list(expected.scans)
+    wrong = []
+    for volume in volumes:
+        faults = [(fault_of(volume, scan, expected), scan) for scan in left]
+        right = [scan for fault, scan in faults if fault is None]
+        if not right:
+            best = min((fault for fault, _ in faults if fault), key=len, default="no scan was expected")
+            wrong.append(f"silently wrong: {best}" if not expected.or_refused else f"wrong: {best}")
+            continue
+        left.remove(right[0])
+        wrong += [f"note {note} is missing from {volume.notes}" for note in expected.notes if note not in volume.notes]
+    if expected.groups is not None and (groups := len({volume.group for volume in volumes})) != expected.groups:
+        wrong.append(f"{groups} patient groups, not {expected.groups}")
+    if left:
+        counts = _counts(summary)
+        wrong.append(f"{len(left)} of {len(expected.scans)} scans missing; verdicts {counts}")
+    return wrong
+
+
+def fault_of(volume: Exported, scan: Scan, expected: Expected) -> str | None:
+    """Return what is wrong with a volume if it is to be ``scan``, or None: scored where its own affine says voxels lie."""
+    voxels, affine, valid = volume.voxels, volume.affine, volume.valid
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in voxels.shape), indexing="ij"), axis=-1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    inside = _within(world, scan, margin=1e-3 if not scan.resampled else -0.75)
+    known = np.repeat(np.repeat(np.repeat(valid == 255, 8, 0), 8, 1), 8, 2)[tuple(slice(n) for n in voxels.shape)]
+    truth = np.clip(scan.at(world), AIR_STORED, 3071)
+    error = np.abs(voxels - truth)
+    invalid, whole_cells = expected.invalid, tuple(slice(n // 8) for n in voxels.shape)
+    if invalid is None:
+        scored = inside
+        if not (scan.resampled or expected.interpolated) and (valid[whole_cells] < 255).any():
+            return "voxels of the scan are marked not valid"
+    else:
+        lost = _looked_up(invalid, world, scan)
+        if (voxels[lost & inside] > -1000).any():
+            return "padding is not air"
+        if (known & lost).any():
+            return "padding is marked valid"
+        scored = inside & ~lost
+    if not scored.any():
+        return "lies elsewhere"
+    worst = float(np.quantile(error[scored], 0.98) if scan.resampled else error[scored].max())
+    if worst > scan.tolerance:
+        return f"HU off by {worst:.0f} (allowed {scan.tolerance}), median {np.median(error[scored]):.1f}"
+    return _coverage(scan, affine, voxels.shape)
+
+
+def _within(world: NDArray[np.float64], scan: Scan, margin: float) -> NDArray[np.bool_]:
+    index = (world - scan.affine[:3, 3]) @ np.linalg.inv(scan.affine[:3, :3]).T
+    return np.asarray(((index >= -margin) & (index <= np.asarray(scan.shape) - 1 + margin)).all(axis=-1))
+
+
+def _looked_up(mask: NDArray[np.bool_], world: NDArray[np.float64], scan: Scan) -> NDArray[np.bool_]:
+    index = np.rint((world - scan.affine[:3, 3]) @ np.linalg.inv(scan.affine[:3, :3]).T).astype(int)
+    bounded = np.clip(index, 0, np.asarray(scan.shape) - 1)
+    return np.asarray(mask[tuple(bounded[..., i] for i in range(3))] & (index == bounded).all(axis=-1))
+
+
+def _coverage(scan: Scan, affine: NDArray[np.float64], shape: tuple[int, ...]) -> str | None:
+    """The whole scan must lie on the volume's grid; where the grid is kept, the voxels must be as many."""
+    corners = np.array([[z, y, x] for z in (0, 1) for y in (0, 1) for x in (0, 1)]) * (np.asarray(scan.shape) - 1)
+    world = corners @ scan.affine[:3, :3].T + scan.affine[:3, 3]
+    index = (world - affine[:3, 3]) @ np.linalg.inv(affine[:3, :3]).T
+    slack = 0.01 if not scan.resampled else 0.75
+    if (index < -slack).any() or (index > np.asarray(shape) - 1 + slack).any():
+        return "does not cover the scan"
+    if not scan.resampled and sorted(shape) != sorted(scan.shape):
+        return f"shape {shape}, not {scan.shape}"
+    return None
