@@ -2,7 +2,7 @@
 
 A scan that is in the training split under one name and in the test split under another makes every score worthless.
 Thumbnails of the body, aligned at its centre of mass, are compared, so that neither origin nor spacing matters. A
-thumbnail is made once, from the stored voxels, and kept in the store's index.
+thumbnail is written with its volume; the index holds all of a store in one table.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
-from maesil.shard import decode_superpatch
 from maesil.storage import Storage
-from maesil.store import Store
+from maesil.store import ZARR_DOCUMENT, Store
 from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
 
 THUMBNAILS_KEY = "index/thumbnails.parquet"
+THUMBNAIL = "thumbnail"
+"""Name of the array of an attempt that holds its thumbnail."""
 THUMBNAIL_MM = 8.0
 SAME_ABOVE = 0.99
 """Correlation above which two thumbnails are of one scan (ours): one scan in two files reached 0.998, others 0.8."""
@@ -58,12 +59,12 @@ def patients(stores: Sequence[Store]) -> dict[str, str]:
 
 
 def thumbnails(store: Store) -> dict[str, Thumbnail]:
-    """Return the thumbnail of every live volume by id, in the order of ids: from the index, or made from the voxels."""
+    """Return the thumbnail of every live volume by id, in the order of ids: from the index, or from the volumes."""
     volumes, kept = store.volumes(), _kept(store)
     missing = [volume for volume in volumes if (volume.volume_id, volume.attempt) not in kept]
     with ThreadPoolExecutor(_THREADS) as pool:
         made = dict(
-            zip((v.volume_id for v in missing), pool.map(lambda v: _made(store.storage, v), missing), strict=True)
+            zip((v.volume_id for v in missing), pool.map(lambda v: _readable(store.storage, v), missing), strict=True)
         )
     return {v.volume_id: made[v.volume_id] if v.volume_id in made else kept[v.volume_id, v.attempt] for v in volumes}
 
@@ -89,7 +90,7 @@ def _kept(store: Store) -> dict[tuple[str, str], Thumbnail]:
     try:
         table = pq.read_table(io.BytesIO(store.storage.read(THUMBNAILS_KEY)), schema=_SCHEMA).to_pylist()
     except (StoreError, pa.ArrowException, OSError):
-        return {}  # made anew
+        return {}
     return {
         (row["volume_id"], row["attempt"]): np.frombuffer(row["values"], np.uint8).reshape([row[a] for a in "zyx"])
         for row in table
@@ -137,18 +138,25 @@ def _sketch(thumbnail: Thumbnail) -> NDArray[np.float32]:
     return values / max(float(np.linalg.norm(values)), 1e-6)
 
 
-def _made(storage: Storage, volume: Volume) -> Thumbnail:
-    """Make the thumbnail of a stored volume; an empty one of a damaged volume, which is for `verify` to tell."""
-    hu = np.empty([n * volume.tile for n in volume.grid], dtype=np.int16)
-    tile = np.empty((volume.tile,) * 3, dtype=np.int16)
-    try:
-        for patch in volume.superpatches:
-            decode_superpatch(storage, patch, volume.codec, tile, volume.volume_id)
-            hu[tuple(slice(i * volume.tile, (i + 1) * volume.tile) for i in patch.index)] = tile
-        body = np.asarray(zarr.open_array(storage.zarr(f"{volume.prefix}/body", read_only=True), mode="r")[:])
-    except (StoreError, ValueError, RuntimeError, LookupError, TypeError, OSError):
+def read_thumbnail(storage: Storage, volume: Volume) -> Thumbnail:
+    """Return the thumbnail written with a volume, an empty one where there is no body; `StoreError` on damage."""
+    if f"{THUMBNAIL}/{ZARR_DOCUMENT}" not in volume.documents:
         return np.zeros((0, 0, 0), np.uint8)
-    return thumbnail(hu[tuple(slice(0, n) for n in volume.shape)], body, volume.spacing)
+    key = f"{volume.prefix}/{THUMBNAIL}"
+    try:
+        if not storage.exists(f"{key}/c/0/0/0"):
+            raise ValueError("its chunk is missing")
+        return np.asarray(zarr.open_array(storage.zarr(key, read_only=True), mode="r")[:], dtype=np.uint8)
+    except (ValueError, RuntimeError, LookupError, TypeError, OSError) as error:
+        raise StoreError(f"{storage.root}: volume {volume.volume_id}, {THUMBNAIL}: damaged ({error})") from error
+
+
+def _readable(storage: Storage, volume: Volume) -> Thumbnail:
+    """Return a volume's thumbnail, an empty one where it is damaged: that is for `verify` to tell."""
+    try:
+        return read_thumbnail(storage, volume)
+    except StoreError:
+        return np.zeros((0, 0, 0), np.uint8)
 
 
 def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:

@@ -53,7 +53,7 @@ def test_a_scan_is_known_again_resampled_and_moved_and_others_are_not(store):
 def test_the_index_keeps_thumbnails_and_says_who_is_whom(store, monkeypatch):
     before = thumbnails(store)
     write_index(store)
-    monkeypatch.setattr("maesil.same_scan._made", None)  # nothing is made twice
+    monkeypatch.setattr("maesil.same_scan.read_thumbnail", None)  # nothing is read but the table
     kept = thumbnails(Store.open(store.path))
     assert list(kept) == list(before) and all(np.array_equal(kept[name], before[name]) for name in before)
     table = pq.read_table(store.path / VOLUMES_KEY).to_pylist()
@@ -61,7 +61,7 @@ def test_the_index_keeps_thumbnails_and_says_who_is_whom(store, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1"])
-def test_damaged_thumbnails_are_made_anew(store, damage):
+def test_a_damaged_table_of_thumbnails_is_done_without(store, damage):
     before = thumbnails(store)
     store.storage.put(THUMBNAILS_KEY, damage)
     assert all(np.array_equal(one, before[name]) for name, one in thumbnails(store).items())
