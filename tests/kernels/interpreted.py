@@ -31,6 +31,7 @@ SPECS = st.builds(
     content=st.sampled_from(["noise", "noise", "extremes", "constant"]),
     ids_dtype=st.sampled_from([torch.int64, torch.int32]),
     contiguous=st.booleans(),
+    apart=st.sampled_from([0, 0, 1, 8]),
     seed=st.integers(0, 99),
 )
 

@@ -63,3 +63,10 @@ def test_the_command_prints_a_table_or_json_and_ends_well(tmp_path):
     assert told.exit_code == 0
     assert {"section", "name", "value", "advice"} == set(json.loads(told.stdout)[0])
     assert CliRunner().invoke(app, ["doctor", str(tmp_path)]).exit_code == 4
+
+
+def test_other_commands_refuse_several_ranks(tmp_path):
+    several = {"RANK": "1", "WORLD_SIZE": "4"}
+    refused = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "d")], env=several)
+    assert refused.exit_code == 2 and "only train takes several" in refused.output
+    assert not (tmp_path / "d").exists()

@@ -54,6 +54,8 @@ class PatchSpec:
     """noise, extremes (of int16), or constant (every patch, but for one voxel of the batch)."""
     ids_dtype: torch.dtype = torch.int64
     contiguous: bool = True
+    apart: int = 0
+    """Voxels between one scan of the batch and the next, in memory."""
     seed: int = 0
 
 
@@ -82,6 +84,9 @@ def make_patches(spec: PatchSpec, device: str) -> Patches:
     volume = _hu(spec, shape, generator).to(device)
     if not spec.contiguous:
         volume = volume.transpose(1, 3).contiguous().transpose(1, 3)
+    if spec.apart:
+        beside = volume.new_full((spec.batch, spec.apart), 3071)
+        volume = torch.cat([volume.flatten(1), beside], dim=1)[:, : -spec.apart].unflatten(1, shape)
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in options.items()}
     return Patches(volume, ids.to(device), moved, weight.to(device))
 
