@@ -1,4 +1,4 @@
-"""From an entry of a commit to a caller's buffer: one positioned read, one checksum, one decode.
+"""From an entry of a commit or a row of the index to a caller's buffer: one positioned read, one checksum, one decode.
 
 Damage raises `StoreError`: a missing or shortened shard, a flipped bit, a chunk of another size. Nothing is ever
 replaced by a fill value (plain Zarr readers do that with a missing chunk).
@@ -7,14 +7,18 @@ replaced by a fill value (plain Zarr readers do that with a missing chunk).
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import zarr
+from numcodecs import blosc
+from numpy.typing import NDArray
 
-from maesil.commit import Volume
+from maesil.commit import Superpatch, Volume
 from maesil.errors import StoreError
-from maesil.shard import decode_superpatch
+from maesil.shard import check_and_decode
 from maesil.storage import Storage
 from maesil.store import Store
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
@@ -25,25 +29,51 @@ _ZARR_RAISES = (ValueError, RuntimeError, LookupError, TypeError, AttributeError
 
 
 class SuperpatchReader:
-    """Reads superpatches, boxes and maps of the volumes of one store. Safe to share between threads."""
+    """Reads superpatches, boxes and maps of the volumes of one store.
+
+    May be shared between threads, which read at the same time (no lock; decoding releases Python's), and across a
+    fork: there is no open file and nothing that a thread left behind could hold.
+    """
 
     def __init__(self, store: Store) -> None:
+        # On the main thread numcodecs would decode with a pool of its own, which would compete with our threads.
+        blosc.use_threads = False
         self.storage: Storage = store.storage
         self.volumes: dict[str, Volume] = {volume.volume_id: volume for volume in store.volumes()}
         self._superpatches = {
             (volume.volume_id, patch.index): patch for volume in self.volumes.values() for patch in volume.superpatches
         }
         self._maps: dict[tuple[str, str], MapArray] = {}
-        self._lock = threading.Lock()
+        self._scratch = _Scratch()
 
     def read_superpatch(self, volume_id: str, index: Zyx, out: HuArray | None = None) -> HuArray:
         """Return one superpatch, int16 HU ``[T, T, T]``, decoded into ``out`` if given (C-contiguous)."""
         volume = self.volumes[volume_id]
         if out is None:
             out = np.empty((volume.tile,) * 3, dtype=np.int16)
-        where = f"{self.storage.root}: volume {volume_id}, superpatch {index}"
-        decode_superpatch(self.storage, self._superpatches[volume_id, index], volume.codec, out, where)
+        self._read(volume_id, self._superpatches[volume_id, index], volume.codec, out)
         return out
+
+    def read_superpatches(self, rows: Sequence[Mapping[str, Any]], out: HuArray) -> HuArray:
+        """Decode the superpatches of rows of the index (``superpatches.parquet``) into ``out``, int16 ``[n, T, T, T]``.
+
+        A row says all that is needed; the commits are not asked. An index older than the store ends in a `StoreError`.
+        """
+        for row, superpatch in zip(rows, out, strict=True):
+            fields = {field: row[field] for field in ("path", "offset", "length", "crc32c", "valid", "body", "air")}
+            patch = Superpatch(index=(row["iz"], row["iy"], row["ix"]), **fields)
+            self._read(row["volume_id"], patch, row["codec"], superpatch)
+        return out
+
+    def _read(self, volume_id: str, patch: Superpatch, codec: str, out: HuArray) -> None:
+        where = f"{self.storage.root}: volume {volume_id}, superpatch {patch.index}, {patch.path}"
+        check_and_decode(self._encoded(patch), patch.crc32c, codec, out, where)
+
+    def _encoded(self, patch: Superpatch) -> NDArray[np.uint8]:
+        """Return the bytes of a superpatch; they hold until this thread reads the next one."""
+        encoded = self._scratch.encoded(patch.length)
+        self.storage.read_into(patch.path, patch.offset, encoded.data)
+        return encoded
 
     def read_region(self, volume_id: str, start: Zyx, size: Zyx, out: HuArray | None = None) -> HuArray:
         """Return any box of a volume, int16 HU ``size``; -1024 where it leaves the volume."""
@@ -52,26 +82,23 @@ class SuperpatchReader:
             out = np.empty(size, dtype=np.int16)
         elif out.shape != tuple(size) or out.dtype != np.int16:
             raise ValueError(f"expected an int16 buffer of shape {tuple(size)}, found {out.dtype} {out.shape}")
-        if size == (volume.tile,) * 3 and all(s % volume.tile == 0 for s in start) and out.flags.c_contiguous:
-            index = (start[0] // volume.tile, start[1] // volume.tile, start[2] // volume.tile)
-            if (volume_id, index) in self._superpatches:
-                return self.read_superpatch(volume_id, index, out)
+        tiles = list(tiles_under(volume, start, size))
+        whole = len(tiles) == 1 and tile_start(volume, tiles[0]) == start and size == (volume.tile,) * 3
+        if whole and out.flags.c_contiguous:
+            return self.read_superpatch(volume_id, tiles[0], out)
         out.fill(AIR_HU)
-        touched = [
-            range(max(0, s // volume.tile), min(g, -(-(s + n) // volume.tile)))
-            for s, n, g in zip(start, size, volume.grid, strict=True)
-        ]
-        for iz, iy, ix in product(*touched):
-            tile = self.read_superpatch(volume_id, (iz, iy, ix))
-            _copy_overlap(tile, (iz * volume.tile, iy * volume.tile, ix * volume.tile), out, start)
+        for index in tiles:
+            tile = self.read_superpatch(volume_id, index, self._scratch.tile(volume.tile))
+            copy_overlap(tile, tile_start(volume, index), out, start)
         return out
 
     def read_map(self, volume_id: str, name: str) -> MapArray:
         """Return a whole map, uint8 ``[ceil(z/8), ceil(y/8), ceil(x/8)]``: the share, 0..255, of each 8^3 cell."""
-        with self._lock:
-            if (volume_id, name) not in self._maps:
-                self._maps[volume_id, name] = load_map(self.storage, self.volumes[volume_id], name)
-            return self._maps[volume_id, name]
+        cells = self._maps.get((volume_id, name))
+        if cells is None:  # two threads may load it at once; one result stays
+            cells = load_map(self.storage, self.volumes[volume_id], name)
+            cells = self._maps.setdefault((volume_id, name), cells)
+        return cells
 
     def read_map_region(self, volume_id: str, name: str, start: Zyx, size: Zyx) -> MapArray:
         """Return the part of a map under a box whose start and size are multiples of 8; 0 outside the volume."""
@@ -80,8 +107,26 @@ class SuperpatchReader:
         cells = self.read_map(volume_id, name)
         out = np.zeros([n // MAP_CELL for n in size], dtype=np.uint8)
         z, y, x = (s // MAP_CELL for s in start)
-        _copy_overlap(cells, (0, 0, 0), out, (z, y, x))
+        copy_overlap(cells, (0, 0, 0), out, (z, y, x))
         return out
+
+
+class _Scratch(threading.local):
+    """Buffers that each thread reuses: fresh memory would cost a page fault every 4 KiB, more than reading does."""
+
+    def __init__(self) -> None:
+        self._encoded = np.empty(0, dtype=np.uint8)
+        self._tile = np.empty((0, 0, 0), dtype=np.int16)
+
+    def encoded(self, length: int) -> NDArray[np.uint8]:
+        if len(self._encoded) < length:
+            self._encoded = np.empty(length, dtype=np.uint8)
+        return self._encoded[:length]
+
+    def tile(self, edge: int) -> HuArray:
+        if len(self._tile) != edge:
+            self._tile = np.empty((edge,) * 3, dtype=np.int16)
+        return self._tile
 
 
 def load_map(storage: Storage, volume: Volume, name: str) -> MapArray:
@@ -104,7 +149,22 @@ def load_map(storage: Storage, volume: Volume, name: str) -> MapArray:
     return cells
 
 
-def _copy_overlap(source: np.ndarray, source_at: Zyx, out: np.ndarray, out_at: Zyx) -> None:
+def tile_start(volume: Volume, index: Zyx) -> Zyx:
+    """Return the first voxel of a superpatch in its volume."""
+    z, y, x = index
+    return z * volume.tile, y * volume.tile, x * volume.tile
+
+
+def tiles_under(volume: Volume, start: Zyx, size: Zyx) -> Iterator[Zyx]:
+    """Yield the superpatches of a volume that a box touches."""
+    touched = [
+        range(max(0, s // volume.tile), min(g, -(-(s + n) // volume.tile)))
+        for s, n, g in zip(start, size, volume.grid, strict=True)
+    ]
+    yield from product(*touched)
+
+
+def copy_overlap(source: np.ndarray, source_at: Zyx, out: np.ndarray, out_at: Zyx) -> None:
     """Copy where two boxes given by their first voxel overlap."""
     into, take = [], []
     for s_at, s_n, o_at, o_n in zip(source_at, source.shape, out_at, out.shape, strict=True):

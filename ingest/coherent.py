@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 
-_LINES = 96
+_LINES = 32
 """At most so many lines of voxels are looked at, along each of the two other axes."""
 _FEWEST = 8
 _WINDOW = (-1024.0, 2000.0)
 _JUMP_HU = 300.0
+_MOST = 0.9
 _STRUCTURE_HU = 100.0
 _ALIKE = 0.7
 _OPPOSED = -0.5
@@ -43,15 +44,15 @@ def _sampled(array: NDArray[Any], axis: int) -> NDArray[Any]:
 
 def _jumps(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> Iterator[Refused]:
     """The same picture as the next slice's, but air and tissue alike some hundred HU higher: another rescale."""
-    for z in range(len(lines) - 1):
-        both = known[z] & known[z + 1]
-        here, there = lines[z][both], lines[z + 1][both]
-        if here.size < 2 or min(here.std(), there.std()) < _STRUCTURE_HU:
-            continue
-        low, high = np.percentile(there - here, [10, 90])
-        if (low > _JUMP_HU or high < -_JUMP_HU) and np.corrcoef(here, there)[0, 1] > _ALIKE:
+    step, both = np.diff(lines, axis=0), known[:-1] & known[1:]
+    most = _MOST * np.maximum(both.sum(axis=1), 2)
+    up, down = ((both & (step > _JUMP_HU)).sum(axis=1) > most), ((both & (step < -_JUMP_HU)).sum(axis=1) > most)
+    for z in np.flatnonzero(up | down):
+        here, there = lines[z][both[z]], lines[z + 1][both[z]]
+        if min(here.std(), there.std()) >= _STRUCTURE_HU and np.corrcoef(here, there)[0, 1] > _ALIKE:
+            low, high = np.percentile(there - here, [10, 90])
             text = f"all voxels change by {low:.0f} to {high:.0f} HU from slice {z} to {z + 1} (axis {axis})"
-            yield Refused("slice_offset", f"{text}: one of them has another rescale", axis=axis, slice=z + 1)
+            yield Refused("slice_offset", f"{text}: one of them has another rescale", axis=axis, slice=int(z) + 1)
             return
 
 

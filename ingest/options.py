@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -37,6 +38,10 @@ class IngestOptions:
     """``keep-first``: of sources with the very same pixels and geometry only one becomes a volume."""
     follow_links: bool = False
     """Follow symbolic links below a source."""
+    group: str = ""
+    """Regular expression that finds the patient in the path of a source whose files name none."""
+    mirror: bool = False
+    """Take out of the store what none of the sources leads to any more."""
     key_file: Path | None = None
     id_map: Path | None = None
     """Where to write which identity became which id (mode 0600); None does not."""
@@ -46,6 +51,10 @@ class IngestOptions:
     def __post_init__(self) -> None:
         if self.duplicates not in DUPLICATES:
             raise UsageError(f"--duplicates: expected one of {', '.join(DUPLICATES)}, found {self.duplicates!r}")
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise UsageError(f"--group: expected a regular expression, found {self.group!r} ({error})") from None
         if self.partition is not None and not 0 <= self.partition[0] <= self.partition[1] > 0:
             raise UsageError(
                 f"--partition: expected I/N with I from 0 to N, found {'/'.join(map(str, self.partition))}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,7 @@ class _Run:
         self.workers = workers
         self.progress = progress
         self.summary = Summary()
+        self.refused: set[str] = set()
         self.memory = SourceCache(key, options.cache_folder)
 
     def carry_out(self, plan: Plan) -> Summary:
@@ -150,6 +152,8 @@ class _Run:
         hashed = self._hash(self._of_this_partition(plan.volumes))
         stale = self._leave_fresh_alone(hashed)
         self._build(stale)
+        if self.options.mirror:
+            self._forget_absent()
         if not index_is_current(self.store):
             write_index(self.store)
         if stop.requested():
@@ -160,6 +164,18 @@ class _Run:
         if self.options.id_map is not None:
             write_id_map(self.options.id_map, self.store.path, [(item.volume_id, item.plan) for item in hashed])
         return self.summary
+
+    def _forget_absent(self) -> None:
+        """Make the store hold what these sources alone would have made."""
+        if stop.requested():  # not all of them were looked at
+            return
+        known = {volume.volume_id for volume in self.summary.volumes}
+        for volume in self.store.volumes():
+            if volume.volume_id not in known:
+                self.store.forget(volume.volume_id)
+        for record in self.store.quarantined():
+            if record["volume_id"] not in self.refused:
+                self.store.release(record["volume_id"])
 
     def _compare_with_store(self) -> None:
         known = {volume.volume_id for volume in self.summary.volumes}
@@ -238,7 +254,7 @@ class _Run:
             refusal = refusals.get(item.volume_id, {})
             if self._is_fresh(live, item):
                 assert live is not None
-                self.summary.fresh.append(live)
+                self.summary.fresh.append(self._regrouped(live, item))
                 self._release(item)
                 self._verdict(item.plan, "used", "fresh", item.volume_id)
             elif keep_first and (holder := self._copied_before(refusal, item)):
@@ -246,6 +262,7 @@ class _Run:
                 continue
             elif self._refused_before(refusal, item):
                 self.summary.refused_volumes += 1
+                self.refused.add(item.volume_id)
                 self._verdict(item.plan, "quarantined", refusal["code"], item.volume_id, refusal["detail"])
             elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
                 self._verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
@@ -282,7 +299,8 @@ class _Run:
         for done, (number, result) in enumerate(_in_order(results) if keep_first else results, start=1):
             item = stale[number]
             if isinstance(result, Exception):
-                self._refuse(item.plan, item.volume_id, as_refusal(result), item.source_hash)
+                refusal = as_refusal(result)
+                self._refuse(item.plan, item.volume_id, refusal, item.source_hash or self._hash_refused(item, refusal))
             elif keep_first and holders.setdefault(result.pixels, item.volume_id) != item.volume_id:
                 self._leave_out(item, result, holders[result.pixels])
             else:
@@ -292,12 +310,22 @@ class _Run:
                 self._verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
 
+    def _hash_refused(self, item: _Hashed, refusal: Refused) -> str:
+        """Return the hash of a source that was refused while it was read, so that the next run leaves it alone."""
+        if refusal.code in MAY_PASS:
+            return ""
+        with suppress(Refused, OSError):
+            found = source_hash(item.plan.source)
+            self.memory.put(item.files, found)
+            return found
+        return ""
+
     def _leave_out(self, item: _Hashed, copy: Volume, holder: str) -> None:
         """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
         self.store.storage.remove(copy.prefix)
         self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
         document = {"volume_id": item.volume_id, "code": "duplicate_pixels", "detail": f"the pixels of {holder}"}
-        more = {"numbers": {"same_as": holder}, "recipe_hash": self.recipe.hash, "source_hash": item.source_hash}
+        more = {"numbers": {"same_as": holder}, "recipe_hash": self.recipe.hash, "source_hash": copy.source_hash}
         self.store.quarantine(item.volume_id, document | more | {"files": len(item.plan.source.paths)})
 
     def _release(self, item: _Hashed) -> None:
@@ -311,6 +339,22 @@ class _Run:
         several = f" {plan.source.planes}" if plan.source.kind == "nifti" and plan.source.planes else ""
         return self.key.hash("volume", plan.identity or plan.source.name + several)
 
+    def _group(self, item: _Hashed) -> str:
+        """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
+        patient, study = item.plan.patient, item.plan.study
+        if not patient and self.options.group:
+            where = Path(item.plan.source.name).absolute().as_posix()
+            if found := re.search(self.options.group, where):
+                patient = "\0".join(filter(None, found.groups())) or found[0]
+        if patient:
+            return self.key.hash("patient", patient)
+        return self.key.hash("study", study) if study else item.volume_id
+
+    def _regrouped(self, live: Volume, item: _Hashed) -> Volume:
+        """Return a fresh volume under the group it now belongs to: voxels stay, the record alone is new."""
+        group = self._group(item)
+        return live if live.group == group else self.store.commit(replace(live, group=group), anew=True)
+
     def _order(self, item: _Hashed) -> BuildOrder:
         return BuildOrder(
             store=self.store.path,
@@ -322,13 +366,6 @@ class _Run:
             threads=self.workers.threads,
         )
 
-    def _group(self, item: _Hashed) -> str:
-        """Return what stands for the patient: one whose id was blanked is known by the study."""
-        patient, study = item.plan.patient, item.plan.study
-        if patient:
-            return self.key.hash("patient", patient)
-        return self.key.hash("study", study) if study else item.volume_id
-
     def _refuse(self, plan: VolumePlan, volume_id: str, refusal: Refused, source_hash: str = "") -> None:
         more = {"files": len(plan.source.paths), "source_hash": source_hash}
         self._quarantine(volume_id, refusal, plan.source.paths, more)
@@ -336,6 +373,7 @@ class _Run:
 
     def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
         self.summary.refused_volumes += 1
+        self.refused.add(volume_id)
         detail, numbers = without_paths(refusal.detail, paths), json_ready(refusal.numbers)
         document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
         self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)

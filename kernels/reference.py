@@ -151,11 +151,11 @@ def _patch_voxels(
     size: Size | None,
 ) -> Tensor:
     """Look up the raw voxels ``[B, N, P^3]`` of patches ``ids_BN`` of the cropped and mirrored volume."""
-    volume = volume_BZYX.contiguous()
+    volume = samples_in_place(volume_BZYX)
     corner_BN = _patch_corners(volume, ids_BN, patch, origin, flip, superpatch_edges(volume, size))
     # A view of every box of P^3 voxels, by the number of its first voxel: each patch is then one strided copy.
     _, *strides = volume.stride()
-    boxes = volume.numel() - (patch - 1) * sum(strides)
+    boxes = (len(volume) - 1) * volume.stride(0) + volume[0].numel() - (patch - 1) * sum(strides)
     every_box = volume.as_strided((boxes, patch, patch, patch), (1, *strides))
     patch_BNV = every_box.index_select(0, corner_BN.flatten()).reshape(*ids_BN.shape, patch**3)
     return patch_BNV if flip is None else _mirror(patch_BNV, flip, patch)
@@ -190,6 +190,11 @@ def _window_bounds(window: Window, like: Tensor) -> tuple[Tensor, Tensor]:
     bounds = torch.as_tensor(window, dtype=like.dtype, device=like.device)
     lo, hi = bounds.unbind(-1)
     return lo.reshape(-1, 1, 1), hi.reshape(-1, 1, 1)
+
+
+def samples_in_place(volume_BZYX: Tensor) -> Tensor:
+    """Return the volume with each sample contiguous; a scan that all samples share (stride 0) is not copied."""
+    return volume_BZYX if len(volume_BZYX) and volume_BZYX[0].is_contiguous() else volume_BZYX.contiguous()
 
 
 def superpatch_edges(volume_BZYX: Tensor, size: Size | None) -> tuple[int, int, int]:

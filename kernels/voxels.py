@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from maesil.kernels.reference import Size, Window, superpatch_edges
+from maesil.kernels.reference import Size, Window, samples_in_place, superpatch_edges
 
 
 @triton.jit
@@ -97,7 +97,7 @@ class Lookup:
             windows, lo, hi = window.expand(len(volume), 2).contiguous(), 0.0, 1.0
         else:
             windows, (lo, hi) = None, window
-        volume = volume.contiguous()
+        volume = samples_in_place(volume)
         unit = math.gcd(volume.shape[3], 8)
         strides = (stride // unit for stride in volume.stride()[:3])
         placed = (None if value is None else value.contiguous() for value in (origin, flip))

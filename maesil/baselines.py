@@ -19,6 +19,7 @@ from maesil.config import ModelConfig
 from maesil.masked_input import MaskedInput
 from maesil.model import Prediction, ReconstructionModel
 from maesil.patches import patchify, tokens_at, unpatchify, with_tokens_at
+from maesil.ranks import current
 
 
 class Autoencoder(ReconstructionModel):
@@ -40,12 +41,14 @@ class Autoencoder(ReconstructionModel):
 
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
-        code, penalty, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)))
+        code, penalty, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)), inputs.noise)
         voxels_BZYX = self.decoder(code)[:, 0]
         patches_BSV = tokens_at(patchify(voxels_BZYX, self.config.patch), inputs.targets)
         return Prediction(patches_BSV, penalty, facts)
 
-    def bottleneck(self, code_Bczyx: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def bottleneck(
+        self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Return the code as the decoder gets it, the penalty, and what to log."""
         return code_Bczyx, None, {}
 
@@ -74,13 +77,20 @@ class VariationalAutoencoder(Autoencoder):
         """Return the weight of the KL when this share of the steps is done."""
         return self.config.penalty * min(1.0, progress / self.WARMUP)
 
-    def bottleneck(self, code_Bczyx: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Draw the code while training, take its mean otherwise; KL is the mean over the numbers of the code."""
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Shape of the normal numbers that training draws for each sample: one for each number of the code."""
+        return (self.config.latent, *self.config.grid)
+
+    def bottleneck(
+        self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Draw the code where there is noise to draw it with, else take its mean; KL is a mean over the code."""
         mean, log_variance = code_Bczyx.chunk(2, dim=1)
         log_variance = log_variance.clamp(-20.0, 10.0)
         kl = 0.5 * (mean.float().square() + log_variance.float().exp() - 1 - log_variance.float()).mean()
-        if self.training:
-            mean = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
+        if noise_Bczyx is not None:
+            mean = mean + noise_Bczyx.to(mean.dtype) * (0.5 * log_variance).exp()
         return mean, kl, {"kl": kl.detach()}
 
 
@@ -113,7 +123,9 @@ class VectorQuantisedAutoencoder(Autoencoder):
         """Return the weight of the commitment."""
         return self.config.penalty
 
-    def bottleneck(self, code_Bczyx: Tensor) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    def bottleneck(
+        self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
         """Quantise the code, its gradient passed straight through; the penalty is the commitment."""
         code_Bczyx = code_Bczyx.float()
         code_nc = code_Bczyx.movedim(1, -1).flatten(0, -2)
@@ -128,24 +140,34 @@ class VectorQuantisedAutoencoder(Autoencoder):
 
     @torch.no_grad()
     def _learn_codebook(self, code_nc: Tensor, nearest_n: Tensor) -> None:
-        """Move each code towards the average of what chose it; revive the dead ones."""
+        """Move each code towards the average of what chose it, on any rank; revive the dead ones."""
         K = len(self.codebook_Kc)
-        counts = torch.bincount(nearest_n, minlength=K).float()
-        sums = torch.zeros_like(self.sums_Kc).index_add_(0, nearest_n, code_nc)
+        counts = current().sum(torch.bincount(nearest_n, minlength=K).float())
+        sums = current().sum(torch.zeros_like(self.sums_Kc).index_add_(0, nearest_n, code_nc))
         self.counts_K.lerp_(counts, 1 - self.DECAY)
         self.sums_Kc.lerp_(sums, 1 - self.DECAY)
-        even = len(code_nc) / K
+        even = current().count * len(code_nc) / K
         used = self.counts_K > self.DEAD_BELOW * even
         self.codebook_Kc[used] = self.sums_Kc[used] / self.counts_K[used, None]
         dead = int((~used).sum())
         if dead:
-            drawn = code_nc[torch.randint(len(code_nc), (dead,), device=code_nc.device)]
+            drawn = _drawn_rows(code_nc, dead)
             self.codebook_Kc[~used], self.counts_K[~used], self.sums_Kc[~used] = drawn, even, drawn * even
 
     def _perplexity(self, nearest_n: Tensor) -> Tensor:
         """Return how many codes are in use: the exponential of the entropy of their shares."""
-        share = torch.bincount(nearest_n, minlength=len(self.codebook_Kc)).float() / len(nearest_n)
+        counts = torch.bincount(nearest_n, minlength=len(self.codebook_Kc)).float()
+        counts = current().sum(counts) if self.training else counts
+        share = counts / counts.sum()
         return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def _drawn_rows(rows_nc: Tensor, count: int) -> Tensor:
+    """Draw rows at random from those of all ranks, the same on each of them: ``[count, c]``."""
+    ranks, n = current(), len(rows_nc)
+    drawn = torch.randint(ranks.count * n, (count,)).to(rows_nc.device)  # by the CPU's generator, alike on all ranks
+    ours = (drawn // n == ranks.number)[:, None]
+    return ranks.sum(torch.where(ours, rows_nc[drawn % n], 0.0))
 
 
 class ResidualBlock(nn.Module):

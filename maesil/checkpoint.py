@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from maesil.cache.uses import StoreUse, recorded_uses, what_changed
 from maesil.config import ModelConfig, RunConfig, from_document, to_document
-from maesil.data import Split
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.model import ReconstructionModel
+from maesil.split import Split
 from maesil.types import Intensity
 from maesil.zoo import make_model
 
@@ -25,7 +27,8 @@ _VERSION = 2
 
 FREE_ON_RESUME = {
     "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops", "log_every", "validate_every",
-    "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile", "kernels",
+    "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile", "kernels", "accumulate",
+    "ram", "device_resident",
 }  # fmt: skip
 """Training options that may change between a checkpoint and its resumption."""
 
@@ -47,6 +50,8 @@ class Run:
     optimizer_state: dict[str, Any]
     rng_state: dict[str, Any]
     torch_version: str
+    ranks: int = 1
+    """Processes that trained it up to this step."""
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -65,6 +70,7 @@ def save_checkpoint(
     config: RunConfig,
     split: Split,
     store_fingerprints: tuple[str, ...],
+    ranks: int = 1,
 ) -> None:
     """Write ``RUN/checkpoint.pt`` durably and all at once: a kill leaves the old or the new one, never a part."""
     document = {
@@ -72,6 +78,7 @@ def save_checkpoint(
         "version": _VERSION,
         "torch": str(torch.__version__),
         "step": step,
+        "ranks": ranks,
         "config": to_document(config),
         "intensity": {**asdict(intensity), "window": list(intensity.window)},
         "split": {name: list(groups) for name, groups in asdict(split).items()},
@@ -105,10 +112,11 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
         state, step, stores = document["model"], document["step"], tuple(document["stores"])
         averaged = document["averaged"]
         optimizer_state, rng_state, version = document["optimizer"], document["rng"], document["torch"]
+        ranks = document.get("ranks", 1)  # written since there can be several
     except (KeyError, TypeError, AttributeError, UsageError) as error:
         raise CheckpointError(f"{path}: expected a whole maesil checkpoint, found it incomplete ({error!r})") from error
     model = _rebuild_model(path, config.model, averaged or state).to(device)
-    return Run(model, intensity, config, split, step, stores, state, optimizer_state, rng_state, version)
+    return Run(model, intensity, config, split, step, stores, state, optimizer_state, rng_state, version, ranks)
 
 
 def restore_rng(state: dict[str, Any]) -> None:
@@ -118,8 +126,13 @@ def restore_rng(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def require_resumable(run: Run, config: RunConfig, store_fingerprints: tuple[str, ...], run_dir: Path) -> None:
-    """Raise CheckpointError unless going on with ``config`` and these stores means going on with the same run."""
+def require_resumable(
+    run: Run, config: RunConfig, store_fingerprints: tuple[str, ...], run_dir: Path, uses: Sequence[StoreUse] = ()
+) -> None:
+    """Raise CheckpointError unless going on with ``config`` and these stores means going on with the same run.
+
+    ``uses`` is what the stores are now, to say what changed.
+    """
     saved, wanted = to_document(run.config), to_document(config)
     for section, values in saved.items():
         for name, value in values.items():
@@ -128,11 +141,16 @@ def require_resumable(run: Run, config: RunConfig, store_fingerprints: tuple[str
                     f"{run_dir}: the checkpoint was made with {section}.{name}={value}, asked for is "
                     f"{wanted[section][name]}; resume without changing it, or train anew with another --out"
                 )
+    advice = "resume on the stores it was trained on, or train anew with another --out"
+    noted = recorded_uses(run_dir)
     if run.store_fingerprints != store_fingerprints:
-        before, now = (", ".join(f[:12] for f in prints) for prints in (run.store_fingerprints, store_fingerprints))
+        changed = what_changed(noted, uses) or "volumes were added, removed or remade"
+        raise CheckpointError(f"{run_dir}: the stores changed since the checkpoint ({changed}); {advice}")
+    before, now = ({use.fingerprint: use.weight for use in some} for some in (noted, uses))
+    if noted and uses and before != now:
+        weights = [", ".join(f"{weight}" for weight in some.values()) for some in (before, now)]
         raise CheckpointError(
-            f"{run_dir}: the stores changed since the checkpoint (volumes were added, removed or remade; fingerprint "
-            f"{before} -> {now}); resume on the stores it was trained on, or train anew with another --out"
+            f"{run_dir}: the run was begun with store weights {weights[0]}, asked for is {weights[1]}; {advice}"
         )
 
 

@@ -13,9 +13,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_ingest
+from maesil import cli_cache, cli_ingest, cli_use
 from maesil.cli_ingest import print_all
-from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, MaesilError
+from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
 
 _DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 
@@ -26,6 +26,8 @@ class _ErrorMapping(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except EndedWithOthers as error:
+            raise typer.Exit(error.exit_code) from error
         except MaesilError as error:
             _end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:
@@ -57,10 +59,15 @@ store_app = typer.Typer(no_args_is_help=True, help="Look into a store, check it,
 app.add_typer(store_app, name="store")
 experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(cli_cache.app, name="cache")
 cli_ingest.register(app, store_app)
+cli_use.register(app)
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
+StorePath = Annotated[
+    str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")
+]
 LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
+WHERE = "Only what a filter takes, such as 'body > 0.3 and spacing_z <= 2' (docs/how-to/cache.md lists the columns)."
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of tables.")]
 
 
@@ -73,20 +80,26 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         raise typer.Exit
 
 
+def _open(store: str) -> Any:
+    from maesil.cache.catalogue import find_store
+    from maesil.store import Store
+
+    return Store.open(find_store(store))
+
+
 @store_app.command("info")
-def store_info(store: StorePath, as_json: AsJson = False) -> None:
+def store_info(store: StorePath, where: Annotated[str, typer.Option(help=WHERE)] = "", as_json: AsJson = False) -> None:
     """Summarise a store: recipe, volumes, patients, superpatches, size.
 
     Example: maesil store info store.zarr
     """
-    from maesil.store import Store
     from maesil.store_info import describe, tables
 
-    opened = Store.open(store)
+    opened = _open(store)
     if as_json:
-        typer.echo(json.dumps(describe(opened), indent=1))
+        typer.echo(json.dumps(describe(opened, where), indent=1))
     else:
-        print_all(*tables(opened))
+        print_all(*tables(opened, where))
 
 
 @store_app.command("verify")
@@ -96,10 +109,9 @@ def store_verify(store: StorePath, as_json: AsJson = False) -> None:
     Example: maesil store verify store.zarr
     """
     from maesil.progress import progress
-    from maesil.store import Store
     from maesil.verify import verify
 
-    opened = Store.open(store)
+    opened = _open(store)
     with progress({"verify": "volumes"}) as report:
         verified = verify(opened, lambda done, total: report("verify", done, total))
     if as_json:
@@ -127,9 +139,8 @@ def store_export(
     """
     from maesil.cache.reader import SuperpatchReader
     from maesil.nifti_export import export_volume
-    from maesil.store import Store
 
-    opened = Store.open(store)
+    opened = _open(store)
     wanted = [opened.volume(name) for name in volume_ids] if volume_ids else opened.volumes()
     reader = SuperpatchReader(opened)
     for volume in wanted:
@@ -143,15 +154,39 @@ def store_index(store: StorePath) -> None:
     Example: maesil store index store.zarr
     """
     from maesil.index import write_index
-    from maesil.store import Store
 
-    volumes, superpatches = write_index(Store.open(store))
+    volumes, superpatches = write_index(_open(store))
     typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
+
+
+@store_app.command("split")
+def store_split(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores: paths or names in the cache.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    shares: Annotated[str, typer.Option(help="Of training, validation and test patients.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Who falls where.")] = 0,
+) -> None:
+    """Split the patients of stores by hash and freeze the split to a file; copies of one scan stay together.
+
+    Example: maesil store split store.zarr --out split.json --shares 0.8,0.1,0.1
+    """
+    from maesil.same_scan import patients
+    from maesil.split import PARTS, parse_shares, split_by_shares, write_split
+
+    opened = [_open(store) for store in stores]
+    leaders = patients(opened)
+    split = split_by_shares(leaders, parse_shares(shares), seed)
+    write_split(out, split, [store.fingerprint for store in opened])
+    counts = (f"{len({leaders[group] for group in getattr(split, part)})} {part}" for part in PARTS)
+    typer.echo(f"{out}: patients: {', '.join(counts)}; use it with maesil train --split {out}")
 
 
 @app.command()
 def train(
-    stores: Annotated[list[Path], typer.Argument(metavar="STORE...", help="Stores made by `maesil ingest`.")],
+    stores: Annotated[
+        list[str],
+        typer.Argument(metavar="STORE[=WEIGHT]...", help="Stores: paths or names in the cache; the share each gives."),
+    ],
     out: Annotated[Path, typer.Option(help="Run folder: checkpoint, metrics, pictures.")],
     preset: Annotated[str | None, typer.Option(help="tiny, small, base or large (default: base).")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model], [mask] and [train].")] = None,
@@ -164,21 +199,36 @@ def train(
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for superpatches that were read: auto, or 8GB.")] = None,
+    device_resident: Annotated[
+        bool | None, typer.Option("--device-resident", help="Keep the training scans themselves on the device.")
+    ] = None,
+    where: Annotated[str | None, typer.Option(help=WHERE)] = None,
+    split: Annotated[Path | None, typer.Option(help="Who is trained on and held out: a file of `store split`.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into RUN/profile.")] = False,
 ) -> None:
-    """Pre-train a 3D masked autoencoder from stores.
+    """Pre-train a 3D masked autoencoder from stores; under torchrun, by several processes.
 
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
+    from maesil.cache.catalogue import find_stores
     from maesil.config import load_config
+    from maesil.ranks import joined
     from maesil.train import train as run_training
 
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
+        "ram": ram, "device_resident": "true" if device_resident else None,
+        "where": None if where is None else json.dumps(where),
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
-    summary = run_training(stores, load_config(preset, config, options), out, resume=resume)
-    typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {stores[0]}")
+    with joined() as ranks:  # before anything can fail, so that it is told once
+        paths, weights = find_stores(stores)
+        chosen = load_config(preset, config, options)
+        summary = run_training(paths, chosen, out, resume=resume, split=split, weights=weights, profile=profile)
+    if ranks.first:
+        typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {paths[0]}")
 
 
 @app.command()
@@ -190,23 +240,40 @@ def evaluate(
     volumes: Annotated[list[str] | None, typer.Option(help="Volume ids, or 'all'; default: held-out patients.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the masks.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    where: Annotated[str, typer.Option(help=WHERE)] = "",
+    split: Annotated[Path | None, typer.Option(help="Score the test patients of a file of `store split`.")] = None,
     lpips_weights: LpipsWeights = None,
 ) -> None:
     """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
 
     Example: maesil evaluate run store.zarr --json scores.json
     """
+    from maesil.cache.catalogue import find_store
     from maesil.evaluate import evaluate as run_evaluation
 
     report = run_evaluation(
-        run, store, out=out, json_path=json_path, seed=seed, device=device, volumes=volumes, lpips_weights=lpips_weights
+        run,
+        find_store(store),
+        out=out,
+        json_path=json_path,
+        seed=seed,
+        device=device,
+        volumes=volumes,
+        where=where,
+        split_file=split,
+        lpips_weights=lpips_weights,
     )
     print_all(report.table())
 
 
 @experiment_app.command("paper")
 def experiment_paper(
-    store: Annotated[Path, typer.Option(help="A store made by `maesil ingest`, of three patients or more.")],
+    stores: Annotated[
+        list[str],
+        typer.Option(
+            "--store", help="A store: its path, or its name in the cache. May be repeated; three patients at least."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
     budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
@@ -220,10 +287,17 @@ def experiment_paper(
 
     Example: maesil experiment paper --store store.zarr --out paper --budget tiny
     """
+    from maesil.cache.catalogue import find_store
     from maesil.experiment import MODELS, Budget, run_paper_experiment
 
     run_paper_experiment(
-        store, out, Budget.load(budget), seed=seed, device=device, models=models or MODELS, lpips_weights=lpips_weights
+        [find_store(store) for store in stores],
+        out,
+        Budget.load(budget),
+        seed=seed,
+        device=device,
+        models=models or MODELS,
+        lpips_weights=lpips_weights,
     )
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")
@@ -244,9 +318,10 @@ def reconstruct(
 
     Example: maesil reconstruct run store.zarr 1882660a --out reconstruction
     """
+    from maesil.cache.catalogue import find_store
     from maesil.reconstruct import reconstruct_volume
 
-    result = reconstruct_volume(run, store, volume, out=out, seed=seed, device=device)
+    result = reconstruct_volume(run, find_store(store), volume, out=out, seed=seed, device=device)
     lo, hi = result.window
     print_all(f"PSNR {result.psnr:.2f} dB over the valid voxels of the body, window {lo:g} to {hi:g} HU", *result.notes)
     print_all(*map(str, (result.original, result.reconstruction, result.picture)))

@@ -16,7 +16,9 @@ from maesil.errors import EXIT_REFUSED, SecurityError, UsageError
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
 
-Sources = Annotated[list[Path], typer.Argument(metavar="SRC...", help="Files or folders; searched all the way down.")]
+_STAGES = {"scan": "files", "hash": "sources", "build": "volumes"}
+
+Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Files or folders; searched all the way down.")]
 
 
 def _option(help_text: str, *names: str, panel: str, **more: Any) -> Any:
@@ -25,7 +27,10 @@ def _option(help_text: str, *names: str, panel: str, **more: Any) -> Any:
 
 def ingest(
     sources: Sources,
-    out: Annotated[Path, typer.Option(help="The store to make or to add to.")],
+    out: Annotated[
+        str | None, typer.Option(help="The store to make or to add to (default: found or made in the cache).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the store in the cache (default: after SRC).")] = None,
     spacing: Annotated[str, _option("native, MM, or Z,Y,X in mm.", panel=_RECIPE)] = "1.5",
     superpatch: Annotated[int, _option("Edge of a superpatch in voxels.", panel=_RECIPE)] = 128,
     codec: Annotated[str, _option("fast, compact or raw.", panel=_RECIPE)] = "fast",
@@ -64,6 +69,9 @@ def ingest(
     duplicates: Annotated[
         str, _option("keep-all or keep-first, of sources with the very same pixels.", panel=_RUN)
     ] = "keep-all",
+    group: Annotated[
+        str, _option("Regular expression: the patient in the path of files that name none (NIfTI).", panel=_REPORT)
+    ] = "",
     follow_links: Annotated[bool, _option("Follow symbolic links below SRC.", "--follow-links", panel=_RUN)] = False,
     max_refused: Annotated[
         int, _option("Refused volumes and damaged files that still count as success.", panel=_RUN, min=0)
@@ -84,15 +92,16 @@ def ingest(
 ) -> None:
     """Turn all CT below SRC into a store of superpatches.
 
-    What is there already is left alone: the same command again goes on, or does nothing. Exit code 1 means that
-    volumes were refused; the table says which and why.
+    What is there already is left alone: the same command again goes on, or does nothing. Without --out the store is
+    found or made in the cache, by sources and recipe; see `maesil cache`. Exit code 1 means that volumes were refused;
+    the table says which and why.
 
     Example: maesil ingest downloads/LIDC downloads/btcv.nii.gz --out store.zarr --spacing 1.5
     """
+    from maesil.cache.key import cache_folder
     from maesil.ingest.options import IngestOptions, parse_partition
-    from maesil.ingest.run import ingest as run_ingest
-    from maesil.progress import progress
     from maesil.recipe import Recipe, parse_spacing
+    from maesil.storage import local_path
 
     recipe = Recipe(
         spacing=parse_spacing(spacing), superpatch=superpatch, codec=codec, fill_gaps=fill_gaps,
@@ -102,28 +111,65 @@ def ingest(
         workers=workers, scheduler=scheduler, trust_network=trust_network,
         partition=parse_partition(partition) if partition else None, dry_run=dry_run, update=update, rehash=rehash,
         force=force, retry_quarantined=tuple(retry_quarantined or ()), duplicates=duplicates,
-        follow_links=follow_links, key_file=key_file, id_map=id_map,
+        follow_links=follow_links, group=group, key_file=key_file, id_map=id_map, cache_folder=cache_folder(),
     )  # fmt: skip
-    folder = _report_folder(report, out)
-    with progress({"scan": "files", "hash": "sources", "build": "volumes"}) as shown:
-        summary = run_ingest(sources, out, recipe, options, shown)
-    if as_json:
-        typer.echo(json.dumps(summary.document(), indent=1))
+    if out is not None and name is not None:
+        raise UsageError("--name: names a store of the cache; leave it out with --out")
+    places = [local_path(source) for source in sources]
+    if out is None and not dry_run:
+        store, folder, summary = _into_cache(places, recipe, options, name, report)
     else:
-        print_all(summary.table(), *summary.refusals(), summary.conclusion(out))
+        store = local_path(out or "the cache")
+        folder = _report_folder(report, store)
+        summary = _into_store(places, store, recipe, options, folder)
+    if as_json:
+        typer.echo(json.dumps(summary.document() | {"store": str(store)}, indent=1))
+    else:
+        print_all(summary.table(), *summary.refusals(), summary.conclusion(store))
     if not dry_run:
-        from maesil.ingest_report import write_report
-
-        write_report(folder, summary, out)
         typer.echo(f"report: {folder / 'index.html'}", err=True)
     if phi_scan and not dry_run:
-        _require_no_patient(out, summary)
+        _require_no_patient(store, summary)
     if summary.refused_volumes + summary.damaged_files > max_refused:
         raise typer.Exit(EXIT_REFUSED)
 
 
+def _into_store(places: list[Path], store: Path, recipe: Any, options: Any, report: Path) -> Any:
+    """Ingest into a store of the user's own and write the report; return the summary."""
+    from maesil.ingest.run import ingest as run_ingest
+    from maesil.ingest_report import write_report
+    from maesil.progress import progress
+
+    with progress(_STAGES) as shown:
+        summary = run_ingest(places, store, recipe, options, shown)
+    if not options.dry_run:
+        write_report(report, summary, store)
+    return summary
+
+
+def _into_cache(
+    places: list[Path], recipe: Any, options: Any, name: str | None, report: Path | None
+) -> tuple[Path, Path, Any]:
+    """Find or build a store in the cache; return it, its report and the summary."""
+    from maesil.cached_ingest import ingest_into_cache
+    from maesil.ingest_report import write_report
+    from maesil.progress import progress
+
+    def say(line: str) -> None:
+        typer.echo(line, err=True)
+
+    with progress(_STAGES) as shown:
+        made = ingest_into_cache(places, recipe, options, name=name, progress=shown, say=say)
+    if report is not None:
+        write_report(report, made.summary, made.entry.store)
+    say(
+        f"{'found in' if made.found else 'built in'} the cache as {made.entry.name}: maesil train {made.entry.name} ..."
+    )
+    return made.entry.store, report or made.entry.report, made.summary
+
+
 def explain(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help="A store: its path, or its name in the cache.")],
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or its beginning.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text.")] = False,
 ) -> None:
@@ -131,10 +177,11 @@ def explain(
 
     Example: maesil store explain store.zarr 3f2a
     """
+    from maesil.cache.catalogue import find_store
     from maesil.explain import explanation, lines
     from maesil.store import Store
 
-    found = explanation(Store.open(store), volume)
+    found = explanation(Store.open(find_store(store)), volume)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
     else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -26,6 +27,7 @@ MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
 DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
+OFFSETS = ("across", "inside")
 KERNELS = ("auto", "reference", "triton")
 
 
@@ -158,7 +160,9 @@ class TrainConfig:
     seed: int = 0
     steps: int = 500
     batch: int = 8
-    """Crops a step."""
+    """Crops a step, over all ranks."""
+    accumulate: int = 1
+    """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step."""
     lr: float = 5e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
     weight_decay: float = 0.05
@@ -171,6 +175,11 @@ class TrainConfig:
     """Intensity window (HU), see `maesil.types.Intensity`."""
     min_body: float = 0.1
     """Least body share of a crop that is trained on (0..1)."""
+    offsets: str = "across"
+    """Where crops lie, in whole 8^3 cells: ``across``, anywhere in a volume, superpatches read 2x2x2 at a time (ours);
+    ``inside``, each within one superpatch: the paper's grid where crops are as large as superpatches."""
+    crops_per_visit: int = 8
+    """Crops cut, in as many steps, from superpatches that ``across`` reads together; fewer read more and mix better."""
     flips: str = "x"
     """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
     window_jitter: float = 0.0
@@ -181,6 +190,8 @@ class TrainConfig:
     """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
     compile: bool = False
     """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
+    where: str = ""
+    """Filter on the superpatches that are trained and validated on, such as ``body > 0.3 and spacing_z <= 2``."""
     validation: float = 0.2
     """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
     validation_crops: int = 64
@@ -191,6 +202,10 @@ class TrainConfig:
     checkpoint_every: int = 200
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws one at the end only."""
+    ram: str = ""
+    """Memory for superpatches that were read once, such as ``8GB``; ``auto``: half of what is free. Losses stay."""
+    device_resident: bool = False
+    """Keep the training scans themselves on the device and cut crops there. Losses stay."""
     readers: int = 2
     """Threads that read superpatches ahead of the step."""
     threads: int = 0
@@ -202,9 +217,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in (
-            "steps", "batch", "validation_crops", "log_every", "validate_every", "checkpoint_every", "readers",
+            "steps", "batch", "accumulate", "crops_per_visit", "validation_crops", "log_every", "validate_every",
+            "checkpoint_every",
+            "readers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        _require(self.batch % self.accumulate == 0, "train.accumulate", self.accumulate, f"a divisor of {self.batch}")
         for name in ("seed", "picture_every", "threads", "weight_decay", "minutes"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         for name in ("lr", "clip"):
@@ -215,6 +233,9 @@ class TrainConfig:
         _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
         _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
+        _require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
+        size = re.fullmatch(r"|auto|\d+(\.\d+)?GB", self.ram)
+        _require(size is not None, "train.ram", repr(self.ram), "auto, or a size such as 8GB or 0.5GB")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
         _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
@@ -234,6 +255,9 @@ class RunConfig:
             _require(0 < hidden < of, f"mask.{name}", found, f"a share that hides some, not all, of {of} positions")
         by_layer = self.model.kind != "mae2d" or self.mask.kind in ("dual", "tube", "none")
         _require(by_layer, "mask.kind", self.mask.kind, "dual, tube or none with model.kind=mae2d (layers hide alike)")
+        at_once = self.model.kind != "vqvae" or self.train.accumulate == 1
+        _require(at_once, "train.accumulate", self.train.accumulate, "1 with model.kind=vqvae (its codebook follows "
+                 "whole steps); more ranks need less memory too")  # fmt: skip
 
 
 PRESETS: dict[str, RunConfig] = {

@@ -61,6 +61,14 @@ class InterruptedRun(MaesilError):
     exit_code = EXIT_INTERRUPTED
 
 
+class EndedWithOthers(MaesilError):
+    """A process that ends because one of those it trained with did, which has told the reason already."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__("")
+        self.exit_code = exit_code
+
+
 class Refused(Exception):
     """One source (a series, a NIfTI file) that will not become a volume: a code, and the numbers why.
 

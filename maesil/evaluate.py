@@ -5,10 +5,11 @@ Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volum
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor
 
 from maesil.cache.reader import SuperpatchReader
+from maesil.cache.uses import recorded_uses
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
 from maesil.config import RunConfig
-from maesil.data import Crop, Split, grid_crops, grid_origins
-from maesil.errors import NoInputError, UsageError
+from maesil.data import Crop, grid_crops, grid_origins
+from maesil.errors import NoInputError, StoreError, UsageError
 from maesil.floors import InterpolationFloor, MeanFloor
+from maesil.index import superpatch_table
 from maesil.lpips import Lpips
 from maesil.masked_input import MaskedInput
 from maesil.masking import Masks, make_masks
@@ -33,10 +36,13 @@ from maesil.model import ReconstructionModel
 from maesil.patches import to_hu, unpatchify
 from maesil.pictures import save_reconstruction
 from maesil.progress import progress
+from maesil.same_scan import patients
 from maesil.scores import ERROR_SCORES, HU_CLASSES, REGIONS, Report, Row, plain, summarise
+from maesil.split import Split, read_split
 from maesil.store import Store
 from maesil.train import pick_device
 from maesil.types import AIR_HU, MAP_CELL, Intensity, Zyx
+from maesil.where import select
 from maesil.whole_file import write_whole
 
 Box = tuple[slice, slice, slice]
@@ -87,19 +93,24 @@ def evaluate(
     seed: int = 0,
     device: str | torch.device = "auto",
     volumes: Sequence[str] | None = None,
+    where: str = "",
+    split_file: Path | None = None,
     lpips_weights: Path | None = None,
 ) -> Report:
     """Score a run and the floors on a store; write ``scores.json`` and pictures to ``out`` (default RUN/evaluation).
 
     ``volumes`` are ids (or unique beginnings of them), or ``["all"]``; default: every volume whose patient the run was
-    not trained on, and UsageError where there is none. Equal ``seed``, run and store give equal masks for all models.
-    ``lpips_weights`` is the file that LPIPS is computed with, see `maesil.lpips`. Raises CheckpointError, StoreError,
-    NoInputError.
+    not trained on, and UsageError where there is none. ``where`` keeps the volumes of which a filter (`maesil.where`)
+    takes any superpatch; ``split_file`` scores the test patients of a frozen split. Equal ``seed``, run and store give
+    equal masks for all models. ``lpips_weights`` is the file that LPIPS is computed with, see `maesil.lpips`.
+    Raises CheckpointError, StoreError, NoInputError.
     """
     run = load_run(run_dir, pick_device(str(device)))
     store = Store.open(store_path)
     lpips = Lpips.load(lpips_weights, next(run.model.parameters()).device) if lpips_weights else None
-    chosen = choose_volumes(store, run.split, volumes)
+    leaders = patients([store, *_stores_of(run_dir, store)])
+    split = read_split(split_file, leaders)[0] if split_file else run.split
+    chosen = taken(store, choose_volumes(store, run.split, volumes, leaders, split.test if split_file else None), where)
     out = out or run_dir / "evaluation"
     out.mkdir(parents=True, exist_ok=True)
 
@@ -125,12 +136,41 @@ def evaluate(
     return report
 
 
-def choose_volumes(store: Store, split: Split, names: Sequence[str] | None) -> list[Volume]:
+def _stores_of(run_dir: Path, but: Store) -> list[Store]:
+    """Return the stores a run was trained on, as far as they are still there: to recognise copies of its scans."""
+    found = []
+    for use in recorded_uses(run_dir):
+        if Path(use.path) != but.path.resolve():
+            with contextlib.suppress(StoreError, UsageError):
+                found.append(Store.open(use.path))
+    return found
+
+
+def taken(store: Store, volumes: list[Volume], where: str) -> list[Volume]:
+    """Return the volumes of which a filter takes any superpatch; UsageError where there is none."""
+    if not where:
+        return volumes
+    ids = {volume_id for volume_id, _ in select(superpatch_table(store), where)}
+    kept = [volume for volume in volumes if volume.volume_id in ids]
+    if not kept:
+        raise UsageError(f"--where: {where!r} takes none of the {len(volumes)} volumes to score; change it")
+    return kept
+
+
+def choose_volumes(
+    store: Store,
+    split: Split,
+    names: Sequence[str] | None,
+    leaders: Mapping[str, str] | None = None,
+    test: Sequence[str] | None = None,
+) -> list[Volume]:
     """Return the volumes to score; without names, those of patients neither trained on nor, where others were set
     aside for scores, validated on.
 
-    Patients are compared by their group, so a store made with another key does not recognise them.
+    Patients are compared by their group; ``leaders`` (`maesil.same_scan.patients`) recognises copies of their scans
+    under other groups too. ``test`` are the only groups to take, UsageError if the run was trained on any.
     """
+    leaders = leaders or {}
     volumes = store.volumes()
     if not volumes:
         raise NoInputError(f"{store.path}: the store holds no volumes; run `maesil ingest` first")
@@ -140,7 +180,16 @@ def choose_volumes(store: Store, split: Split, names: Sequence[str] | None) -> l
         named = {volume.volume_id: volume for volume in map(store.volume, names)}
         return [volume for _, volume in sorted(named.items())]
     seen = {*split.train, *(split.validation if split.test else ())}
-    unseen = [volume for volume in volumes if volume.group not in seen]
+    seen = {leaders.get(group, group) for group in seen}
+    unseen = [volume for volume in volumes if leaders.get(volume.group, volume.group) not in seen]
+    if test is not None:
+        wanted = [volume for volume in volumes if volume.group in test]
+        if trained := [volume for volume in wanted if volume not in unseen]:
+            raise UsageError(
+                f"{store.path}: the run was trained on {len(trained)} of the {len(wanted)} volumes that the split sets "
+                "aside for scores; train with the same --split"
+            )
+        unseen = wanted
     if not unseen:
         raise UsageError(
             f"{store.path}: the run was trained on the patients of all {len(volumes)} volumes, so nothing is left to "

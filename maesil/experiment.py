@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
@@ -19,19 +19,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from maesil import same_scan
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
-from maesil.config import PRESETS, RunConfig, from_document, require_known, require_tile
+from maesil.config import PRESETS, ModelConfig, RunConfig, from_document, require_known, require_tile
 from maesil.cost import Cost, measure_cost
-from maesil.data import Split, grid_origins, split_groups
+from maesil.data import grid_origins
 from maesil.errors import UsageError
 from maesil.evaluate import ModelPredictor, Predictor, make_floors, reconstruct, score_volumes
 from maesil.experiment_report import Experiment, Trained, write_report
 from maesil.lpips import Lpips
 from maesil.runlog import METRICS, read_metrics
-from maesil.same_scan import merge_groups
 from maesil.scores import Row, thickness_of
+from maesil.split import Split, split_patients
 from maesil.store import Store
 from maesil.train import pick_device, train, with_steps
 from maesil.types import HuArray, Zyx
@@ -73,7 +74,7 @@ class Budget:
 
 
 def run_paper_experiment(
-    store_path: Path,
+    stores: Sequence[Path],
     out: Path,
     budget: Budget,
     *,
@@ -85,6 +86,7 @@ def run_paper_experiment(
 ) -> Experiment:
     """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
 
+    Several ``stores`` are one data set: patients are split over all of them together.
     ``lpips_weights`` is the file that LPIPS is computed with, see `maesil.lpips`; without it that column stays empty.
     Raises UsageError (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt
     after SIGINT, resumable.
@@ -92,59 +94,102 @@ def run_paper_experiment(
     console = console or Console(stderr=True)
     for model in models:
         require_known(model, list(MODELS), "model")
-    store = Store.open(store_path)
-    reader, volumes = SuperpatchReader(store), store.volumes()
-    split = split_patients(reader, volumes, budget, seed)
+    data = _Stores.open(stores)
+    split = split_for(budget, same_scan.patients(data.stores), seed)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
-    made_from = {"budget": budget.document, "seed": seed, "store": store.fingerprint, "device": device}
+    made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
-    test = _TestSet(reader, [volume for volume in volumes if volume.group in split.test], seed, device, lpips)
-    console.print(
-        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
-        f"({len(test.volumes)} volumes); budget {budget.name}, seed {seed}",
-        highlight=False,
-    )
+    test = _TestSet(data.volumes(split.test), seed, device, lpips)
+    _announce(data, split, test, budget, console)
     runs = []
     for table, model in product(TABLES, models):
         config, folder = budget.config(model, table, seed, device), out / "runs" / f"{table}_{model}"
-        require_tile(config.model, store.superpatch, store.path)
+        data.require_tile(config.model)
         console.print(f"[{table}] {model}", style="bold", markup=False)
-        _train_unless_done(store_path, config, folder, split, console)
+        _train_unless_done(stores, config, folder, split, console)
         runs.append(_score_or_find(folder, table, test))
-    thickness = {volume.volume_id: thickness_of(volume) for volume in test.volumes}
+    thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
     floors = _score_floors_or_find(out, test)
-    experiment = Experiment(budget.name, seed, store.fingerprint, split, tuple(runs), floors, thickness)
+    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), floors, thickness)
     write_report(experiment, out)
     return experiment
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """The stores of an experiment, in an order that does not depend on how they were named."""
+
+    stores: Sequence[Store]
+    readers: Sequence[SuperpatchReader]
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> _Stores:
+        """Open stores; UsageError if two share a volume, which would be trained on, or scored, twice."""
+        stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
+        readers, seen = [SuperpatchReader(store) for store in stores], dict[str, Path]()
+        for store, reader in zip(stores, readers, strict=True):
+            for volume_id in reader.volumes:
+                if volume_id in seen:
+                    raise UsageError(
+                        f"volume {volume_id} is in {seen[volume_id]} and {store.path}; give each scan once"
+                    )
+                seen[volume_id] = store.path
+        return cls(stores, readers)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints of all stores, separated by commas."""
+        return ",".join(store.fingerprint for store in self.stores)
+
+    def volumes(self, groups: Sequence[str]) -> list[tuple[SuperpatchReader, Volume]]:
+        """Return the volumes of some patients, each with its reader, by volume id."""
+        found = [(r, volume) for r in self.readers for volume in r.volumes.values() if volume.group in groups]
+        return sorted(found, key=lambda pair: pair[1].volume_id)
+
+    def require_tile(self, model: ModelConfig) -> None:
+        """Raise UsageError unless crops of the model fit the superpatches of every store."""
+        for store in self.stores:
+            require_tile(model, store.superpatch, store.path)
 
 
 @dataclass(frozen=True)
 class _TestSet:
     """What every model is scored on, and how."""
 
-    reader: SuperpatchReader
-    volumes: Sequence[Volume]
+    volumes: Sequence[tuple[SuperpatchReader, Volume]]
     seed: int
     device: str
     lpips: Lpips | None
 
+    def score(self, run: Run, predictors: Sequence[Predictor]) -> list[Row]:
+        """Score all volumes by every predictor."""
+        parts = [score_volumes(run, r, [v], predictors, self.seed, self.lpips) for r, v in self.volumes]
+        return [row for part in parts for row in part]
 
-def split_patients(reader: SuperpatchReader, volumes: Sequence[Volume], budget: Budget, seed: int) -> Split:
-    """Set patients aside for scores and for curves; groups that share a scan count as one patient.
+
+def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, console: Console) -> None:
+    console.print(
+        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
+        f"({len(test.volumes)} volumes); budget {budget.name}, seed {test.seed}",
+        highlight=False,
+    )
+    keys = {store.key_fingerprint for store in data.stores}
+    if len(keys) > 1:
+        told = f"the stores were made with {len(keys)} identity keys: a patient who is in two of them is known only"
+        console.print(f"{told} where the scan is the same", highlight=False)
+
+
+def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
+    """Set patients aside for scores and for curves; ``groups`` as of `maesil.same_scan.patients`.
 
     UsageError with fewer than three patients.
     """
-    leader = merge_groups(reader, volumes)
-    patients = set(leader.values())
-    if len(patients) < 3:
-        raise UsageError(f"expected a store of at least 3 patients to train, validate and score, found {len(patients)}")
-    outer = split_groups(patients, float(budget.document["test"]), seed)
-    inner = split_groups(outer.train, float(budget.document["validation"]), seed)
-
-    def members(chosen: Sequence[str]) -> tuple[str, ...]:
-        return tuple(sorted(group for group, leading in leader.items() if leading in chosen))
-
-    return Split(members(inner.train), members(inner.validation), members(outer.validation))
+    if (found := len(set(groups.values()))) < 3:
+        raise UsageError(f"expected at least 3 patients to train, validate and score, found {found}")
+    outer = split_patients(groups, float(budget.document["test"]), seed)
+    rest = {group: groups[group] for group in outer.train}
+    inner = split_patients(rest, float(budget.document["validation"]), seed)
+    return Split(inner.train, inner.validation, outer.validation)
 
 
 def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
@@ -163,11 +208,11 @@ def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
     write_whole(marker, json.dumps(document, indent=1) + "\n")
 
 
-def _train_unless_done(store: Path, config: RunConfig, folder: Path, split: Split, console: Console) -> None:
+def _train_unless_done(stores: Sequence[Path], config: RunConfig, folder: Path, split: Split, console: Console) -> None:
     """Train a model, or go on with it, unless it is finished."""
     if not (folder / "trained").exists():
         resume = (folder / "config.toml").exists()
-        summary = train([store], config, folder, resume=resume, split=split, console=console)
+        summary = train(stores, config, folder, resume=resume, split=split, console=console)
         write_whole(folder / "trained", f"{summary.steps}\n")
 
 
@@ -176,7 +221,7 @@ def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
     run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
     if not scores.exists():
         predictor = ModelPredictor(run.model, run.intensity)
-        rows = score_volumes(run, test.reader, test.volumes, [predictor], test.seed, test.lpips)
+        rows = test.score(run, [predictor])
         _keep_crop(folder / "crop.npz", run, predictor, test)
         cost = measure_cost(run.model, run.config, run.intensity)
         write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
@@ -191,7 +236,7 @@ def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
     if not scores.exists():
         run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
         floors = make_floors(run)
-        rows = score_volumes(run, test.reader, test.volumes, floors, test.seed, test.lpips)
+        rows = test.score(run, floors)
         for floor in floors:
             _keep_crop(out / "floors" / f"{floor.name}.npz", run, floor, test)
         write_whole(scores, json.dumps(rows, indent=1) + "\n")
@@ -201,11 +246,11 @@ def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
 
 def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:
     """Keep one crop of the first test volume as it was predicted, for the pictures."""
-    volume = test.volumes[0]
-    hu = test.reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
-    box = _crop_to_show(test.reader, volume, hu, run)
+    reader, volume = test.volumes[0]
+    hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    box = _crop_to_show(reader, volume, hu, run)
     device = next(run.model.parameters()).device
-    result = reconstruct(test.reader, volume, predictor, run.config, test.seed, device)
+    result = reconstruct(reader, volume, predictor, run.config, test.seed, device)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,

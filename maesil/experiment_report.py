@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 from maesil.checkpoint import Run
 from maesil.cost import Cost
-from maesil.data import Split
 from maesil.pictures import save_comparison
 from maesil.runlog import METRICS, read_metrics
 from maesil.scores import Row, in_thickness_groups, mean_rows, table_of
+from maesil.split import Split
 from maesil.whole_file import write_whole
 
 NAMES = {

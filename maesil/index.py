@@ -1,4 +1,4 @@
-"""The index of a store: two Parquet tables derived from the commits, for queries and for other people's tools."""
+"""The index of a store: Parquet tables derived from the commits, for queries and for other people's tools."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
+from maesil.same_scan import THUMBNAILS_KEY, merge_groups, patients, thumbnails, thumbnails_table
 from maesil.store import Store
 
 VOLUMES_KEY = "index/volumes.parquet"
@@ -19,13 +20,21 @@ _STATE = b"maesil.live_commits"
 
 
 def write_index(store: Store) -> tuple[int, int]:
-    """Make both tables anew from the live commits; return how many volumes and superpatches they list."""
+    """Make the tables anew from the live commits; return how many volumes and superpatches they list.
+
+    Thumbnails are made of the volumes that have none yet.
+    """
     volumes = store.volumes()
     while True:
-        rows = [_superpatch_row(volume, patch) for volume in volumes for patch in volume.superpatches]
+        found = thumbnails(store)
+        seen = [volume for volume in volumes if volume.volume_id in found]
+        merged = merge_groups([v.group for v in seen], [found[v.volume_id] for v in seen])
+        leaders = {volume.group: volume.group for volume in volumes} | merged
+        rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
         state = {_STATE: _state(volumes)}
+        store.storage.put(THUMBNAILS_KEY, thumbnails_table(volumes, found))
         for key, table, schema in (
-            (VOLUMES_KEY, [_volume_row(volume) for volume in volumes], _VOLUME_SCHEMA),
+            (VOLUMES_KEY, [_volume_row(volume, leaders[volume.group]) for volume in volumes], _VOLUME_SCHEMA),
             (SUPERPATCHES_KEY, rows, _SUPERPATCH_SCHEMA),
         ):
             store.storage.put(key, _parquet(table, schema.with_metadata(state)))
@@ -34,8 +43,17 @@ def write_index(store: Store) -> tuple[int, int]:
             return len(volumes), len(rows)
 
 
+def superpatch_table(store: Store) -> pa.Table:
+    """Return the table of superpatches: as it is stored, or made from the commits where that is missing or old."""
+    if index_is_current(store):
+        return pq.read_table(io.BytesIO(store.storage.read(SUPERPATCHES_KEY)))
+    volumes, leaders = store.volumes(), patients([store])
+    rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
+    return pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA)
+
+
 def index_is_current(store: Store) -> bool:
-    """Return whether both tables are there, whole, and made from the commits that are live now."""
+    """Return whether the tables are there, whole, and made from the commits that are live now."""
     try:
         found = {_stated(store, key) for key in (VOLUMES_KEY, SUPERPATCHES_KEY)}
     except (StoreError, pa.ArrowException, OSError):
@@ -49,7 +67,7 @@ def _stated(store: Store, key: str) -> bytes | None:
 
 
 def _state(volumes: list[Volume]) -> bytes:
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"tables 2\n")  # their columns; those of another version are made anew
     for volume in volumes:
         digest.update(f"{volume.volume_id} {volume.attempt} {volume.generation}\n".encode())
     return digest.hexdigest().encode()
@@ -61,7 +79,7 @@ def _fields(kind: pa.DataType, *names: str) -> list[Any]:
 
 _VOLUME_SCHEMA = pa.schema(
     [
-        *_fields(pa.string(), "volume_id", "group", "prefix", "source_kind", "notes"),
+        *_fields(pa.string(), "volume_id", "group", "patient", "prefix", "source_kind", "notes"),
         *_fields(pa.int32(), "shape_z", "shape_y", "shape_x", "superpatches"),
         *_fields(pa.float64(), "spacing_z", "spacing_y", "spacing_x"),
         *_fields(pa.float64(), "source_spacing_z", "source_spacing_y", "source_spacing_x"),
@@ -70,18 +88,21 @@ _VOLUME_SCHEMA = pa.schema(
 )
 _SUPERPATCH_SCHEMA = pa.schema(
     [
-        *_fields(pa.string(), "volume_id", "group", "path", "codec"),
+        *_fields(pa.string(), "volume_id", "group", "patient", "path", "codec", "source_kind", "notes"),
         *_fields(pa.int32(), "iz", "iy", "ix", "edge"),
         *_fields(pa.int64(), "offset", "length", "crc32c"),
         *_fields(pa.float64(), "valid", "body", "air", "spacing_z", "spacing_y", "spacing_x"),
+        *_fields(pa.float64(), "source_spacing_z", "source_spacing_y", "source_spacing_x"),
+        *_fields(pa.float64(), "volume_body", "volume_valid", "volume_hu_mean"),
     ]
 )
 
 
-def _volume_row(volume: Volume) -> dict[str, Any]:
+def _volume_row(volume: Volume, patient: str) -> dict[str, Any]:
     return {
         "volume_id": volume.volume_id,
         "group": volume.group,
+        "patient": patient,
         "prefix": volume.prefix,
         "source_kind": volume.source["kind"],
         "notes": " ".join(volume.notes),
@@ -96,11 +117,12 @@ def _volume_row(volume: Volume) -> dict[str, Any]:
     }
 
 
-def _superpatch_row(volume: Volume, patch: Any) -> dict[str, Any]:
+def _superpatch_row(volume: Volume, patch: Any, patient: str) -> dict[str, Any]:
     iz, iy, ix = patch.index
     return {
         "volume_id": volume.volume_id,
         "group": volume.group,
+        "patient": patient,
         "path": patch.path,
         "codec": volume.codec,
         "iz": iz,
@@ -113,7 +135,13 @@ def _superpatch_row(volume: Volume, patch: Any) -> dict[str, Any]:
         "valid": patch.valid,
         "body": patch.body,
         "air": patch.air,
+        "source_kind": volume.source["kind"],
+        "notes": " ".join(volume.notes),
+        "volume_body": volume.hu["body_share"],
+        "volume_valid": volume.hu["valid_share"],
+        "volume_hu_mean": volume.hu["mean"],
         **_per_axis("spacing", volume.spacing),
+        **_per_axis("source_spacing", volume.source_spacing),
     }
 
 

@@ -22,7 +22,7 @@ class MaskedInput:
     """A batch of crops and the masks over them."""
 
     volume_BZYX: Tensor
-    """int16 HU, not mirrored yet."""
+    """int16 HU, not mirrored yet; with ``origin_B3``, what the crops are to be cut from."""
     masks: Masks
     """Over the tokens of the mirrored crops."""
     intensity: Intensity
@@ -34,6 +34,12 @@ class MaskedInput:
     """One window (lo, hi) in HU a sample, in place of the intensity's."""
     ids_target: Tensor | None = None
     """``[B, S]``: the tokens to predict, if not all of ``masks.ids_masked``."""
+    noise: Tensor | None = None
+    """Standard normal numbers, ``[B, ...]``, for a model whose training draws some: `ReconstructionModel.noise_shape`."""
+    origin_B3: Tensor | None = None
+    """int64: first voxel (z, y, x) of each crop in ``volume_BZYX``, where that is larger than a crop."""
+    crop: int | None = None
+    """Edge of the crops (voxels); None: the whole volume."""
 
     @property
     def targets(self) -> Tensor:
@@ -44,7 +50,7 @@ class MaskedInput:
         """Cut patches, windowed and normalised: ``[B, N, V]``."""
         return kernels.gather_patches(
             self.volume_BZYX, ids_BN, patch_size=self.patch, window=self._window, mean=self.intensity.mean,
-            std=self.intensity.std, dtype=dtype, flip=self.flip_B3,
+            std=self.intensity.std, dtype=dtype, flip=self.flip_B3, origin=self.origin_B3, size=self.crop,
         )  # fmt: skip
 
     def visible_patches(self, dtype: torch.dtype) -> Tensor:
@@ -56,6 +62,7 @@ class MaskedInput:
         return kernels.masked_reconstruction_loss(
             pred_BSV, self.volume_BZYX, self.targets, patch_size=self.patch, window=self._window,
             mean=self.intensity.mean, std=self.intensity.std, weight=weight_BS, flip=self.flip_B3,
+            origin=self.origin_B3, size=self.crop,
         )  # fmt: skip
 
     def input_dtype(self, weight: Tensor) -> torch.dtype:

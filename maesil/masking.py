@@ -94,6 +94,12 @@ def draw_targets(masks: Masks, share: float, seeds: Sequence[int]) -> Tensor:
     return masks.ids_masked.gather(1, chosen.to(masks.ids_masked.device))
 
 
+def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+    """Draw standard normal numbers, float32 ``[B, *shape]``, one seed a sample."""
+    # Not the mask's own stream.
+    return torch.stack([torch.randn(tuple(shape), generator=_generator(seed ^ 1)) for seed in seeds])
+
+
 def _nothing_hidden(samples: int, grid: Zyx) -> Masks:
     ids_BL = torch.arange(grid[0] * grid[1] * grid[2]).expand(samples, -1).contiguous()
     return Masks(ids_BL, ids_BL, ids_BL, torch.ones(ids_BL.shape))

@@ -61,6 +61,11 @@ class ReconstructionModel(nn.Module, ABC):
     def latent_per_voxel(self) -> float:
         """Numbers of the latent code for each voxel, nothing being hidden."""
 
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Shape of the normal numbers that training draws for each sample (``MaskedInput.noise``), if it draws any."""
+        return None
+
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw all weights anew, as MAE does: Xavier for matrices, normal for tokens, zeros for biases."""
         for module in self.modules():

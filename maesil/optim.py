@@ -47,7 +47,6 @@ def update_average(averaged: nn.Module, model: nn.Module, decay: float, step: in
     The share kept is ``min(decay, step / (step + 9))``, so that the random start is soon forgotten. Buffers are copied.
     """
     kept = min(decay, step / (step + 9))
-    for average, parameter in zip(averaged.parameters(), model.parameters(), strict=True):
-        average.lerp_(parameter, 1 - kept)
+    torch._foreach_lerp_(list(averaged.parameters()), list(model.parameters()), 1 - kept)  # a few kernels, not hundreds
     for copied, buffer in zip(averaged.buffers(), model.buffers(), strict=True):
         copied.copy_(buffer)

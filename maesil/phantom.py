@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from maesil.phantom_shapes import (
     EDGE_MM,
@@ -43,6 +43,8 @@ FAT = -105.0
 MUSCLE = 55.0
 BLOCK = 1 << 14
 """Points evaluated at once: bounds the memory, and lets a block skip the tubes that pass it by."""
+ORGANS = ("lung", "heart", "liver", "kidney")
+"""What `ChestPhantom.organs` numbers from 1 on."""
 LOBES = ((12, -8, 20), (20, -16, 6), (22, 8, 2), (20, -14, -16), (10, 14, -24), (18, 16, -14))
 """Where the arteries and airways of the left lung's segments set out from the hilum (mm)."""
 
@@ -92,6 +94,20 @@ class ChestPhantom:
         for start in range(0, len(flat), BLOCK):
             values[start : start + BLOCK] = self._block(flat[start : start + BLOCK])
         return values.reshape(points.shape[:-1])
+
+    def organs(self, points: Array) -> NDArray[np.uint8]:
+        """Return which of `ORGANS` each of ``points`` [..., 3] (LPS mm) lies in, counted from 1; 0 for none."""
+        flat = np.ascontiguousarray(points, np.float32).reshape(-1, 3)
+        numbers = np.zeros(len(flat), np.uint8)
+        for start in range(0, len(flat), BLOCK):
+            block = flat[start : start + BLOCK]
+            x, y, z = (np.ascontiguousarray(axis) for axis in block.T)
+            skin = self._body(x, y, z)
+            inside = np.flatnonzero(skin > 0)
+            if len(inside):
+                background = np.full(len(inside), AIR, np.float32)
+                numbers[start + inside] = _Patient(self, block[inside], skin[inside], background).organs()
+        return numbers.reshape(points.shape[:-1])
 
     def _block(self, points: Array) -> Array:
         hu = np.full(len(points), AIR, np.float32)
@@ -188,6 +204,15 @@ class _Patient:
         self._spine()
         return self.canvas
 
+    def organs(self) -> NDArray[np.uint8]:
+        """Number each point by its organ, in the order of `ORGANS`; where two meet, the first has it."""
+        kidneys = np.maximum(self._kidney(-1.0), self._kidney(1.0))
+        distances = (self._lungs(), self._heart_distance(), self._liver(), kidneys)
+        numbers = np.zeros(len(self.points), np.uint8)
+        for number, distance in reversed(list(enumerate(distances, start=1))):
+            numbers[distance > 0] = number
+        return numbers
+
     def _cavity(self) -> Array:
         """Distance inside the rib cage (mm): an oval that narrows to the apex of the lungs."""
         top = np.clip((self.z - 120.0) / 190.0, 0.0, 0.93)
@@ -216,10 +241,9 @@ class _Patient:
 
     def _abdomen(self) -> None:
         p, x, y, z = self.p, self.x, self.y, self.z
-        below = smooth_min(-self.diaphragm, self.cavity - 2.0, 6.0)
+        below = self._below_diaphragm()
         paint(self.canvas, np.minimum(below, 3.5 + self.diaphragm), 60.0)
-        edge = 40.0 - x - 0.55 * (y + 40.0) + 0.3 * (z - p.base) + 5.0 * np.sin(y / 19.0)
-        liver = smooth_min(smooth_min(below - 3.5, edge, 14.0), 30.0 - y * 0.9 - 0.35 * x, 14.0)
+        liver = self._liver()
         paint(self.canvas, liver, p.liver_hu + self.texture)
         self._tubes(p.liver_vessels, within=liver)
         spleen = ellipsoid(x, y, z, (92.0, 28.0, p.base + 6.0), (24.0, 38.0, 36.0))
@@ -230,9 +254,23 @@ class _Patient:
         paint(self.canvas, stomach - 4.0, 12.0 + self.texture)
         paint(self.canvas, np.minimum(stomach - 4.0, -36.0 - y), -960.0)
         for side in (-1.0, 1.0):
-            kidney = ellipsoid(x, y, z, (side * 54.0, p.spine_y - 8.0, p.base - 52.0), (24.0, 22.0, 50.0))
+            kidney = self._kidney(side)
             paint(self.canvas, kidney, 170.0 + self.texture)
             paint(self.canvas, kidney - 14.0, -40.0)
+
+    def _below_diaphragm(self) -> Array:
+        """Distance inside the abdomen (mm)."""
+        return smooth_min(-self.diaphragm, self.cavity - 2.0, 6.0)
+
+    def _liver(self) -> Array:
+        x, y, z = self.x, self.y, self.z
+        edge = 40.0 - x - 0.55 * (y + 40.0) + 0.3 * (z - self.p.base) + 5.0 * np.sin(y / 19.0)
+        right = smooth_min(self._below_diaphragm() - 3.5, edge, 14.0)
+        return smooth_min(right, 30.0 - y * 0.9 - 0.35 * x, 14.0)
+
+    def _kidney(self, side: float) -> Array:
+        at = (side * 54.0, self.p.spine_y - 8.0, self.p.base - 52.0)
+        return ellipsoid(self.x, self.y, self.z, at, (24.0, 22.0, 50.0))
 
     def _lungs(self) -> Array:
         """Paint both lungs; returns the distance inside the nearer one (mm)."""

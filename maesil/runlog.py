@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -35,12 +36,12 @@ class RunLog:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}{task.fields[psnr]}"),
+            TextColumn("loss {task.fields[loss]:.4f}{task.fields[psnr]}{task.fields[speed]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("training", total=steps, completed=start, loss=math.nan, psnr="")
-        self._steps, self._psnr = steps, ""
+        self._task = self._progress.add_task("training", total=steps, completed=start, loss=math.nan, psnr="", speed="")
+        self._steps, self._psnr, self._speed = steps, "", ""
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -57,6 +58,11 @@ class RunLog:
         """Add one record, ``step`` and numbers, to the metrics and to TensorBoard."""
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
+        if "superpatches_per_s" in record:
+            self._speed = (
+                f"  {record['superpatches_per_s']:.3g} superpatches/s, {record['share_of_peak']:.0%} of peak, "
+                f"{record['data_wait_share']:.0%} waiting for data"
+            )
         if "validation_psnr" in record:
             self._psnr = f"  held out {record['validation_psnr']:.2f} dB"
         for name, value in record.items():
@@ -70,11 +76,27 @@ class RunLog:
 
     def show(self, step: int, loss: float) -> None:
         """Move the progress bar, or now and then print a line where there is no terminal."""
-        self._progress.update(self._task, completed=step, loss=loss, psnr=self._psnr)
+        self._progress.update(self._task, completed=step, loss=loss, psnr=self._psnr, speed=self._speed)
         now = time.monotonic()
         if self._progress.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._steps):
-            self._console.print(f"step {step}/{self._steps}  loss {loss:.4f}{self._psnr}", highlight=False)
+            self._console.print(f"step {step}/{self._steps}  loss {loss:.4f}{self._psnr}{self._speed}", highlight=False)
             self._last_line = now
+
+
+class NoLog(nullcontext["NoLog"]):
+    """The log of a rank that writes none."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Leave the record to the first rank."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def show(self, step: int, loss: float) -> None:
+        """Show nothing."""
 
 
 def truncate_metrics(path: Path, step: int) -> None:

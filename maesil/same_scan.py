@@ -1,21 +1,31 @@
-"""Which volumes of a store are the same scan: resampled, renamed or converted, and so in two patient groups.
+"""Which volumes are the same scan: resampled, renamed or converted, and so in two patient groups.
 
 A scan that is in the training split under one name and in the test split under another makes every score worthless.
-Thumbnails of the body, aligned at its bounding box, are compared, so that neither origin nor spacing matters.
+Thumbnails of the body, aligned at its bounding box, are compared, so that neither origin nor spacing matters. A
+thumbnail is made once, from the stored voxels, and kept in the store's index.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations, product
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zarr
 from numpy.typing import NDArray
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.commit import Volume
-from maesil.types import MAP_CELL
+from maesil.errors import StoreError
+from maesil.shard import decode_superpatch
+from maesil.storage import Storage
+from maesil.store import Store
+from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
 
+THUMBNAILS_KEY = "index/thumbnails.parquet"
 THUMBNAIL_MM = 8.0
 SAME_ABOVE = 0.99
 """Correlation above which two thumbnails are of one scan (ours): one scan in two files reached 0.998, others 0.8."""
@@ -24,45 +34,152 @@ _TISSUE_ABOVE_HU = -400
 _WINDOW = (-1000, 1000)
 _LARGEST_SHIFT = 1
 _SAME_EXTENT = 2
+_SKETCH = 6
+_SKETCH_ABOVE = 0.95
+_ROWS_AT_ONCE = 1024
+_THREADS = 4
+_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=False) for name in ("volume_id", "attempt")),
+        *(pa.field(name, pa.int32(), nullable=False) for name in "zyx"),
+        pa.field("values", pa.binary(), nullable=False),
+    ]
+)
 
-Thumbnail = NDArray[np.float32]
+Thumbnail = NDArray[np.uint8]
+"""Mean windowed HU of 8 mm cells, 0..255 for -1000..1000 HU, of the body's bounding box ``[z, y, x]``."""
 
 
-def merge_groups(reader: SuperpatchReader, volumes: Sequence[Volume]) -> dict[str, str]:
-    """Return, for each patient group, the group it belongs to once all groups that share a scan are one."""
-    leader = {volume.group: volume.group for volume in volumes}
+def patients(stores: Sequence[Store]) -> dict[str, str]:
+    """Return, for each patient group of the stores, the group that stands for it once groups sharing a scan are one."""
+    volumes = [volume for store in stores for volume in store.volumes()]
+    found = [thumbnail for store in stores for thumbnail in thumbnails(store).values()]
+    return merge_groups([volume.group for volume in volumes], found)
+
+
+def thumbnails(store: Store) -> dict[str, Thumbnail]:
+    """Return the thumbnail of every live volume by id, in the order of ids: from the index, or made from the voxels."""
+    volumes, kept = store.volumes(), _kept(store)
+    missing = [volume for volume in volumes if (volume.volume_id, volume.attempt) not in kept]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        made = dict(
+            zip((v.volume_id for v in missing), pool.map(lambda v: _made(store.storage, v), missing), strict=True)
+        )
+    return {v.volume_id: made[v.volume_id] if v.volume_id in made else kept[v.volume_id, v.attempt] for v in volumes}
+
+
+def thumbnails_table(volumes: Sequence[Volume], found: Mapping[str, Thumbnail]) -> bytes:
+    """Return the Parquet table of thumbnails that the index keeps."""
+    rows = [
+        {
+            "volume_id": volume.volume_id,
+            "attempt": volume.attempt,
+            **dict(zip("zyx", found[volume.volume_id].shape, strict=True)),
+            "values": found[volume.volume_id].tobytes(),
+        }
+        for volume in volumes
+        if volume.volume_id in found
+    ]
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def _kept(store: Store) -> dict[tuple[str, str], Thumbnail]:
+    try:
+        table = pq.read_table(io.BytesIO(store.storage.read(THUMBNAILS_KEY)), schema=_SCHEMA).to_pylist()
+    except (StoreError, pa.ArrowException, OSError):
+        return {}  # made anew
+    return {
+        (row["volume_id"], row["attempt"]): np.frombuffer(row["values"], np.uint8).reshape([row[a] for a in "zyx"])
+        for row in table
+    }
+
+
+def merge_groups(groups: Sequence[str], found: Sequence[Thumbnail]) -> dict[str, str]:
+    """Return the leader of each patient group; ``groups`` and ``found`` have an entry a volume."""
+    leader = {group: group for group in groups}
 
     def lead(group: str) -> str:
         while leader[group] != group:
             group = leader[group]
         return group
 
-    thumbnails = [(volume.group, thumbnail(reader, volume)) for volume in volumes]
-    for (one, a), (other, b) in combinations(thumbnails, 2):
-        if lead(one) != lead(other) and same_scan(a, b):
-            first, second = sorted((lead(one), lead(other)))
+    for i, j in _alike(found):
+        one, other = lead(groups[i]), lead(groups[j])
+        if one != other and same_scan(found[i], found[j]):
+            first, second = sorted((one, other))
             leader[second] = first
     return {group: lead(group) for group in leader}
 
 
-def thumbnail(reader: SuperpatchReader, volume: Volume) -> Thumbnail:
-    """Return the body's bounding box on a grid of about 8 mm: mean windowed HU, float32 ``[z, y, x]``."""
-    hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
-    tissue = hu > _TISSUE_ABOVE_HU
-    body = reader.read_map(volume.volume_id, "body") > 0
+def _alike(found: Sequence[Thumbnail]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs worth comparing in full: alike in extent, and as sketches of 6^3 cells of the bounding box.
+
+    Sketches are compared by matrix products, so that tens of thousands of volumes take seconds.
+    """
+    numbers = [n for n, thumbnail in enumerate(found) if thumbnail.size]
+    if not numbers:
+        return
+    sketches = np.stack([_sketch(found[n]) for n in numbers])
+    extents = np.array([found[n].shape for n in numbers])
+    for start in range(0, len(numbers), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        near = np.abs(extents[rows, None] - extents[None]).max(axis=2) <= _SAME_EXTENT
+        for i, j in np.argwhere(near & (sketches[rows] @ sketches.T > _SKETCH_ABOVE)):
+            if start + i < j:
+                yield numbers[start + i], numbers[j]
+
+
+def _sketch(thumbnail: Thumbnail) -> NDArray[np.float32]:
+    values = _resampled(thumbnail.astype(np.float32), [n / _SKETCH for n in thumbnail.shape]).ravel()
+    values -= values.mean()
+    return values / max(float(np.linalg.norm(values)), 1e-6)
+
+
+def _made(storage: Storage, volume: Volume) -> Thumbnail:
+    """Make the thumbnail of a stored volume; an empty one of a damaged volume, which is for `verify` to tell."""
+    hu = np.empty([n * volume.tile for n in volume.grid], dtype=np.int16)
+    tile = np.empty((volume.tile,) * 3, dtype=np.int16)
+    try:
+        for patch in volume.superpatches:
+            decode_superpatch(storage, patch, volume.codec, tile, volume.volume_id)
+            hu[tuple(slice(i * volume.tile, (i + 1) * volume.tile) for i in patch.index)] = tile
+        body = np.asarray(zarr.open_array(storage.zarr(f"{volume.prefix}/body", read_only=True), mode="r")[:])
+    except (StoreError, ValueError, RuntimeError, LookupError, TypeError, OSError):
+        return np.zeros((0, 0, 0), np.uint8)
+    return thumbnail(hu[tuple(slice(0, n) for n in volume.shape)], body, volume.spacing)
+
+
+def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
+    """Return the thumbnail of a volume: int16 HU ``[z, y, x]``, its body map, and its spacing (mm)."""
+    coarse = _bounds(body > 0)
+    if coarse is None:
+        return np.zeros((0, 0, 0), np.uint8)
+    near = tuple(slice(part.start * MAP_CELL, part.stop * MAP_CELL) for part in coarse)
+    inside = body[coarse] > 0
     for axis in range(3):
-        body = body.repeat(MAP_CELL, axis=axis)
-    tissue &= body[tuple(slice(0, n) for n in volume.shape)]
-    if not tissue.any():
-        return np.zeros((0, 0, 0), np.float32)
+        inside = inside.repeat(MAP_CELL, axis=axis)
+    tissue = hu[near] > _TISSUE_ABOVE_HU
+    tissue &= inside[tuple(slice(0, n) for n in tissue.shape)]
+    box = _bounds(tissue)
+    if box is None:
+        return np.zeros((0, 0, 0), np.uint8)
+    low, high = _WINDOW
+    values = np.clip(hu[near][box], low, high).astype(np.float32)
+    means = _resampled(values, [THUMBNAIL_MM / mm for mm in spacing])
+    return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
+
+
+def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+    """Return the bounding box of what is True, None where nothing is."""
     box = []
     for axis in range(3):
-        inside = np.nonzero(tissue.any(axis=tuple(other for other in range(3) if other != axis)))[0]
+        inside = np.nonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))[0]
+        if not len(inside):
+            return None
         box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    values = np.clip(hu[tuple(box)], *_WINDOW).astype(np.float32)
-    for axis, mm in enumerate(volume.spacing):
-        values = _averaged(values, axis, THUMBNAIL_MM / mm)
-    return values
+    return tuple(box)
 
 
 def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
@@ -73,16 +190,21 @@ def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
     return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
 
 
-def _averaged(values: Thumbnail, axis: int, factor: float) -> Thumbnail:
-    """Return means over intervals of ``factor`` voxels along an axis; voxels are shared out between intervals."""
-    values = np.moveaxis(values, axis, 0)
-    count = max(1, int(values.shape[0] / factor))
-    edges = np.minimum(np.arange(count + 1) * factor, values.shape[0])
-    total = np.concatenate([np.zeros_like(values[:1], np.float64), np.cumsum(values, axis=0, dtype=np.float64)])
-    whole = np.minimum(edges.astype(int), values.shape[0] - 1)
-    at_edges = total[whole] + (edges - whole).reshape(-1, *[1] * (values.ndim - 1)) * values[whole]
-    means = np.diff(at_edges, axis=0) / np.diff(edges).reshape(-1, *[1] * (values.ndim - 1))
-    return np.moveaxis(means.astype(np.float32), 0, axis)
+def _resampled(values: NDArray[np.float32], factors: Sequence[float]) -> NDArray[np.float32]:
+    """Return means over intervals of ``factors`` voxels along each axis; voxels are shared out between intervals."""
+    for axis, factor in enumerate(factors):
+        weights = _averaging(values.shape[axis], factor)
+        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
+    return values
+
+
+def _averaging(length: int, factor: float) -> NDArray[np.float32]:
+    """Return the matrix ``[intervals, voxels]`` whose rows average the voxels that an interval covers."""
+    edges = np.minimum(np.arange(max(1, int(length / factor + 1e-9)) + 1) * factor, length)
+    first, last = edges[:-1, None], edges[1:, None]
+    at = np.arange(length)
+    covered = np.clip(np.minimum(at + 1, last) - np.maximum(at, first), 0, 1)
+    return np.asarray(covered / covered.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
 def _correlation(a: Thumbnail, b: Thumbnail, shift: tuple[int, ...]) -> float:

@@ -80,12 +80,19 @@ def decode_superpatch(storage: Storage, patch: Superpatch, codec: str, out: HuAr
 
     ``where`` names store, volume and superpatch for the message of the `StoreError` that any damage raises.
     """
+    encoded = np.frombuffer(storage.read_range(patch.path, patch.offset, patch.length), dtype=np.uint8)
+    check_and_decode(encoded, patch.crc32c, codec, out, f"{where}, {patch.path}")
+
+
+def check_and_decode(encoded: NDArray[np.uint8], crc32c: int, codec: str, out: HuArray, where: str) -> None:
+    """Check the bytes of one chunk, its trailing crc32c included, and decode them into ``out`` (int16, C-contiguous).
+
+    Nothing is copied between the bytes and the voxels. `StoreError`, naming ``where``, for any damage.
+    """
     if out.dtype != np.int16 or not out.flags.c_contiguous:
         raise ValueError(f"{where}: expected a C-contiguous int16 buffer, found {out.dtype} with strides {out.strides}")
-    data = np.frombuffer(storage.read_range(patch.path, patch.offset, patch.length), dtype=np.uint8)
-    stored = int(data[-4:].view("<u4")[0])
-    payload = data[:-4]  # a view: nothing is copied between the read and the decode
-    if stored != patch.crc32c or google_crc32c.value(payload) != patch.crc32c:
+    payload = encoded[:-4]
+    if int.from_bytes(encoded[-4:], "little") != crc32c or google_crc32c.value(payload) != crc32c:
         raise StoreError(f"{where}: checksum mismatch; delete the volume's folder below commits/ and ingest again")
     if codec not in CODECS:
         raise StoreError(f"{where}: expected a codec of {', '.join(CODECS)}, found {codec!r}")

@@ -8,18 +8,32 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import zarr.storage
 
-from maesil.errors import ResourceError, StoreError
+from maesil.errors import ResourceError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
 _SYNCS_AT_ONCE = 8
+_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
+
+
+def local_path(text: str | Path) -> Path:
+    """Return the path that a path or a ``file://`` URL names; UsageError for URLs of other schemes, in one line."""
+    url = _URL.fullmatch(str(text))
+    if url is None:
+        return Path(text)
+    host, slash, path = url["rest"].partition("/")
+    if url["scheme"].lower() != "file" or host not in ("", "localhost") or not slash:
+        raise UsageError(f"{text}: expected a path or file:///PATH; other URLs cannot be read yet")
+    return Path(unquote("/" + path))
 
 
 class Storage:
@@ -45,17 +59,26 @@ class Storage:
     def read_range(self, key: str, offset: int, length: int) -> bytearray:
         """Return ``length`` bytes from ``offset`` by one positioned read; `StoreError` if the file is shorter."""
         buffer = bytearray(length)
+        self.read_into(key, offset, memoryview(buffer))
+        return buffer
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Fill a caller's buffer (bytes) from ``offset`` by one positioned read; `StoreError` if the file is shorter.
+
+        The file is opened anew each time: one that was deleted meanwhile is missed at once, and nothing is shared
+        between threads or across a fork.
+        """
+        length = len(buffer)
         with _missing_is_damage(self.root / key):
             descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 done = os.preadv(descriptor, [buffer], offset)
-                while 0 < done < length and (more := os.preadv(descriptor, [memoryview(buffer)[done:]], offset + done)):
+                while 0 < done < length and (more := os.preadv(descriptor, [buffer[done:]], offset + done)):
                     done += more
             finally:
                 os.close(descriptor)
         if done != length:
             raise StoreError(f"{self.root / key}: expected {length} bytes at {offset}, found {done}; the file was cut")
-        return buffer
 
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys of all files below a folder, sorted, without the temporary ones."""

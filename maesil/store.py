@@ -15,7 +15,7 @@ from typing import Any
 from maesil.commit import Volume, commit_key, quarantine_key, sealed, unsealed
 from maesil.errors import StoreError, UsageError
 from maesil.recipe import Recipe, canonical_json
-from maesil.storage import Storage
+from maesil.storage import Storage, local_path
 
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ class Store:
     @classmethod
     def open(cls, path: Path | str) -> Store:
         """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
-        storage = Storage(Path(path))
+        storage = Storage(local_path(path))
         if not storage.exists(_ROOT_KEY):
             found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
             raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
@@ -54,7 +54,10 @@ class Store:
                 f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
             ) from error
         if name != FORMAT_NAME or version != FORMAT_VERSION:
-            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {name} version {version}")
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "read it with a newer maesil" if newer else "ingest again with this one"
+            found = f"{name} version {version}; {advice}"
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {found}")
         if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
             raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
         if document != _root_document(attributes["recipe_hash"], attributes["key_fingerprint"]):
@@ -168,6 +171,10 @@ class Store:
             if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
                 return candidate
 
+    def forget(self, volume_id: str) -> None:
+        """Take a volume out of the store by its commits; its attempts are left to whoever reads them now."""
+        self.storage.remove(f"commits/{volume_id[:2]}/{volume_id}")
+
     def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
         """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
         key, data = quarantine_key(volume_id), sealed(document)
@@ -194,10 +201,10 @@ class Store:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over the content of all live volumes: same sources and recipe, same fingerprint."""
+        """SHA-256 (hex) over content and patients of all live volumes: same sources and recipe, same fingerprint."""
         digest = hashlib.sha256()
         for volume in self.volumes():
-            digest.update(f"{volume.volume_id} {volume.source_hash} {volume.recipe_hash}\n".encode())
+            digest.update(f"{volume.volume_id} {volume.group} {volume.source_hash} {volume.recipe_hash}\n".encode())
         return digest.hexdigest()
 
 

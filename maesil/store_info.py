@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
 
 from maesil.commit import Volume
+from maesil.index import superpatch_table
+from maesil.same_scan import patients
 from maesil.store import Store
+from maesil.types import Zyx
+from maesil.where import select
 
 
-def describe(store: Store) -> dict[str, Any]:
-    """Return the summary as JSON-ready values; lengths in mm, sizes in bytes."""
-    volumes = store.volumes()
+def describe(store: Store, where: str = "") -> dict[str, Any]:
+    """Return the summary as JSON-ready values; lengths in mm, sizes in bytes; of what a filter takes, if given."""
+    volumes, leaders = store.volumes(), patients([store])
+    if where:
+        volumes = _filtered(volumes, select(superpatch_table(store), where))
     return {
         "path": str(store.path),
         "fingerprint": store.fingerprint,
         "key_fingerprint": store.key_fingerprint,
         "recipe_hash": store.recipe_hash,
         "recipe": store.recipe.document(),
-        "volumes": [_volume(volume) for volume in volumes],
-        "patient_groups": len({volume.group for volume in volumes}),
+        "volumes": [_volume(volume, leaders[volume.group]) for volume in volumes],
+        "patient_groups": len({leaders[volume.group] for volume in volumes}),
         "superpatches": sum(len(volume.superpatches) for volume in volumes),
         "stored_bytes": sum(patch.length for volume in volumes for patch in volume.superpatches),
         "decoded_bytes": sum(2 * volume.tile**3 * len(volume.superpatches) for volume in volumes),
@@ -28,9 +35,9 @@ def describe(store: Store) -> dict[str, Any]:
     }
 
 
-def tables(store: Store) -> list[Table | str]:
+def tables(store: Store, where: str = "") -> list[Table | str]:
     """Return the summary as tables and lines to print."""
-    found = describe(store)
+    found = describe(store, where)
     recipe = found["recipe"]
     lines = [
         f"{found['path']}: {len(found['volumes'])} volumes of {found['patient_groups']} patients, "
@@ -46,7 +53,7 @@ def tables(store: Store) -> list[Table | str]:
         table.add_column(name, justify=justify, no_wrap=name != "notes")  # type: ignore[arg-type]
     for volume in found["volumes"]:
         table.add_row(
-            volume["volume_id"][:12], volume["group"][:8], _by(volume["shape_zyx"], "x"),
+            volume["volume_id"][:12], volume["patient"][:8], _by(volume["shape_zyx"], "x"),
             _by(volume["spacing_zyx_mm"], " "), _by(volume["source_spacing_zyx_mm"], " "), str(volume["superpatches"]),
             f"{volume['hu']['body_share']:.0%}", f"{volume['hu']['mean']:.0f}", " ".join(volume["notes"]),
         )  # fmt: skip
@@ -56,10 +63,20 @@ def tables(store: Store) -> list[Table | str]:
     return [*lines, table, *refused]
 
 
-def _volume(volume: Volume) -> dict[str, Any]:
+def _filtered(volumes: list[Volume], taken: set[tuple[str, Zyx]]) -> list[Volume]:
+    """Return the volumes of which a filter takes any superpatch, each with those it takes."""
+    kept = [
+        replace(v, superpatches=tuple(patch for patch in v.superpatches if (v.volume_id, patch.index) in taken))
+        for v in volumes
+    ]
+    return [volume for volume in kept if volume.superpatches]
+
+
+def _volume(volume: Volume, patient: str) -> dict[str, Any]:
     return {
         "volume_id": volume.volume_id,
         "group": volume.group,
+        "patient": patient,
         "shape_zyx": list(volume.shape),
         "spacing_zyx_mm": list(volume.spacing),
         "source_shape_zyx": list(volume.source_shape),

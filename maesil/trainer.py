@@ -1,11 +1,12 @@
-"""A run in memory: one training step, one validation, one picture, one checkpoint."""
+"""A run in memory: from batches to steps, one validation, one picture, one checkpoint."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,104 +14,88 @@ import torch
 from torch import Tensor
 
 from maesil.checkpoint import save_checkpoint
-from maesil.config import RunConfig
-from maesil.data import Batch, Crop, CropLoader, CropSampler, Draw, Split, patch_shares
-from maesil.errors import MaesilError
+from maesil.data import Crop, patch_shares
+from maesil.learner import Learner, Part
+from maesil.loader import Batch, CropLoader
 from maesil.masked_input import MaskedInput
-from maesil.masking import draw_targets, make_masks
-from maesil.model import Prediction, ReconstructionModel
-from maesil.optim import learning_rate, set_learning_rate, update_average
+from maesil.masking import draw_noise, draw_targets, make_masks
 from maesil.patches import to_hu, unpatchify
+from maesil.resident import ResidentLoader, open_loader
+from maesil.sampler import CropSampler, Draw
+from maesil.split import Split
 from maesil.types import HuArray, Intensity, Window
 
 
-@dataclass
-class Trainer:
-    """What is fixed in a run, and what a step changes: model, average, optimiser, step."""
+@dataclass(frozen=True)
+class Prepared:
+    """A rank's crops of one step on its device, masked and weighted, and how long that took."""
 
-    config: RunConfig
-    device: torch.device
+    parts: list[Part]
+    draws: tuple[Draw, ...]
+    read_seconds: float
+    """Until the batch was there."""
+    copy_seconds: float
+    """Masks, and the way to the device."""
+
+
+@dataclass(kw_only=True)
+class Trainer(Learner):
+    """What is fixed in a run: stores, split, intensities, crops."""
+
     store_fingerprints: tuple[str, ...]
     split: Split
     intensity: Intensity
     sampler: CropSampler
     validation: list[Crop]
     """Crops of the held-out patients; empty if nobody is held out."""
-    model: ReconstructionModel
-    optimizer: torch.optim.AdamW
-    averaged: ReconstructionModel | None = None
-    """The moving average of the model, if the run keeps one."""
-    step: int = 0
-    """Optimiser steps done."""
-    _forward: Callable[[MaskedInput], Prediction] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.model.train()
-        if self.config.train.ema and self.averaged is None:
-            self.averaged = copy.deepcopy(self.model)
-        self._forward = torch.compile(self.model) if self.config.train.compile else self.model
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether to autocast to bfloat16 and to pin host memory."""
-        return self.device.type == "cuda"
+    def crops_at_once(self) -> int:
+        """Crops that go through the model at once."""
+        return self.config.train.batch // (self.ranks.count * self.config.train.accumulate)
 
-    @property
-    def lr(self) -> float:
-        """The learning rate of the coming step."""
-        return learning_rate(self.step, self.config.train)
+    def loader(self) -> CropLoader | ResidentLoader:
+        """Return a loader of this rank's crops: rank r of w takes samples r B/w .. of each step's B."""
+        return open_loader(self.sampler, self.config.train, self.device, self.ranks.number, self.ranks.count)
 
-    @property
-    def final_model(self) -> ReconstructionModel:
-        """The model that is scored and used: the average, if there is one."""
-        return self.averaged or self.model
+    def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
+        """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before."""
+        source, copies = iter(batches), torch.cuda.Stream(self.device) if self.on_gpu else None
+        with ThreadPoolExecutor(1, thread_name_prefix="maesil-prepare") as pool:
+            coming = pool.submit(self._prepare_next, source, copies)
+            while (ready := coming.result()) is not None:
+                coming = pool.submit(self._prepare_next, source, copies)
+                yield ready
 
-    def training_step(self, batch: Batch) -> dict[str, float]:
-        """Take one step of AdamW; return its number, loss, learning rate and gradient norm (before clipping).
+    def one_crop(self) -> Part:
+        """Return the first crop of the run by itself, as training sees it."""
+        with CropLoader(self.sampler, batch=1, readers=1, ahead=0) as loader:
+            (ready,) = self.prepared(loader.batches(0, 1))
+        return ready.parts[0]
 
-        MaesilError, before anything is changed, where loss or gradient are not finite.
-        """
-        settings = self.config.train
-        inputs = self._training_input(batch)
-        weight_BS = self._weights(patch_shares(batch.valid, inputs.patch, batch.flip), inputs)
-        with self._autocast():
-            prediction = self._forward(inputs)
-        loss = total = inputs.loss(prediction.patches_BSV, weight_BS)
-        if prediction.penalty is not None:
-            total = loss + self.model.penalty_weight(self.step / settings.steps) * prediction.penalty
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        named = {"loss": loss.detach(), "grad_norm": norm, **prediction.facts}
-        values = torch.stack([value.float() for value in named.values()]).tolist()  # one wait for the GPU
-        record = {"step": self.step + 1, "lr": self.lr, **dict(zip(named, values, strict=True))}
-        if not math.isfinite(sum(values)):
-            raise MaesilError(self._blown_up(record, batch))
-        set_learning_rate(self.optimizer, self.lr)
-        self.optimizer.step()
-        self.step += 1
-        if self.averaged is not None:
-            update_average(self.averaged, self.model, settings.ema, self.step)
-        return record
+    def training_step(self, prepared: Prepared) -> dict[str, float]:
+        """Take one step, see `Learner.learn`."""
+        return self.learn(prepared.parts, crops="; ".join(map(str, prepared.draws)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """Score the held-out crops, masked by seeds that never change.
 
         ``validation_loss`` is the training loss, ``validation_psnr`` the PSNR over hidden valid voxels pooled over
-        all crops (dB of the window's width).
+        all crops (dB of the window's width). Ranks share the crops out.
         """
-        error = total = 0.0
-        model = self.final_model.eval()
-        for start in range(0, len(self.validation), self.config.train.batch):
-            crops = self.validation[start : start + self.config.train.batch]
+        sums = torch.zeros(2, dtype=torch.float64)
+        model, at_once = self.final_model.eval(), self.crops_at_once
+        for start in range(self.ranks.number * at_once, len(self.validation), self.ranks.count * at_once):
+            crops = self.validation[start : start + at_once]
             inputs = self._input(_stack([crop.hu for crop in crops]), range(start, start + len(crops)))
             weight_BS = self._weights(patch_shares(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
-            with self._autocast():
+            with self.autocast():
                 patches_BSV = model(inputs).patches_BSV
-            error += float(inputs.loss(patches_BSV, weight_BS)) * float(weight_BS.sum())
-            total += float(weight_BS.sum())
+            weight = float(weight_BS.sum())
+            sums += torch.tensor([float(inputs.loss(patches_BSV, weight_BS)) * weight, weight], dtype=torch.float64)
         self.model.train()
+        error, total = self.ranks.sum(sums).tolist()
         loss_value = error / total
         return {
             "validation_loss": loss_value,
@@ -124,7 +109,7 @@ class Trainer:
 
         hu = self._picture_crop()
         inputs, grid = self._input(torch.from_numpy(hu)[None], [0]), self.config.model.grid
-        with self._autocast():
+        with self.autocast():
             tokens_BLV = self.final_model.eval().predict_all(inputs)
         self.model.train()
         prediction = unpatchify(to_hu(tokens_BLV.float(), self.intensity), grid, inputs.patch)[0].cpu().numpy()
@@ -145,26 +130,54 @@ class Trainer:
             config=self.config,
             split=self.split,
             store_fingerprints=self.store_fingerprints,
+            ranks=self.ranks.count,
         )
 
-    def _training_input(self, batch: Batch) -> MaskedInput:
-        """Return a batch as the model sees it: mirrored, windowed and masked as its draws say."""
+    def _prepare_next(self, batches: Iterator[Batch], copies: torch.cuda.Stream | None) -> Prepared | None:
+        started = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        read = time.monotonic()
+        with torch.cuda.stream(copies):
+            parts = [self._part(batch, start) for start in range(0, len(batch.draws), self.crops_at_once)]
+        if copies is not None:  # the batch's buffers are filled anew once the next one is asked for
+            copies.synchronize()
+        return Prepared(parts, batch.draws, read - started, time.monotonic() - read)
+
+    def _part(self, batch: Batch, start: int) -> Part:
+        chosen = slice(start, start + self.crops_at_once)
+        inputs = self._training_input(batch, chosen)
+        shares = patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen])
+        return Part(inputs, self._weights(shares, inputs))
+
+    def _training_input(self, batch: Batch, chosen: slice) -> MaskedInput:
+        """Return crops as the model sees them: mirrored, windowed and masked as their draws say."""
+        draws, origin = batch.draws[chosen], batch.origin
         model, settings = self.config.model, self.config.train
-        seeds = [draw.mask_seed for draw in batch.draws]
-        inputs = self._input(batch.hu, seeds)
-        windows = _shifted_windows(settings.window, settings.window_jitter, batch.draws)
+        seeds = [draw.mask_seed for draw in draws]
+        # Scans that stay on the device are seen by all samples; a crop's buffer is soon filled anew.
+        volume = batch.hu[chosen] if origin is not None else self._copied(batch.hu[chosen])
+        masks, noise_shape = make_masks(self.config.mask, model.grid, seeds, self.device), self.model.noise_shape
+        windows = _shifted_windows(settings.window, settings.window_jitter, draws)
         lean = model.kind == "maesil" and model.decoder != "full"
         return MaskedInput(
-            inputs.volume_BZYX, inputs.masks, self.intensity, model.patch,
-            flip_B3=self._to_device(batch.flip),
+            volume, masks, self.intensity, model.patch,
+            flip_B3=self._to_device(batch.flip[chosen]),
             window_B2=self._to_device(windows) if settings.window_jitter else None,
-            ids_target=draw_targets(inputs.masks, model.decoded, seeds) if lean else None,
+            ids_target=draw_targets(masks, model.decoded, seeds) if lean else None,
+            noise=self._to_device(draw_noise(noise_shape, seeds)) if noise_shape else None,
+            origin_B3=None if origin is None else origin[chosen],
+            crop=None if origin is None else model.crop,
         )  # fmt: skip
 
     def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
         config = self.config
         masks = make_masks(config.mask, config.model.grid, mask_seeds, self.device)
-        return MaskedInput(self._to_device(hu), masks, self.intensity, config.model.patch)
+        return MaskedInput(self._copied(hu), masks, self.intensity, config.model.patch)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, copy=True, non_blocking=True)
 
     def _weights(self, shares_BL: Tensor, inputs: MaskedInput) -> Tensor:
         """Return what each predicted patch counts in the loss: its valid share, ``[B, S]``."""
@@ -173,9 +186,6 @@ class Trainer:
     def _to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
-
     def _picture_crop(self) -> HuArray:
         """Return the held-out crop with the most body, or the first that training sees."""
         if self.validation:
@@ -183,14 +193,6 @@ class Trainer:
         with CropLoader(self.sampler, batch=1, readers=1, ahead=0) as loader:
             hu: HuArray = next(loader.batches(0, 1)).hu[0].numpy()
         return hu
-
-    def _blown_up(self, record: dict[str, float], batch: Batch) -> str:
-        crops = "; ".join(str(draw) for draw in batch.draws)
-        return (
-            f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']} at learning rate "
-            f"{record['lr']:.3g}; nothing of this step was kept. Lower train.lr and go on with --resume, or look "
-            f"at its crops: {crops}"
-        )
 
 
 def _shifted_windows(window: Window, jitter: float, draws: Sequence[Draw]) -> Tensor:

@@ -1,9 +1,13 @@
 """Ingest of one series on one core, beside its floors: read, decode, resample, compress, each by a library alone.
 
-    python tests/benchmarks/ingest_speed.py FOLDER [--spacing 1.5] [--rounds 5] [--json FILE]
+    python tests/benchmarks/ingest_speed.py FOLDER [--spacing 1.5] [--rounds 5] [--peers PYTHON] [--json FILE]
 
-FOLDER holds one single-frame series. Start-up (imports, the child that decodes) is paid before the clock runs. Besides,
-it measures how many headers a second the scan reads. Rounds go through all ways in turn; medians are shown.
+FOLDER holds one single-frame series. Start-up (imports, the child that decodes, an empty store) is paid before the
+clock runs. The floor of resampling is SimpleITK's linear filter; with the Gaussian that downsampling needs it is
+shown apart.
+Besides, it measures how many headers a second the scan reads. Rounds go through all ways in turn; medians are shown.
+
+PYTHON is the interpreter of an environment with the peers (`pip install torch nnunetv2 monai pydicom nibabel`).
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,12 +30,16 @@ import pydicom
 import SimpleITK as sitk
 from numcodecs import blosc
 
+from maesil.cache.reader import SuperpatchReader
 from maesil.geometry import orthogonal_grid
 from maesil.ingest.isolated import read
 from maesil.ingest.plan import make_plan
+from maesil.ingest.privacy import load_or_create_key
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.ingest.scan import scan
+from maesil.nifti_export import export_volume
 from maesil.recipe import Recipe, parse_spacing
+from maesil.store import Store
 
 TILE = 128
 
@@ -67,6 +76,14 @@ class Floors:
         )  # fmt: skip
         return sitk.GetArrayFromImage(out).astype(np.int16)
 
+    def resample_smoothed(self) -> None:
+        """The same after a Gaussian along each axis that is downsampled."""
+        if self.spacing is not None:
+            factors = np.array(self.spacing) / np.linalg.norm(self.item.source.affine[:3, :3], axis=0)
+            variance = np.where(factors > 1, 0.25 * (factors**2 - 1), 0)[::-1]
+            sitk.DiscreteGaussian(sitk.GetImageFromArray(self.stack), variance.tolist(), 32, 1e-3, False)
+        self.resample()
+
     def compress(self) -> int:
         """blosc lz4 of whole tiles, written to a file."""
         codec = blosc.Blosc(cname="lz4", clevel=5, shuffle=blosc.SHUFFLE)
@@ -88,17 +105,20 @@ def measure(folder: Path, spacing: str, rounds: int, work: Path) -> dict[str, fl
     blosc.use_threads = False
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     floors = Floors(folder, spacing)
-    recipe, number = Recipe(spacing=parse_spacing(spacing), superpatch=TILE), 0
+    recipe, key = Recipe(spacing=parse_spacing(spacing), superpatch=TILE), load_or_create_key(work / "key")
+    numbers = iter(range(rounds + 1))
+    for number in range(rounds + 1):
+        Store.create(work / f"store{number}.zarr", recipe, key.fingerprint)
 
     def ours() -> None:
-        nonlocal number
-        number += 1
+        number = next(numbers)
         options = IngestOptions(workers=0, key_file=work / "key", cache_folder=work / f"cache{number}")
         assert len(ingest([folder], work / f"store{number}.zarr", recipe, options).committed) == 1
 
     ways: dict[str, Callable[[], object]] = {
         "read + decode": floors.read_and_decode,
         "resample": floors.resample,
+        "resample, smoothed": floors.resample_smoothed,
         "compress": floors.compress,
         "maesil scan": lambda: scan([folder]),
         "maesil decode (in the child)": lambda: read(floors.item.source),
@@ -113,9 +133,27 @@ def measure(folder: Path, spacing: str, rounds: int, work: Path) -> dict[str, fl
                 seconds[name].append(time.perf_counter() - started)
     found = {name: statistics.median(values) for name, values in seconds.items()}
     found["floors"] = found["read + decode"] + found["resample"] + found["compress"]
-    found["ingest / floors"] = found["maesil ingest"] / found["floors"]
+    found["floors, smoothed"] = found["floors"] - found["resample"] + found["resample, smoothed"]
+    for name in ("floors", "floors, smoothed"):
+        found[f"ingest / {name}"] = found["maesil ingest"] / found[name]
     found["headers a second"] = len(floors.paths) / found["maesil scan"]
     return found
+
+
+def measure_peers(python: Path, folder: Path, spacing: str, work: Path) -> dict[str, float]:
+    """Return the median seconds of MONAI and of nnU-Net, which is given our NIfTI of the series."""
+    recipe = Recipe(spacing=None, superpatch=TILE)
+    ingest([folder], work / "native.zarr", recipe, IngestOptions(workers=0, key_file=work / "key"))
+    store = Store.open(work / "native.zarr")
+    nifti = export_volume(SuperpatchReader(store), store.volumes()[0].volume_id, work)
+    seconds = {}
+    for peer, source in (("monai", folder), ("nnunet", nifti)):
+        script = Path(__file__).with_name("peer_preprocessing.py")
+        command = [str(python), str(script), peer, str(source), spacing, str(work / peer)]
+        (work / peer).mkdir()
+        ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True)
+        seconds[peer] = statistics.median(json.loads(ended.stdout.splitlines()[-1]))
+    return seconds
 
 
 def main() -> None:
@@ -123,12 +161,16 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--spacing", default="1.5")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers", type=Path, metavar="PYTHON")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as work:
         found = measure(chosen.folder, chosen.spacing, chosen.rounds, Path(work))
+        peers = measure_peers(chosen.peers, chosen.folder, chosen.spacing, Path(work)) if chosen.peers else {}
+    for name, seconds in peers.items():
+        found |= {name: seconds, f"{name} / maesil": seconds / found["maesil ingest"]}
     for name, value in found.items():
         print(f"{name:32} {value:10.3f}")
     if chosen.json:

@@ -11,6 +11,7 @@ Everything is made in a temporary folder by the project's own generators and run
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import io
 import json
@@ -174,7 +175,8 @@ def kills(count: int) -> dict[str, float]:
             )  # fmt: skip
             time.sleep(rng.uniform(0.1, 1.0) * seconds)
             landed += process.poll() is None
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             if (work / "store" / "zarr.json").exists():
                 store = Store.open(work / "store")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.config import RunConfig
-from maesil.data import Split
-from maesil.experiment import MODELS, TABLES, Budget, split_patients
+from maesil.experiment import MODELS, TABLES, Budget, split_for
+from maesil.same_scan import patients
+from maesil.split import Split
 from maesil.store import Store
 from maesil.train import prepare, steps_that_fit, train
 
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the budget's steps, for one trial")
     given = parser.parse_args()
     budget, store = Budget.load(given.budget), Store.open(given.store)
-    split = split_patients(SuperpatchReader(store), store.volumes(), budget, seed=0)
+    split = split_for(budget, patients([store]), seed=0)
     if given.what == "steps":
         print_steps(given.store, budget, split, given.models, given.seconds)
     else:

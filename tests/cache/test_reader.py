@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numcodecs import blosc
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.cache.reader import SuperpatchReader
@@ -69,10 +72,10 @@ def test_stored_voxels_are_those_given(store):
 boxes = st.tuples(st.tuples(*[st.integers(-20, 45)] * 3), st.tuples(*[st.integers(0, 30)] * 3))
 
 
-@settings(max_examples=60, deadline=None)
-@given(box=boxes)
-def test_any_box_equals_a_padded_slice(box_store, box):
-    reader, whole, volume_id = box_store
+@settings(max_examples=150, deadline=None)
+@given(box=boxes, codec=st.sampled_from(CODECS))
+def test_any_box_equals_a_padded_slice(box_stores, codec, box):
+    reader, whole, volume_id = box_stores[codec]
     start, size = box
     out = np.full(size, 77, np.int16)
     found = reader.read_region(volume_id, start, size, out)
@@ -80,11 +83,64 @@ def test_any_box_equals_a_padded_slice(box_store, box):
     np.testing.assert_array_equal(found, padded(whole, start, size, AIR_HU))
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    start=st.tuples(*[st.integers(-4, 6)] * 3), size=st.tuples(*[st.integers(0, 6)] * 3), codec=st.sampled_from(CODECS)
+)
+def test_any_box_of_cells_of_a_map_equals_a_padded_slice(box_stores, codec, start, size):
+    reader, _, volume_id = box_stores[codec]
+    start_voxel, size_voxels = (tuple(8 * n for n in cells) for cells in (start, size))
+    for name in ("valid", "body"):
+        found = reader.read_map_region(volume_id, name, start_voxel, size_voxels)
+        np.testing.assert_array_equal(found, padded(reader.read_map(volume_id, name), start, size, 0))
+
+
 @pytest.fixture(scope="module")
-def box_store(tmp_path_factory):
-    store = make_store(tmp_path_factory.mktemp("boxes") / "s.zarr", [(40, 36, 33)], superpatch=16)
-    volume = store.volumes()[0]
-    return SuperpatchReader(store), oracle(store, volume), volume.volume_id
+def box_stores(tmp_path_factory):
+    """Edges that are no multiples of the tile, one store a codec."""
+    found = {}
+    for codec in CODECS:
+        store = make_store(tmp_path_factory.mktemp("boxes") / codec, [(40, 36, 33)], superpatch=16, codec=codec)
+        volume = store.volumes()[0]
+        found[codec] = SuperpatchReader(store), oracle(store, volume), volume.volume_id
+    return found
+
+
+@pytest.fixture(scope="module")
+def box_store(box_stores):
+    return box_stores["fast"]
+
+
+def index_rows(store: Store) -> list[dict]:
+    return pq.read_table(store.path / "index" / "superpatches.parquet").to_pylist()
+
+
+def test_rows_of_the_index_are_read_into_a_batch(store):
+    rows = index_rows(store)[::-3]
+    out = np.full((len(rows), 8, 8, 8), 77, np.int16)
+    reader = SuperpatchReader(store)
+    assert reader.read_superpatches(rows, out) is out
+    for row, found in zip(rows, out, strict=True):
+        expected = reader.read_superpatch(row["volume_id"], (row["iz"], row["iy"], row["ix"]))
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="shorter"):
+        reader.read_superpatches(rows, out[:-1])
+
+
+def test_rows_of_an_index_older_than_the_store_are_refused(tmp_path):
+    store = make_store(tmp_path / "s", [(16, 16, 16)], superpatch=8)
+    rows, out = index_rows(store)[:1], np.empty((1, 8, 8, 8), np.int16)
+    with pytest.raises(StoreError, match=rows[0]["volume_id"]):
+        SuperpatchReader(store).read_superpatches([{**rows[0], "crc32c": 1}], out)
+    shutil.rmtree(store.path / "volumes")
+    with pytest.raises(StoreError, match="expected a file of the store"):
+        SuperpatchReader(store).read_superpatches(rows, out)
+
+
+def test_decoding_stays_on_the_calling_thread(store):
+    blosc.use_threads = None
+    SuperpatchReader(store)
+    assert blosc.use_threads is False
 
 
 def test_whole_tiles_are_read_in_place(box_store):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -243,16 +244,30 @@ def test_volumes_of_an_earlier_recipe_are_reported_and_not_read(first, tmp_path)
     assert len(place.store.volumes()) == 3
 
 
-def test_a_file_that_changes_while_it_is_read_is_read_again(first, tmp_path):
-    place = first.copy(tmp_path)
-    path = slices_of(place.sources, PATIENTS[0])[7]
-
+def edit_after_hashing(path: Path):
     def progress(stage: str, done: int, total: int | None) -> None:
         if stage == "hash" and done == total:
             edit_pixel(path)
 
-    place.ingest(progress=progress)
+    return progress
+
+
+def test_a_file_that_changes_between_hash_and_build_is_read_again(first, tmp_path):
+    place = first.copy(tmp_path)
+    place.ingest()
+    path = slices_of(place.sources, PATIENTS[0])[7]
+    place.ingest(force=True, rehash=True, progress=edit_after_hashing(path))
     assert len(place.ingest().committed) == 1
+
+
+def test_a_new_source_is_hashed_as_it_was_read(first, tmp_path):
+    """Read once: hash and voxels are of the same bytes, so nothing is left to be made again."""
+    place = first.copy(tmp_path)
+    path = slices_of(place.sources, PATIENTS[0])[7]
+    before = {volume.source_hash for volume in first.store.volumes()}
+    place.ingest(progress=edit_after_hashing(path))
+    assert len({volume.source_hash for volume in place.store.volumes()} - before) == 1
+    assert place.ingest().committed == []
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from maesil.ingest.resample import _interpolate
@@ -31,6 +31,9 @@ def test_the_same_as_in_three_dimensions(source_shape, shape, steps, starts, see
     """Smoothing at the borders, interpolation between centres, and zero beyond the outer faces."""
     to_source = np.diag([*steps, 1.0])
     to_source[:3, 3] = starts
+    for axis in range(3):  # which side of an outer face a point just on it falls to is a matter of rounding
+        at = starts[axis] + steps[axis] * np.arange(shape[axis])
+        assume(min(np.abs(at + 0.5).min(), np.abs(at - source_shape[axis] + 0.5).min()) > 1e-6)
     variance = np.where(np.array(steps) > 1, 0.25 * (np.array(steps) ** 2 - 1), 0)
     values = np.random.default_rng(seed).normal(0, 100, source_shape).astype(np.float32)
     ours = apply_maps(axis_maps(source_shape, shape, to_source, variance), values)

@@ -75,6 +75,21 @@ def test_gather_of_a_whole_volume_in_other_dtypes(dtype, tolerance):
     np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=tolerance)
 
 
+def test_a_scan_that_all_samples_share_is_looked_up_where_it_lies():
+    scan = torch.from_numpy(random_case(3)[0])[0]
+    shared, copied = scan.expand(3, -1, -1, -1), scan.repeat(3, 1, 1, 1)
+    assert kernels.reference.samples_in_place(shared).data_ptr() == scan.data_ptr()
+    origin = torch.tensor([[0, 0, 0], [0, 4, 1], [0, 1, 4]])
+    found, expected = (
+        kernels.gather_patches(
+            volume, torch.tensor([[0, 5, 2]] * 3), patch_size=4, window=WINDOW, mean=MEAN, std=STD,
+            dtype=torch.float32, origin=origin, size=(8, 8, 12),
+        )
+        for volume in (shared, copied)
+    )  # fmt: skip
+    assert torch.equal(found, expected)
+
+
 def test_one_edge_as_size_means_a_cube():
     volume = torch.from_numpy(random_case(1)[0])
     ids = torch.tensor([[0, 7]] * 3)

@@ -9,7 +9,7 @@ import torch
 
 from maesil.config import MaskConfig, ModelConfig
 from maesil.masked_input import MaskedInput
-from maesil.masking import make_masks
+from maesil.masking import draw_noise, make_masks
 from maesil.patches import patchify, tokens_at, unpatchify
 from maesil.types import Intensity
 from maesil.zoo import make_model
@@ -99,11 +99,13 @@ def test_a_slice_of_the_2d_model_depends_on_its_own_slice_alone(volume):
     assert differs.nonzero().flatten().tolist() == [13]
 
 
-def test_the_vae_draws_while_it_trains_and_warms_its_penalty_up(volume):
+def test_the_vae_draws_with_the_noise_it_is_given_and_warms_its_penalty_up(volume):
     inputs, model = given(volume), made("vae")
-    assert not torch.equal(model(inputs).patches_BSV, model(inputs).patches_BSV)
-    model.eval()
-    assert torch.equal(model(inputs).patches_BSV, model(inputs).patches_BSV)
+    noise = draw_noise(model.noise_shape, [5, 6])
+    assert torch.equal(noise[1:], draw_noise(model.noise_shape, [6]))  # of its sample's seed, whoever it is drawn with
+    drawn = model(replace(inputs, noise=noise)).patches_BSV
+    assert not torch.allclose(drawn, model(inputs).patches_BSV)
+    assert torch.equal(drawn, model(replace(inputs, noise=noise)).patches_BSV)
     weights = [model.penalty_weight(progress) for progress in (0.0, 0.15, 0.3, 1.0)]
     assert weights == pytest.approx([0.0, 0.25, 0.5, 0.5])
 

@@ -7,10 +7,10 @@ import torch
 
 from maesil.checkpoint import CHECKPOINT, load_run, require_resumable, restore_rng, save_checkpoint
 from maesil.config import MaskConfig, ModelConfig, RunConfig, TrainConfig
-from maesil.data import Split
 from maesil.errors import CheckpointError, ResourceError
 from maesil.model import MaskedAutoencoder
 from maesil.optim import make_optimizer
+from maesil.split import Split
 from maesil.types import Intensity
 
 CONFIG = RunConfig(

@@ -10,18 +10,15 @@ from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config import ModelConfig, TrainConfig
 from maesil.data import (
-    CropLoader,
-    CropSampler,
     Sources,
     grid_crops,
     measure_intensity,
     patch_shares,
-    split_groups,
     validation_crops,
-    window_sums,
 )
 from maesil.errors import NoInputError, StoreError, UsageError
 from maesil.patches import patchify
+from maesil.split import split_groups
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
@@ -39,11 +36,6 @@ def stores(tmp_path_factory):
 @pytest.fixture(scope="module")
 def sources(stores):
     return Sources.open(stores, MODEL)
-
-
-@pytest.fixture(scope="module")
-def sampler(sources):
-    return CropSampler(sources, sources.groups, 16, CONFIG)
 
 
 def test_the_order_of_the_stores_changes_nothing(stores, sources):
@@ -109,106 +101,6 @@ def test_training_volumes_without_contrast_are_refused(sources):
         measure_intensity(sources, [], (-1000.0, 1000.0))
 
 
-def test_window_sums_equal_the_loop():
-    cells = np.random.default_rng(0).integers(0, 256, (5, 6, 4)).astype(np.uint8)
-    sums = window_sums(cells, 3)
-    assert sums.shape == (3, 4, 2)
-    for z, y, x in np.ndindex(*sums.shape):
-        assert sums[z, y, x] == cells[z : z + 3, y : y + 3, x : x + 3].sum(dtype=np.int64)
-
-
-def test_a_draw_is_a_function_of_seed_step_and_sample(sources, sampler):
-    draws = [sampler.draw(step, sample) for step in range(3) for sample in range(3)]
-    again = CropSampler(sources, sources.groups, 16, CONFIG)
-    assert [again.draw(step, sample) for step in reversed(range(3)) for sample in reversed(range(3))] == draws[::-1]
-    assert len({draw.mask_seed for draw in draws}) == 9
-    other = CropSampler(sources, sources.groups, 16, replace(CONFIG, seed=1))
-    assert [other.draw(0, sample) for sample in range(3)] != draws[:3]
-
-
-def test_crops_hold_enough_body_lie_inside_their_tile_and_on_the_cells(sampler):
-    for step in range(200):
-        draw = sampler.draw(step, 0)
-        assert all(o % 8 == 0 and 0 <= o <= 16 for o in draw.offset)
-        start = tuple(t * 32 + o for t, o in zip(draw.tile, draw.offset, strict=True))
-        body = draw.reader.read_map_region(draw.volume.volume_id, "body", start, (16, 16, 16))
-        assert body.mean() >= 0.3 * 255
-
-
-def test_tiles_are_drawn_by_their_body_share_and_offsets_evenly(sources, sampler):
-    draws = [sampler.draw(step, 1) for step in range(3000)]
-    expected = {}
-    for reader, volume in sources.volumes(sources.groups):
-        for tile in volume.superpatches:
-            if len(sampler._offsets(reader, volume, tile.index)):
-                expected[volume.volume_id, tile.index] = tile.body
-    total = sum(expected.values())
-    for key, body in expected.items():
-        share, found = body / total, np.mean([(d.volume.volume_id, d.tile) == key for d in draws])
-        assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / len(draws))
-    assert {(d.volume.volume_id, d.tile) for d in draws} <= set(expected)
-    heaviest = max(expected, key=lambda key: expected[key])
-    offsets = [d.offset for d in draws if (d.volume.volume_id, d.tile) == heaviest]
-    even = len(offsets) / len(set(offsets))
-    assert len(set(offsets)) > 20
-    assert all(abs(offsets.count(offset) - even) < 5 * np.sqrt(even) for offset in set(offsets))
-
-
-def test_flips_are_those_asked_for(sources):
-    both = CropSampler(sources, sources.groups, 16, replace(CONFIG, flips="zx"))
-    flips = {both.draw(step, 0).flip for step in range(60)}
-    assert flips == {(z, False, x) for z in (False, True) for x in (False, True)}
-    none = CropSampler(sources, sources.groups, 16, replace(CONFIG, flips=""))
-    assert {none.draw(step, 0).flip for step in range(20)} == {(False, False, False)}
-
-
-def test_a_store_without_enough_body_is_refused(tmp_path):
-    store = make_store(tmp_path / "s", [])
-    add_volume(store, np.full((32, 32, 32), AIR_HU, np.int16))
-    sources = Sources.open([tmp_path / "s"], MODEL)
-    with pytest.raises(NoInputError, match=r"body share of 0\.3.*train\.min_body"):
-        CropSampler(sources, sources.groups, 16, CONFIG)
-
-
-@pytest.mark.parametrize("crop", [16, 32])
-def test_batches_hold_the_voxels_and_maps_of_their_draws(sources, crop):
-    sampler = CropSampler(sources, sources.groups, crop, replace(CONFIG, min_body=0.05))
-    with CropLoader(sampler, batch=3, readers=2) as loader:
-        for step, batch in enumerate(loader.batches(4, 10), 4):
-            assert batch.hu.dtype is torch.int16
-            assert batch.draws == tuple(sampler.draw(step, sample) for sample in range(3))
-            for b, draw in enumerate(batch.draws):
-                start = tuple(t * 32 + o for t, o in zip(draw.tile, draw.offset, strict=True))
-                size = (crop, crop, crop)
-                hu = draw.reader.read_region(draw.volume.volume_id, start, size)
-                np.testing.assert_array_equal(batch.hu[b].numpy(), hu)
-                for name in ("valid", "body"):
-                    cells = draw.reader.read_map_region(draw.volume.volume_id, name, start, size)
-                    np.testing.assert_array_equal(getattr(batch, name)[b].numpy(), cells)
-                assert batch.flip[b].tolist() == list(draw.flip)
-
-
-def test_damage_is_raised_where_the_batch_is_asked_for(tmp_path):
-    make_store(tmp_path / "s", [(32, 32, 32)])
-    (shard,) = (tmp_path / "s").glob("volumes/*/*/*/0/c/0/0/0")
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.chmod(0o644)
-    shard.write_bytes(data)
-    sources = Sources.open([tmp_path / "s"], MODEL)
-    sampler = CropSampler(sources, sources.groups, 16, CONFIG)
-    with CropLoader(sampler, batch=2) as loader, pytest.raises(StoreError, match="checksum mismatch"):
-        next(loader.batches(0, 5))
-
-
-def test_leaving_the_block_early_ends_the_threads(sampler):
-    loader = CropLoader(sampler, batch=2, readers=2)
-    with pytest.raises(KeyboardInterrupt), loader:
-        for _ in loader.batches(0, 100):
-            raise KeyboardInterrupt
-    assert not any(thread.is_alive() for thread in loader._pool._threads)
-
-
 def test_grid_crops_cover_every_valid_voxel_once_padded_at_the_end(sources):
     reader, volume = next(sources.volumes(sources.groups))
     z, y, x = volume.shape
@@ -259,26 +151,3 @@ def test_patch_shares_are_those_of_the_mirrored_voxels(patch):
         (patch_shares(cells, patch, flip), torch.stack([voxels[0], voxels[1].flip(0), voxels[2].flip(0, 2)])),
     ):
         torch.testing.assert_close(shares.double(), patchify(turned, patch).mean(dim=-1) / 255)
-
-
-def test_window_shifts_are_even_and_those_of_their_sample_alone(sampler):
-    shifts = np.array([sampler.draw(step, 0).window_shift for step in range(400)])
-    assert np.abs(shifts).max() <= 1
-    assert np.abs(shifts.mean(axis=0)).max() < 0.15 and np.abs(np.corrcoef(shifts.T)[0, 1]) < 0.2
-    assert sampler.draw(7, 1).window_shift == sampler.draw(7, 1).window_shift != sampler.draw(7, 2).window_shift
-
-
-def test_what_lies_outside_the_scan_is_air_whatever_the_store_holds(tmp_path):
-    store, valid = make_store(tmp_path / "s", []), np.ones((32, 32, 32), dtype=bool)
-    valid[:16] = False
-    hu = synthetic_hu((32, 32, 32))
-    hu[:16] = 1234
-    add_volume(store, hu, valid=valid, body=np.ones(hu.shape, bool) & valid)
-    sources = Sources.open([store.path], replace(MODEL, crop=32))
-    sampler = CropSampler(sources, sources.groups, 32, TrainConfig(min_body=0.1))
-    with CropLoader(sampler, batch=1) as loader:
-        crop = next(loader.batches(0, 1)).hu[0].numpy()
-    (on_grid,) = grid_crops(sources.readers[0], sources.readers[0].volumes, 32)
-    for found in (crop, on_grid.hu):
-        assert (found[:16] == AIR_HU).all()
-        assert np.array_equal(found[16:], hu[16:])

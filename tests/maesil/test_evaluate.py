@@ -10,12 +10,13 @@ from support.runs import save_run
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.checkpoint import load_run
-from maesil.data import Split, grid_crops
+from maesil.data import grid_crops
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
 from maesil.evaluate import ModelPredictor, evaluate, make_predictors, mask_seed, reconstruct
 from maesil.masked_input import MaskedInput
 from maesil.masking import make_masks
 from maesil.metrics import expand_cells
+from maesil.split import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -36,30 +36,31 @@ BUDGET = Budget(
 )
 
 
-def run(store, out, **options):
+def run(stores, out, **options):
     console = Console(file=io.StringIO(), width=200)
     given = {"device": "cpu", "console": console, **options}
-    return run_paper_experiment(store.path, out, given.pop("budget", BUDGET), **given), console.file.getvalue()
+    return run_paper_experiment(
+        [store.path for store in stores], out, given.pop("budget", BUDGET), **given
+    ), console.file.getvalue()
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Four patients, and the first one's scan once more under another name."""
+    """Four patients in two stores, and the first one's scan once more in the other store, under another name."""
     folder = tmp_path_factory.mktemp("experiment")
-    store = make_store(folder / "s", [(40, 48, 40), (36, 40, 48), (40, 40, 40), (33, 44, 50)], superpatch=32)
-    add_volume(store, synthetic_hu((40, 48, 40), 0), name="again", group="again")
-    experiment, _ = run(store, folder / "out")
-    return store, folder / "out", experiment
+    one = make_store(folder / "s", [(40, 48, 40), (36, 40, 48)], superpatch=32)
+    other = make_store(folder / "t", [(40, 40, 40), (33, 44, 50)], superpatch=32, seed=2)
+    add_volume(other, synthetic_hu((40, 48, 40), 0), name="again", group="again")
+    experiment, _ = run([one, other], folder / "out")
+    return [one, other], folder / "out", experiment
 
 
 def test_a_scan_under_two_names_is_one_patient_and_nobody_is_in_two_parts(world):
-    store, _, experiment = world
+    stores, _, experiment = world
     split = experiment.split
     parts = [set(split.train), set(split.validation), set(split.test)]
     assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 5
-    twin = next(
-        v.group for v in store.volumes() if v.source_hash != "" and v.shape == (40, 48, 40) and v.group != "again"
-    )
+    (twin,) = [v.group for v in stores[0].volumes() if v.shape == (40, 48, 40)]
     assert any({twin, "again"} <= part for part in parts)
 
 
@@ -94,11 +95,11 @@ def test_csv_markdown_and_page_hold_the_same_scores_and_the_page_is_self_contain
 
 
 def test_the_same_command_again_trains_nothing_and_the_same_seed_gives_the_same_table(world, tmp_path):
-    store, out, _ = world
+    stores, out, _ = world
     before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}
     assert len(before) == 10
     first = json.loads((out / "results.json").read_text())["rows"]
-    run(store, out)
+    run(stores[::-1], out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")} == before
     # Anew, but for most of the models, which are taken over; one was cut off in the middle.
     other = tmp_path / "other"
@@ -108,7 +109,7 @@ def test_the_same_command_again_trains_nothing_and_the_same_seed_gives_the_same_
     shutil.rmtree(other / "floors")
     (other / "runs" / "A_vqvae" / "trained").unlink()
     (other / "runs" / "A_vqvae" / "scores.json").unlink()
-    run(store, other)
+    run(stores, other)
     assert json.loads((other / "results.json").read_text())["rows"] == first
 
 
@@ -129,20 +130,22 @@ def test_every_model_was_trained_on_the_training_patients_alone(world):
 
 
 def test_another_experiment_in_the_folder_and_too_few_patients_are_refused(world, tmp_path):
-    store, out, _ = world
+    stores, out, _ = world
     with pytest.raises(UsageError, match="another seed"):
-        run(store, out, seed=1)
+        run(stores, out, seed=1)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("x")
     with pytest.raises(UsageError, match="found other files"):
-        run(store, tmp_path / "full")
+        run(stores, tmp_path / "full")
     two = make_store(tmp_path / "two", [(32, 32, 32), (32, 40, 32)], superpatch=32)
     with pytest.raises(UsageError, match="at least 3 patients"):
-        run(two, tmp_path / "o")
+        run([two], tmp_path / "o")
+    with pytest.raises(UsageError, match="give each scan once"):
+        run([stores[0], stores[0]], tmp_path / "o")
     with pytest.raises(UsageError, match="did you mean maesil"):
-        run(store, tmp_path / "p", models=["maesill"])
+        run(stores, tmp_path / "p", models=["maesill"])
     with pytest.raises(UsageError, match="torchvision's alexnet"):
-        run(store, tmp_path / "q", lpips_weights=tmp_path / "nowhere.pth")
+        run(stores, tmp_path / "q", lpips_weights=tmp_path / "nowhere.pth")
     assert not (tmp_path / "q").exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from support.ct_phantom import rotated
 
 from maesil.dicom_writer import SeriesIdentity, add_noise, grid_affine, write_dicom_series
-from maesil.phantom import ChestPhantom, sample_on_grid
+from maesil.phantom import ORGANS, ChestPhantom, sample_on_grid
 
 COARSE = (10.0, 5.0, 5.0)
 
@@ -32,6 +32,20 @@ def test_tissues_are_where_anatomy_has_them() -> None:
     assert 60 < hu_at(-70, -10, phantom.base) < 150  # liver, on the right (x < 0)
     assert hu_at(24, phantom.spine_y - 6, z - 20) > 150  # aorta, left of the spine
     assert hu_at(0, phantom.spine_y + 4, z) > 60  # spine
+
+
+@pytest.mark.parametrize("seed", [0, 3])
+def test_organs_are_numbered_where_their_tissue_is(seed: int) -> None:
+    grid = grid_affine((8.0, 5.0, 5.0), (-177.5, -137.5, -60.0))
+    hu, organs = (sample_on_grid(f, (40, 56, 72), grid) for f in (ChestPhantom(seed).hu, ChestPhantom(seed).organs))
+    assert set(np.unique(organs)) == set(range(len(ORGANS) + 1))
+    expected = {"lung": (-1000, -300), "heart": (-70, 320), "liver": (40, 200), "kidney": (-60, 200)}
+    for number, organ in enumerate(ORGANS, start=1):
+        low, high = np.percentile(hu[organs == number], [10, 90])
+        assert expected[organ][0] < low <= high < expected[organ][1], organ
+    # Nearly all that has the HU of lung tissue is in a lung; the rest is couch, and ramps from skin or airway to air.
+    tissue = (hu > -880) & (hu < -820)
+    assert (tissue & (organs == 1)).sum() > 0.85 * tissue.sum()
 
 
 def test_a_scan_holds_every_class_of_tissue() -> None:

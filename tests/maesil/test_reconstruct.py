@@ -19,13 +19,13 @@ from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import load_run
 from maesil.cli import app
 from maesil.config import MaskConfig, ModelConfig, RunConfig
-from maesil.data import Split
 from maesil.errors import StoreError, UsageError
 from maesil.evaluate import ModelPredictor
 from maesil.geometry import to_nifti
 from maesil.metrics import expand_cells, region_voxels
 from maesil.nifti_export import export_volume
 from maesil.reconstruct import blending_weights, overlapping_origins, predict_while_hidden, reconstruct_volume
+from maesil.split import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

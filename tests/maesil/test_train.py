@@ -218,7 +218,7 @@ def test_one_patient_is_trained_on_and_nobody_is_held_out(tmp_path):
 
 def test_a_loss_that_blows_up_names_step_and_crops_and_keeps_nothing(store, tmp_path):
     config = with_train(lr=1e30, warmup=0.0)
-    with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, superpatch"):
+    with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, crop at"):
         run(store, tmp_path / "r", config)
     assert not (tmp_path / "r" / CHECKPOINT).exists()
 
@@ -279,7 +279,7 @@ def test_every_kind_of_model_resumes_to_the_bit_with_its_average(store, tmp_path
     first_losses(store, tmp_path / "cut", config, 5)
     run(store, tmp_path / "cut", config, resume=True)
     whole, cut = (metrics(tmp_path / name) for name in ("whole", "cut"))
-    timing = {"seconds", "superpatches_per_s"}
+    timing = {"seconds", "superpatches_per_s", "share_of_peak", "data_wait_share"}
     assert [{k: v for k, v in r.items() if k not in timing} for r in whole] == [
         {k: v for k, v in r.items() if k not in timing} for r in cut
     ]
@@ -347,3 +347,31 @@ def test_kernels_are_those_asked_for_and_only_while_training(store, tmp_path):
         run(store, tmp_path / "r", with_train(kernels="reference", steps=1))
         assert kernels.library._choice == "auto"
     assert chosen == ["reference"]
+
+
+@pytest.mark.parametrize("offsets", ["across", "inside"])
+def test_the_tiers_take_the_same_steps_and_may_change_on_resume(store, tmp_path, offsets):
+    """Superpatches from disk, from memory (decoded, encoded), scans on the device: losses equal to the bit."""
+    tiers = {"disk": {}, "ram": {"ram": "auto"}, "little ram": {"ram": "0.0003GB"}, "device": {"device_resident": True}}
+    losses = {}
+    for name, changes in tiers.items():
+        run(store, tmp_path / name, with_train(offsets=offsets, flips="zyx", window_jitter=0.1, **changes))
+        losses[name] = [(r["loss"], r["grad_norm"], r.get("validation_loss")) for r in metrics(tmp_path / name)]
+    assert losses["disk"] == losses["ram"] == losses["little ram"] == losses["device"]
+    changed = with_train(offsets=offsets, flips="zyx", window_jitter=0.1, device_resident=True, steps=10)
+    run(store, tmp_path / "disk", changed, resume=True)
+    assert metrics(tmp_path / "disk")[-1]["step"] == 10
+
+
+@pytest.mark.parametrize("kind", ["ae", "mae2d"])
+def test_other_models_see_resident_scans_alike(store, tmp_path, kind):
+    losses = []
+    for resident in (False, True):
+        config = with_train(steps=3, device_resident=resident)
+        run(
+            store,
+            tmp_path / str(resident),
+            replace(config, model=replace(CONFIG.model, kind=kind, channels=4, latent=4)),
+        )
+        losses.append([record["loss"] for record in metrics(tmp_path / str(resident))])
+    assert losses[0] == losses[1]

@@ -8,7 +8,7 @@ import torch
 
 from maesil.checkpoint import save_checkpoint
 from maesil.config import MaskConfig, ModelConfig, RunConfig
-from maesil.data import Split
+from maesil.split import Split
 from maesil.types import Intensity
 from maesil.zoo import make_model
 

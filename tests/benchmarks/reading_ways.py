@@ -1,0 +1,382 @@
+"""Ways to read, load and write superpatches, ours and other people's; run by `read_superpatches.py`.
+
+    PYTHON reading_ways.py WAY DATA.json CORES
+
+Each way runs in a process of its own. It prepares, says ``ready``, and for each line it is given does one round and
+answers with megabytes (decoded, as int16) and seconds. So the driver has all ways take turns.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+EDGE = 128
+SUPERPATCH_MB = 2 * EDGE**3 / 1e6
+BATCH = 8
+Round = Callable[[], int]
+"""Does some work; returns how many superpatches it was."""
+
+
+# Reading: each superpatch once, on one thread.
+
+
+def memcpy(data: dict[str, Any]) -> Round:
+    source, out = np.ones((EDGE,) * 3, np.int16), np.empty((EDGE,) * 3, np.int16)
+    return lambda: sum(np.copyto(out, source) is None for _ in data["raw"])
+
+
+def raw_files(data: dict[str, Any]) -> Round:
+    out = np.empty((EDGE,) * 3, np.int16)
+
+    def read(path: str) -> bool:
+        descriptor = os.open(path, os.O_RDONLY)
+        done = os.preadv(descriptor, [out], 0)
+        os.close(descriptor)
+        return done == out.nbytes
+
+    return lambda: sum(read(path) for path in data["raw"])
+
+
+def maesil(codec: str, threads: int = 1) -> Callable[[dict[str, Any]], Round]:
+    def prepare(data: dict[str, Any]) -> Round:
+        from concurrent.futures import ThreadPoolExecutor
+
+        from maesil.cache.reader import SuperpatchReader
+        from maesil.store import Store
+
+        reader, pool = SuperpatchReader(Store.open(data["stores"][codec])), ThreadPoolExecutor(threads)
+        places = [(place["volume"], tuple(place["index"])) for place in data["places"]]
+        shares = [places[n::threads] for n in range(threads)]
+        outs = np.empty((threads, EDGE, EDGE, EDGE), np.int16)
+
+        def read(share: list[Any], out: np.ndarray) -> int:
+            return sum(reader.read_superpatch(*place, out) is out for place in share)
+
+        return (lambda: read(places, outs[0])) if threads == 1 else lambda: sum(pool.map(read, shares, outs))
+
+    return prepare
+
+
+def _arrays(data: dict[str, Any], open_array: Callable[[str], Any]) -> Iterator[tuple[Any, tuple[slice, ...]]]:
+    """Open each volume's array once; yield array and box of each superpatch."""
+    opened = {path: open_array(path) for path in {place["array"] for place in data["places"]}}
+    for place in data["places"]:
+        yield opened[place["array"]], tuple(slice(i * EDGE, (i + 1) * EDGE) for i in place["index"])
+
+
+def zarr_python(data: dict[str, Any]) -> Round:
+    import numcodecs
+    import zarr
+
+    numcodecs.blosc.use_threads = False
+    zarr.config.set({"threading.max_workers": 1, "async.concurrency": 1})
+    places = list(_arrays(data, lambda path: zarr.open_array(path, mode="r")))
+    return lambda: sum(array[box].ndim == 3 for array, box in places)
+
+
+def zarrs(data: dict[str, Any]) -> Round:
+    import zarr
+    import zarrs as _  # noqa: F401, registers its pipeline
+
+    zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline", "threading.max_workers": 1})
+    zarr.config.set({"async.concurrency": 1})
+    places = list(_arrays(data, lambda path: zarr.open_array(path, mode="r")))
+    return lambda: sum(array[box].ndim == 3 for array, box in places)
+
+
+def tensorstore(data: dict[str, Any]) -> Round:
+    import tensorstore as ts
+
+    one = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 1}, "cache_pool": {}}
+
+    def open_array(path: str) -> Any:
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": path}, "context": one}
+        return ts.open(spec, read=True).result()
+
+    places = list(_arrays(data, open_array))
+    return lambda: sum(array[box].read().result().ndim == 3 for array, box in places)
+
+
+def blosc2_files(data: dict[str, Any]) -> Round:
+    import blosc2
+
+    blosc2.set_nthreads(1)
+    out = np.empty((EDGE,) * 3, np.int16)
+    folder = Path(tempfile.mkdtemp(dir=data["work"]))
+    lz4 = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+    for number, path in enumerate(data["raw"]):
+        array = np.fromfile(path, np.int16).reshape(out.shape)
+        blosc2.asarray(array, urlpath=str(folder / f"{number}.b2nd"), chunks=out.shape, cparams=lz4)
+    paths = [str(folder / f"{number}.b2nd") for number in range(len(data["raw"]))]
+
+    def read(path: str) -> bool:
+        blosc2.open(path, mode="r", dparams={"nthreads": 1}).get_slice_numpy(out, ((0, 0, 0), out.shape))
+        return True
+
+    try:
+        read(paths[0])
+    except (AttributeError, TypeError):  # not in every release: then into memory of its own
+        return lambda: sum(blosc2.open(path, mode="r", dparams={"nthreads": 1})[:].ndim == 3 for path in paths)
+    return lambda: sum(read(path) for path in paths)
+
+
+# Loading: batches of 8 as torch tensors, on two cores. Batches read ahead while others took their turn are not counted.
+
+
+def _pull(batches: Iterator[Any], count: int, ahead: int) -> Round:
+    def pull() -> int:
+        for _ in range(ahead):
+            next(batches)
+        started = time.perf_counter()
+        for _ in range(count):
+            next(batches)
+        pull.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
+        return count * BATCH
+
+    return pull
+
+
+def maesil_loader(offsets: str, ram: int = 0) -> Callable[[dict[str, Any]], Round]:
+    def prepare(data: dict[str, Any]) -> Round:
+        from maesil.config import ModelConfig, TrainConfig
+        from maesil.data import Sources
+        from maesil.loader import CropLoader
+        from maesil.sampler import CropSampler
+
+        model = ModelConfig(crop=EDGE, width=64, depth=1, decoder_width=64, decoder_depth=1)
+        sources = Sources.open([Path(data["stores"]["fast"])], model, ram)
+        sampler = CropSampler(sources, sources.groups, EDGE, TrainConfig(offsets=offsets, batch=BATCH))
+        return _pull(CropLoader(sampler, BATCH).batches(0, 10**9), 32, 3 if offsets == "inside" else 16)
+
+    return prepare
+
+
+def _endless(items: int, load: Callable[[int], Any]) -> Iterator[Any]:
+    """Return the batches of a DataLoader with two worker processes over ``load(0)``, ``load(1)``... in random order."""
+    from torch.utils.data import DataLoader, Dataset
+
+    order = np.random.default_rng(0).integers(0, items, 10**6)
+
+    class Items(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(order)
+
+        def __getitem__(self, number: int) -> Any:
+            return load(int(order[number]))
+
+    return iter(DataLoader(Items(), BATCH, num_workers=2, multiprocessing_context="fork"))
+
+
+def dataloader_maesil(data: dict[str, Any]) -> Round:
+    import torch
+
+    from maesil.cache.reader import SuperpatchReader
+    from maesil.store import Store
+
+    reader = SuperpatchReader(Store.open(data["stores"]["fast"]))
+    places = [(place["volume"], tuple(place["index"])) for place in data["places"]]
+    return _pull(_endless(len(places), lambda n: torch.from_numpy(reader.read_superpatch(*places[n]))), 16, 4)
+
+
+def dataloader_zarr(data: dict[str, Any]) -> Round:
+    import numcodecs
+    import torch
+    import zarr
+
+    numcodecs.blosc.use_threads = False
+    places, opened = data["places"], {}
+
+    def load(number: int) -> Any:
+        path = places[number]["array"]
+        if path not in opened:  # in the worker
+            opened[path] = zarr.open_array(path, mode="r")
+        return torch.from_numpy(opened[path][tuple(slice(i * EDGE, (i + 1) * EDGE) for i in places[number]["index"])])
+
+    return _pull(_endless(len(places), load), 16, 4)
+
+
+def monai_persistent(data: dict[str, Any]) -> Round:
+    from monai.data import PersistentDataset
+
+    cached = PersistentDataset(data["raw"], _monai_load(), cache_dir=tempfile.mkdtemp(dir=data["work"]))
+    for number in range(len(cached)):
+        cached[number]  # fills the cache
+    return _pull(_endless(len(cached), lambda n: cached[n]), 16, 4)
+
+
+def monai_cache(data: dict[str, Any]) -> Round:
+    from monai.data import CacheDataset
+
+    cached = CacheDataset(data["raw"], _monai_load(), progress=False, num_workers=1)
+    return _pull(_endless(len(cached), lambda n: cached[n]), 16, 4)
+
+
+def monai_volume_crop(data: dict[str, Any]) -> Round:
+    from monai.data import PersistentDataset
+    from monai.transforms import Compose, EnsureChannelFirst, RandSpatialCrop, SpatialPad
+
+    load = Compose([
+        lambda path: np.load(path).astype(np.float32), EnsureChannelFirst(channel_dim="no_channel"),
+        SpatialPad((EDGE,) * 3), RandSpatialCrop((EDGE,) * 3, random_size=False),
+    ])  # fmt: skip
+    cached = PersistentDataset(data["volumes"], load, cache_dir=tempfile.mkdtemp(dir=data["work"]))
+    for number in range(len(cached)):
+        cached[number]
+    return _pull(_endless(len(cached), lambda n: cached[n]), 3, 4)
+
+
+def _monai_load() -> Any:
+    from monai.transforms import Compose, EnsureChannelFirst
+
+    def load(path: str) -> np.ndarray:
+        return np.fromfile(path, np.int16).reshape((EDGE,) * 3).astype(np.float32)
+
+    return Compose([load, EnsureChannelFirst(channel_dim="no_channel")])
+
+
+def _save_nnunet(array: np.ndarray, name: Path) -> None:
+    """Save as nnU-Net's preprocessing does: float32, LZ4HC, chunks and blocks for this patch size; an empty label."""
+    from nnunetv2.training.dataloading import nnunet_dataset as nnunet
+
+    image = array[None].astype(np.float32)
+    blocks, chunks = nnunet.comp_blosc2_params(image.shape, (EDGE,) * 3, image.itemsize)
+    label = np.zeros(image.shape, np.int8)
+    nnunet.nnUNetDatasetBlosc2.save_case(image, label, {}, str(name), chunks=chunks, blocks=blocks)
+
+
+def nnunet_crop(data: dict[str, Any]) -> Round:
+    """Crop volumes as nnU-Net's loader does, the image alone (its loader reads the labels besides)."""
+    import torch
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+    from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+    folder = Path(tempfile.mkdtemp(dir=data["work"]))
+    for number, path in enumerate(data["volumes"]):
+        _save_nnunet(np.load(path), folder / f"case{number}")
+    cases, rng = nnUNetDatasetBlosc2(str(folder)), np.random.default_rng(os.getpid())
+
+    def load(number: int) -> Any:
+        image, *_ = cases.load_case(f"case{number}")
+        start = [int(rng.integers(0, max(1, n - EDGE + 1))) for n in image.shape[1:]]
+        return torch.from_numpy(np.ascontiguousarray(crop_and_pad_nd(image, [[s, s + EDGE] for s in start], -1024)))
+
+    return _pull(_endless(len(data["volumes"]), load), 8, 4)
+
+
+# Writing: some volumes of whole superpatches, synced to the disk.
+
+
+def _write(data: dict[str, Any], save: Callable[[np.ndarray, Path], None]) -> Round:
+    volumes = [np.load(path) for path in data["to_write"]]
+
+    def write() -> int:
+        folder = Path(tempfile.mkdtemp(dir=data["work"]))
+        started = time.perf_counter()
+        for number, volume in enumerate(volumes):
+            save(volume, folder / f"v{number}")
+        _sync(folder)
+        write.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
+        shutil.rmtree(folder)
+        return sum(volume.size for volume in volumes) // EDGE**3
+
+    return write
+
+
+def _sync(folder: Path) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def write_maesil(data: dict[str, Any]) -> Round:
+    """Write as ingest does: zarr-python, sync, everything read back and compared."""
+    from maesil.ingest.tile import Image, write_attempt
+    from maesil.storage import Storage
+
+    def save(volume: np.ndarray, path: Path) -> None:
+        cells = np.full([n // 8 for n in volume.shape], 255, np.uint8)
+        image = Image(hu=volume, affine=np.eye(4), valid=cells, body=cells)
+        write_attempt(Storage(path.parent), path.name * 8, "attempt", image, tile=EDGE, codec="fast")
+
+    return _write(data, save)
+
+
+def _superpatches_of(volume: np.ndarray) -> Iterator[np.ndarray]:
+    for z, y, x in np.ndindex(*(n // EDGE for n in volume.shape)):
+        yield volume[tuple(slice(i * EDGE, (i + 1) * EDGE) for i in (z, y, x))]
+
+
+def write_monai(data: dict[str, Any]) -> Round:
+    """Write each superpatch as `PersistentDataset` does: a float32 tensor through torch.save."""
+    from monai.data import PersistentDataset
+
+    def save(volume: np.ndarray, path: Path) -> None:
+        items = list(_superpatches_of(volume))
+        keys = iter(range(len(items)))
+        cached = PersistentDataset(
+            items, lambda a: a.astype(np.float32)[None], cache_dir=path, hash_func=lambda _: str(next(keys)).encode()
+        )
+        for number in range(len(items)):
+            cached[number]
+
+    return _write(data, save)
+
+
+def write_nnunet(data: dict[str, Any]) -> Round:
+    return _write(data, _save_nnunet)
+
+
+READING: dict[str, Callable[[dict[str, Any]], Round]] = {
+    "memcpy": memcpy,
+    "raw files, preadv": raw_files,
+    "maesil fast": maesil("fast"),
+    "maesil compact": maesil("compact"),
+    "maesil raw": maesil("raw"),
+    "zarr-python": zarr_python,
+    "zarrs": zarrs,
+    "tensorstore": tensorstore,
+    "blosc2": blosc2_files,
+}
+THREADED = {"maesil fast, two threads": maesil("fast", 2)}
+LOADING: dict[str, Callable[[dict[str, Any]], Round]] = {
+    "maesil, on the grid": maesil_loader("inside"),
+    "maesil, random offsets": maesil_loader("across"),
+    "maesil, on the grid, --ram": maesil_loader("inside", 10**10),
+    "maesil, random offsets, --ram": maesil_loader("across", 10**10),
+    "DataLoader(2) + maesil's reader": dataloader_maesil,
+    "DataLoader(2) + zarr-python": dataloader_zarr,
+    "DataLoader(2) + MONAI PersistentDataset": monai_persistent,
+    "DataLoader(2) + MONAI CacheDataset": monai_cache,
+    "DataLoader(2) + nnU-Net crop": nnunet_crop,
+    "DataLoader(2) + MONAI volume + crop": monai_volume_crop,
+}
+WRITING = {"maesil write": write_maesil, "MONAI write": write_monai, "nnU-Net write": write_nnunet}
+WAYS = READING | THREADED | LOADING | WRITING
+OURS = {name for name in WAYS if "maesil" in name}
+
+
+def main(name: str, data_file: str, cores: int) -> None:
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    work = WAYS[name](json.loads(Path(data_file).read_text()))
+    work()  # warms the page cache and whatever the way keeps
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        started = time.perf_counter()
+        count = work()
+        seconds = getattr(work, "seconds", time.perf_counter() - started)
+        print(json.dumps([count * SUPERPATCH_MB, seconds]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

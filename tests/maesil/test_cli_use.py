@@ -1,0 +1,98 @@
+"""The commands that use what was trained, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.labelled import labelled_store
+from support.runs import save_run
+from typer.testing import CliRunner
+
+from maesil.cli import app
+from maesil.nifti_export import write_nifti
+from maesil.split import Split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli_use")
+    store, labels, volumes = labelled_store(folder, 2)
+    return folder, store.path, labels, volumes, save_run(folder / "run", Split((), ()))
+
+
+def maesil(*arguments) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(word) for word in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_export_features_and_what_comes_next(world, tmp_path):
+    _, store, _, _, run = world
+    code, out, _ = maesil("export", run, "--out", tmp_path / "encoder", "--licence", "CC BY 4.0")
+    assert code == 0 and "maesil.load_encoder" in out
+    code, out, _ = maesil("features", tmp_path / "encoder", store, "--out", tmp_path / "f.parquet", "--device", "cpu")
+    assert code == 0 and re.search(r"f\.parquet: \d+ superpatches", out)
+    code, _, error = maesil("export", tmp_path, "--out", tmp_path / "x")
+    assert code == 2 and error.startswith("error: ") and len(error.splitlines()) == 1
+
+
+def test_probe_as_a_table_and_as_json(world, tmp_path):
+    _, store, labels, _, run = world
+    given = ("probe", run, store, "--labels", labels, "--patches", "100", "--device", "cpu", "--out", tmp_path)
+    code, out, _ = maesil(*given, "--classes", "lung")
+    assert code == 0 and "untrained" in out and "lung" in out and "liver" not in out
+    code, out, _ = maesil(*given, "--json")
+    assert code == 0 and json.loads(out) == json.loads((tmp_path / "probe.json").read_text())
+    code, _, error = maesil(*given[:3], "--labels", tmp_path / "none")
+    assert code == 3 and "expected a folder of labels" in error
+
+
+def test_finetune(world, tmp_path):
+    _, store, labels, _, run = world
+    given = (
+        "finetune",
+        run,
+        store,
+        "--labels",
+        labels,
+        "--out",
+        tmp_path,
+        "--steps",
+        "1",
+        "--batch",
+        "1",
+        "--seeds",
+        "1",
+    )
+    code, out, _ = maesil(*given, "--device", "cpu", "--classes", "lung", "--classes", "heart")
+    assert code == 0 and "pretrained" in out and "scratch" in out and "1 patients learnt from, 1 others scored" in out
+    assert set(json.loads((tmp_path / "finetune.json").read_text())["mean"]["scratch"]) == {"lung", "heart", "mean"}
+
+
+def test_link_labels_leads_from_a_report_to_a_folder_that_probe_takes(world, tmp_path):
+    _, store, _, volumes, run = world
+    paths = [tmp_path / "img" / f"img{number}.nii.gz" for number in range(len(volumes))]
+    for number, volume in enumerate(volumes):
+        above = np.zeros(volume.shape, np.int16)
+        above[volume.shape[0] // 2 :] = 1
+        write_nifti(tmp_path / "label" / f"label{number}.nii.gz", above, volume.affine)
+    rows = {"path": map(str, paths), "status": ["used"] * 2, "volume_id": [volume.volume_id for volume in volumes]}
+    (tmp_path / "report").mkdir()
+    pq.write_table(
+        pa.table({name: list(values) for name, values in rows.items()}), tmp_path / "report" / "files.parquet"
+    )
+    out = tmp_path / "linked"
+    code, told, _ = maesil(
+        "link-labels", tmp_path / "report", "--image", r"img/img(\d)", "--label", r"label/label\1", "--out", out
+    )
+    assert code == 0 and "labels of 2 volumes, 0 volumes without" in told
+    code, told, _ = maesil(
+        "probe", run, store, "--labels", out, "--patches", "50", "--device", "cpu", "--out", tmp_path
+    )
+    assert code == 0 and "2 folds by patient" in told

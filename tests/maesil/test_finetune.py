@@ -1,0 +1,146 @@
+"""Fine-tuning on phantoms: who is kept apart, what both starts share, and that it learns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support.labelled import labelled_store
+from support.runs import save_run
+
+from maesil.cache.reader import SuperpatchReader
+from maesil.checkpoint import load_run
+from maesil.encoder import encoder_of
+from maesil.errors import UsageError
+from maesil.finetune import (
+    Budget,
+    Place,
+    Task,
+    _batch,
+    _draw,
+    _start,
+    choose_task,
+    finetune,
+    score_segmenter,
+    train_segmenter,
+)
+from maesil.folds import Patients, patients_of
+from maesil.labels import load_labels
+from maesil.phantom import ORGANS
+from maesil.split import Split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune")
+    store, labels_dir, volumes = labelled_store(folder, 4)
+    run = save_run(folder / "run", Split(("patient-0",), ("patient-1",)))
+    labels = load_labels(labels_dir, store.volumes(), folder / "scratch")
+    return store, labels_dir, volumes, run, SuperpatchReader(store), labels
+
+
+def ids(places):
+    return {place.volume.volume_id for place in places}
+
+
+def test_only_unseen_patients_are_scored_and_nobody_is_in_both_parts(world):
+    _, _, volumes, _, reader, labels = world
+    patients = patients_of(reader, labels.volumes, {"patient-0"}, 0, include_trained=False)
+    for seed in range(4):
+        for share in (0.01, 0.34, 0.9):
+            task = choose_task(reader, labels, patients, 32, share, seed)
+            assert ids(task.test) and not ids(task.test) & ids(task.train)
+            assert volumes[0].volume_id in ids(task.train)
+            assert ids(task.test) | ids(task.train) == {volume.volume_id for volume in volumes}
+
+
+def test_with_one_unseen_patient_that_one_is_scored(world):
+    _, _, volumes, _, reader, labels = world
+    a, b = ((volume.volume_id,) for volume in volumes[:2])
+    task = choose_task(reader, labels, Patients((a,), (b,)), 32, 0.25, 0)
+    assert (ids(task.test), ids(task.train)) == (set(a), set(b))
+
+
+def test_one_patient_alone_is_cut_at_its_middle_block(world):
+    _, _, volumes, _, reader, labels = world
+    task = choose_task(reader, labels, Patients(((volumes[2].volume_id,),), ()), 16, 0.25, 0)
+    assert {place.origin[0] for place in task.test} == {16} and {place.origin[0] for place in task.train} == {0, 32}
+    assert "one labelled patient: z 16 to 32 scored" in task.told
+
+
+def test_a_batch_holds_the_labels_of_its_own_voxels_and_none_outside_the_scan(world):
+    _, _, volumes, _, reader, labels = world
+    hu, truth = _batch(reader, labels, [Place(volumes[1], (32, 0, 32)), Place(volumes[3], (0, 32, 0))], 32)
+    assert (hu.dtype, truth.dtype, truth.shape) == (torch.int16, torch.uint8, (2, 32, 32, 32))
+    whole = np.asarray(labels.of(volumes[1]))
+    assert np.array_equal(truth[0, :16, :, :16], whole[32:, :32, 32:]) and (truth[0, 16:] == 255).all()
+    assert (truth[1, :, 8:] == 255).all()  # the volume has 34 rows, the last cell of the maps ends at 40
+    assert np.array_equal(truth[1, :, :2], np.asarray(labels.of(volumes[3]))[:32, 32:34, :32])
+
+
+def test_both_starts_share_the_decoder_and_the_crops_and_differ_in_the_encoder(world):
+    _, _, volumes, run_dir, *_ = world
+    run = load_run(run_dir)
+    pretrained, scratch, again = (
+        _start(run, start, 4, 7, torch.device("cpu")) for start in ("pretrained", "scratch", "scratch")
+    )
+    for name, value in scratch.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name])
+        if not name.startswith("encoder."):
+            assert torch.equal(value, pretrained.state_dict()[name])
+    assert not torch.equal(scratch.encoder.patch_embed.weight, pretrained.encoder.patch_embed.weight)
+    encoder = encoder_of(run.model, run.intensity)
+    assert torch.equal(pretrained.encoder.patch_embed.weight, encoder.patch_embed.weight)
+    assert pretrained.encoder.patch_embed.weight is not encoder.patch_embed.weight
+    places = [Place(volume, (0, 0, 0)) for volume in volumes]
+    draws = [_draw(places, 1, step, 3) for step in range(20)]
+    assert draws == [_draw(places, 1, step, 3) for step in range(20)] and ids(p for draw in draws for p in draw) == ids(
+        places
+    )
+
+
+def test_it_learns_a_crop_by_heart(world):
+    _, _, volumes, run_dir, reader, labels = world
+    model = _start(load_run(run_dir), "pretrained", len(ORGANS), 0, torch.device("cpu"))
+    place = Place(volumes[1], (0, 0, 0))
+    before = score_segmenter(model, reader, labels, [place])
+    task, budget = Task((place,), (place,), ""), Budget(steps=25, batch=1, lr=5e-3)
+    assert list(train_segmenter(model, reader, labels, task, budget, 0)) == list(range(1, 26))
+    after = {row["class"]: row["dice"] for row in score_segmenter(model, reader, labels, [place])}
+    assert after["lung"] > 0.8 > 0.5 > next(row["dice"] for row in before if row["class"] == "lung")
+
+
+def test_the_whole_command_writes_what_it_found(world, tmp_path):
+    store, labels_dir, volumes, run, *_ = world
+    budget = Budget(steps=2, batch=1, seeds=2)
+    report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
+    document = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    assert document == json.loads(json.dumps(report.document()))
+    scored = {row["volume_id"] for row in document["rows"]}
+    assert len(document["rows"]) == 2 * 2 * len(ORGANS) * len(scored) and volumes[0].volume_id not in scored
+    assert document["budget"] == {"steps": 2, "batch": 1, "lr": 3e-3, "seeds": 2}
+    assert report.table()[0].row_count == len(ORGANS) + 1 and set(document["mean"]) == {"pretrained", "scratch"}
+    state = load_file(tmp_path / "out" / "segmenter.safetensors")
+    assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, torch.device("cpu")).state_dict())
+    once = Budget(steps=2, batch=1, seeds=1)
+    again = finetune(run, store.path, labels_dir, tmp_path / "again", budget=once, device="cpu")
+    assert again.rows == [row for row in report.rows if row["seed"] == 0]
+
+
+def test_a_patient_that_was_trained_on_is_not_scored_unasked(world, tmp_path):
+    store, labels_dir, volumes, run, *_ = world
+    (tmp_path / "one").mkdir()
+    shutil.copy(labels_dir / f"{volumes[0].volume_id}.nii.gz", tmp_path / "one")
+    with pytest.raises(UsageError, match="--include-trained"):
+        finetune(run, store.path, tmp_path / "one", tmp_path / "out", device="cpu")
+    budget = Budget(steps=1, batch=1, seeds=1)
+    report = finetune(
+        run, store.path, tmp_path / "one", tmp_path / "out", budget=budget, device="cpu", include_trained=True
+    )
+    assert "optimistic" in report.notes[-1]

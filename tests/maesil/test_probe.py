@@ -1,0 +1,188 @@
+"""The probe on phantoms whose organs are known: what it looks at, who is kept apart, and that it can tell."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from support.labelled import labelled_store
+from support.runs import SMALL, save_run
+
+from maesil.cache.reader import SuperpatchReader
+from maesil.checkpoint import load_run
+from maesil.config import MaskConfig
+from maesil.encoder import encoder_of
+from maesil.errors import UsageError
+from maesil.labels import load_labels
+from maesil.nifti_export import write_nifti
+from maesil.phantom import ORGANS
+from maesil.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
+from maesil.split import Split
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SPLIT = Split(("patient-0",), ("patient-1",))
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("probe")
+    store, labels, volumes = labelled_store(folder, 4)
+    save_run(folder / "run", SPLIT)
+    save_run(folder / "ae", SPLIT, replace(SMALL, kind="ae", channels=4, latent=16), MaskConfig())
+    report = probe(folder / "run", store.path, labels, against=[folder / "ae"], device="cpu")
+    return folder, store, labels, volumes, report
+
+
+def test_every_encoder_and_class_is_scored_and_written(world):
+    folder, _, _, _, report = world
+    document = json.loads((folder / "run" / "probe" / "probe.json").read_text())
+    assert document == json.loads(json.dumps(report.document()))
+    found = [(row["encoder"], row["class"]) for row in report.rows]
+    assert found == [(e, c) for e in ("maesil", "untrained", "ae", "voxels") for c in (*ORGANS, "mean")]
+    assert (document["folds"], document["patients_scored"], document["patients_learnt_from_only"]) == (3, 3, 1)
+    table = report.table()[0]
+    assert table.row_count == 5 and len(table.columns) == 5
+
+
+def test_lungs_can_be_told_from_a_token(world):
+    *_, report = world
+    lung = {row["encoder"]: row for row in report.rows if row["class"] == "lung"}
+    assert all(lung[name]["r2"] > 0.25 and lung[name]["auroc"] > 0.85 for name in ("maesil", "untrained")), lung
+    # This run was never trained, and drawn by the same seed: its untrained twin is itself.
+    assert lung["maesil"]["r2"] == lung["untrained"]["r2"] != lung["ae"]["r2"]
+
+
+def test_tokens_that_know_the_answer_score_1_and_tokens_of_other_patches_0():
+    rng = np.random.default_rng(0)
+
+    def patient(n: int = 300) -> Patches:
+        shares = rng.random((n, 2)).astype(np.float32) * (rng.random((n, 2)) < 0.5)
+        noise = rng.normal(size=(n, 6)).astype(np.float32)
+        knowing = (shares @ np.ones((2, 6)) + shares[:, :1] * np.arange(6) + 1e-3 * noise).astype(np.float32)
+        return Patches(np.zeros((n, 3), np.int64), shares, {"knowing": knowing, "noise": noise})
+
+    one, two, three = patient(), patient(), patient()
+    rows = _score([Fold((one, two), three), Fold((two, three), one)], ["knowing", "noise"], ["x", "y"])
+    scores = {(row["encoder"], row["class"]): row for row in rows}
+    assert all(
+        scores["knowing", name]["r2"] > 0.99 and scores["knowing", name]["auroc"] > 0.99 for name in ("x", "y", "mean")
+    )
+    assert all(
+        abs(scores["noise", name]["r2"]) < 0.1 and 0.4 < scores["noise", name]["auroc"] < 0.6 for name in ("x", "y")
+    )
+    assert len(scores["knowing", "x"]["r2_by_fold"]) == 2
+
+
+def test_the_same_seed_gives_the_same_scores_and_another_one_does_not(world, tmp_path):
+    folder, store, labels, *_ = world
+    few = {"patches": 800, "device": "cpu", "out": tmp_path}
+    one, again = (probe(folder / "run", store.path, labels, **few).rows for _ in range(2))
+    assert one == again
+    assert probe(folder / "run", store.path, labels, seed=1, **few).rows != one
+
+
+def test_shares_are_counted_patch_by_patch_and_only_whole_known_patches_of_the_body_are_used(world, tmp_path):
+    _, store, folder, volumes, _ = world
+    reader, labels = SuperpatchReader(store), load_labels(folder, volumes, tmp_path)
+    volume, array = volumes[2], np.array(labels.of(volumes[2]))
+    array[:8, 8:16, 24] = 255  # a column of one patch is unlabelled
+    shares, usable = patch_classes(reader, volume, array, 4, SMALL)
+    assert shares.shape == (8, 8, 8, 4) and usable.shape == (8, 8, 8)
+    for index in np.ndindex(6, 4, 6):
+        box = tuple(slice(8 * i, 8 * i + 8) for i in index)
+        assert shares[index] == pytest.approx([(array[box] == k).mean() for k in range(1, 5)])
+    body = reader.read_map(volume.volume_id, "body")[:6, :4, :6] > 0
+    expected = body.copy()
+    expected[0, 1, 3] = False
+    assert np.array_equal(usable[:6, :4, :6], expected)
+    # 34 voxels along y: the fifth patch is not whole; nothing lies beyond the volume.
+    assert not usable[:, 4:].any() and not usable[6:].any() and not usable[:, :, 6:].any()
+    coarse = replace(SMALL, patch=16)
+    shares, usable = patch_classes(reader, volume, array, 4, coarse)
+    assert shares[1, 1, 1] == pytest.approx([(array[16:32, 16:32, 16:32] == k).mean() for k in range(1, 5)])
+    assert np.array_equal(usable[:3, :2, :3], body.reshape(3, 2, 2, 2, 3, 2).any(axis=(1, 3, 5)) & _not_first(usable))
+
+
+def _not_first(usable: np.ndarray) -> np.ndarray:
+    keep = np.ones((3, 2, 3), bool)
+    keep[0, 0, 1] = False
+    return keep
+
+
+def test_tokens_stand_beside_the_shares_of_their_own_patch(world, tmp_path):
+    folder, store, labels_dir, volumes, _ = world
+    reader, labels = SuperpatchReader(store), load_labels(labels_dir, volumes, tmp_path)
+    run = load_run(folder / "run")
+    encoder = encoder_of(run.model, run.intensity)
+    patches = _look_at(reader, labels, {"maesil": encoder}, 50, 0)[volumes[3].volume_id]
+    assert len(patches.place_N3) == 50 == len(np.unique(patches.place_N3, axis=0))
+    hu = reader.read_region(volumes[3].volume_id, (0, 0, 0), (64, 64, 64))
+    for place, voxels, token in zip(
+        patches.place_N3, patches.features["voxels"], patches.features["maesil"], strict=True
+    ):
+        box = tuple(slice(8 * i, 8 * i + 8) for i in place)
+        np.testing.assert_allclose(
+            voxels, ((np.clip(hu[box], -1000, 1000) + 1000) / 2000 - 0.4).ravel() / 0.3, atol=1e-5
+        )
+        crop = tuple(slice(32 * (i // 4), 32 * (i // 4) + 32) for i in place)
+        z, y, x = place % 4
+        with torch.no_grad():
+            tokens = encoder(torch.from_numpy(np.ascontiguousarray(hu[crop]))[None])[0]
+        np.testing.assert_allclose(token, tokens[(z * 4 + y) * 4 + x], rtol=1e-4, atol=1e-5)
+
+
+def test_one_patient_is_cut_into_layers_a_patch_apart():
+    rng = np.random.default_rng(0)
+    place = np.argwhere(np.ones((12, 8, 8), bool))
+    patches = Patches(place, rng.random((len(place), 1), np.float32), {"a": rng.random((len(place), 2), np.float32)})
+    folds = list(spatial_folds(patches, (96, 64, 60), SMALL))
+    assert len(folds) == 3
+    for number, fold in enumerate(folds):
+        assert set(fold.test.place_N3[:, 0]) == set(range(4 * number, 4 * number + 4))
+        learnt = np.concatenate([part.place_N3[:, 0] for part in fold.train])
+        assert np.abs(learnt[:, None] - fold.test.place_N3[None, ::16, 0]).min() == 2
+        assert len(fold.train) == 2
+    scored = np.concatenate([fold.test.place_N3 for fold in folds])
+    assert len(scored) == len(place) == len(np.unique(scored, axis=0))
+
+
+def test_with_one_labelled_patient_blocks_of_it_are_kept_apart(world, tmp_path):
+    folder, store, labels, volumes, _ = world
+    (tmp_path / "one").mkdir()
+    shutil.copy(labels / f"{volumes[2].volume_id}.nii.gz", tmp_path / "one")
+    report = probe(folder / "run", store.path, tmp_path / "one", out=tmp_path / "out", device="cpu")
+    assert report.facts["folds"] == 2 and "one labelled patient" in report.notes[0]
+
+
+def test_a_patient_that_was_trained_on_is_scored_on_request_alone(world, tmp_path):
+    folder, store, labels, volumes, _ = world
+    (tmp_path / "one").mkdir()
+    shutil.copy(labels / f"{volumes[0].volume_id}.nii.gz", tmp_path / "one")
+    with pytest.raises(UsageError, match="--include-trained"):
+        probe(folder / "run", store.path, tmp_path / "one", out=tmp_path / "out", device="cpu")
+    report = probe(
+        folder / "run", store.path, tmp_path / "one", out=tmp_path / "out", device="cpu", include_trained=True
+    )
+    assert "optimistic" in report.notes[-1]
+
+
+def test_runs_that_cannot_be_compared_are_refused(world, tmp_path):
+    folder, store, labels, _, _ = world
+    coarse = save_run(tmp_path / "coarse", SPLIT, replace(SMALL, patch=16))
+    with pytest.raises(UsageError, match=r"equal model\.crop and model\.patch"):
+        probe(folder / "run", store.path, labels, against=[coarse], out=tmp_path)
+    with pytest.raises(UsageError, match="compared with itself"):
+        probe(folder / "run", store.path, labels, against=[folder / "run"] * 2, out=tmp_path)
+
+
+def test_labels_in_one_layer_of_crops_are_not_enough_of_one_patient(world, tmp_path):
+    folder, store, _, volumes, _ = world
+    lower = np.zeros(volumes[2].shape, np.int16)[:32]
+    lower[:, :12] = 1
+    write_nifti(tmp_path / "l" / f"{volumes[2].volume_id}.nii.gz", lower, volumes[2].affine)
+    with pytest.raises(UsageError, match="two layers of crops"):
+        probe(folder / "run", store.path, tmp_path / "l", out=tmp_path, device="cpu")

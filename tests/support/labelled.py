@@ -1,0 +1,50 @@
+"""Phantom patients whose organs are known, in a store, with their labels beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from support.stores import add_volume
+
+from maesil.commit import Volume
+from maesil.index import write_index
+from maesil.nifti_export import write_nifti
+from maesil.phantom import ORGANS, ChestPhantom, sample_on_grid
+from maesil.recipe import Recipe
+from maesil.store import Store
+
+SPACING = (7.0, 7.0, 7.0)
+
+
+def affine_of(start: tuple[float, float, float] = (-20.0, -120.0, -168.0), spacing=SPACING) -> np.ndarray:
+    """A grid whose first voxel lies at ``start`` (z y x, mm)."""
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    affine[2, 0], affine[1, 1], affine[0, 2] = spacing
+    affine[:3, 3] = start[::-1]
+    return affine
+
+
+def phantom(seed: int, shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """HU and organ numbers, int16, of a patient on a grid."""
+    patient = ChestPhantom(seed)
+    hu = np.clip(np.rint(sample_on_grid(patient.hu, shape, affine)), -1024, 3071)
+    return hu.astype(np.int16), sample_on_grid(patient.organs, shape, affine).astype(np.int16)
+
+
+def labelled_store(
+    folder: Path, patients: int, shape=(48, 34, 48), superpatch: int = 32
+) -> tuple[Store, Path, list[Volume]]:
+    """A store of phantoms ``patient-0``..., and a folder of their labels by volume id. The store's origin is 0."""
+    store = Store.create(folder / "store", Recipe(spacing=None, superpatch=superpatch), key_fingerprint="0" * 16)
+    labels, volumes = folder / "labels", []
+    for seed in range(patients):
+        hu, organs = phantom(seed, shape, affine_of())
+        name = f"patient-{seed}"
+        volumes.append(add_volume(store, hu, name=name, group=name, spacing=SPACING))
+        write_nifti(labels / f"{volumes[-1].volume_id}.nii.gz", organs, volumes[-1].affine)
+    (labels / "classes.json").write_text(json.dumps({str(n): organ for n, organ in enumerate(ORGANS, start=1)}))
+    write_index(store)
+    return store, labels, volumes
