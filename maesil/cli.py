@@ -13,7 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_cache, cli_ingest, cli_use
+from maesil import cli_cache, cli_doctor, cli_ingest, cli_use
 from maesil.cli_ingest import print_all
 from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
 
@@ -62,6 +62,7 @@ app.add_typer(experiment_app, name="experiment")
 app.add_typer(cli_cache.app, name="cache")
 cli_ingest.register(app, store_app)
 cli_use.register(app)
+cli_doctor.register(app)
 
 StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")

@@ -1,7 +1,7 @@
 """Which volumes are the same scan: resampled, renamed or converted, and so in two patient groups.
 
 A scan that is in the training split under one name and in the test split under another makes every score worthless.
-Thumbnails of the body, aligned at its bounding box, are compared, so that neither origin nor spacing matters. A
+Thumbnails of the body, aligned at its centre of mass, are compared, so that neither origin nor spacing matters. A
 thumbnail is made once, from the stored voxels, and kept in the store's index.
 """
 
@@ -132,7 +132,7 @@ def _alike(found: Sequence[Thumbnail]) -> Iterator[tuple[int, int]]:
 
 
 def _sketch(thumbnail: Thumbnail) -> NDArray[np.float32]:
-    values = _resampled(thumbnail.astype(np.float32), [n / _SKETCH for n in thumbnail.shape]).ravel()
+    values = _averaged(thumbnail.astype(np.float32), [np.linspace(0, n, _SKETCH + 1) for n in thumbnail.shape]).ravel()
     values -= values.mean()
     return values / max(float(np.linalg.norm(values)), 1e-6)
 
@@ -167,7 +167,7 @@ def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
         return np.zeros((0, 0, 0), np.uint8)
     low, high = _WINDOW
     values = np.clip(hu[near][box], low, high).astype(np.float32)
-    means = _resampled(values, [THUMBNAIL_MM / mm for mm in spacing])
+    means = _averaged(values, [_edges(tissue[box], axis, THUMBNAIL_MM / mm) for axis, mm in enumerate(spacing)])
     return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
 
 
@@ -190,17 +190,30 @@ def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
     return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
 
 
-def _resampled(values: NDArray[np.float32], factors: Sequence[float]) -> NDArray[np.float32]:
-    """Return means over intervals of ``factors`` voxels along each axis; voxels are shared out between intervals."""
-    for axis, factor in enumerate(factors):
-        weights = _averaging(values.shape[axis], factor)
+def _edges(tissue: NDArray[np.bool_], axis: int, factor: float) -> NDArray[np.float64]:
+    """Return the borders of cells of ``factor`` voxels along an axis, one of them at the tissue's centre of mass.
+
+    A bounding box moves by a voxel with every resampling; the centre of mass hardly moves.
+    """
+    mass = tissue.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
+    length = len(mass)
+    centre = float(mass @ (np.arange(length) + 0.5) / mass.sum())
+    below, above = int(centre / factor), int((length - centre) / factor)
+    if not below + above:
+        return np.array([0.0, length])
+    return np.asarray(centre + factor * np.arange(-below, above + 1), dtype=np.float64)
+
+
+def _averaged(values: NDArray[np.float32], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Return means between the borders given along each axis; voxels are shared out between cells."""
+    for axis, borders in enumerate(edges):
+        weights = _averaging(values.shape[axis], borders)
         values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
     return values
 
 
-def _averaging(length: int, factor: float) -> NDArray[np.float32]:
-    """Return the matrix ``[intervals, voxels]`` whose rows average the voxels that an interval covers."""
-    edges = np.minimum(np.arange(max(1, int(length / factor + 1e-9)) + 1) * factor, length)
+def _averaging(length: int, edges: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the matrix ``[cells, voxels]`` whose rows average the voxels that a cell covers."""
     first, last = edges[:-1, None], edges[1:, None]
     at = np.arange(length)
     covered = np.clip(np.minimum(at + 1, last) - np.maximum(at, first), 0, 1)
