@@ -1,4 +1,4 @@
-"""Do neighbouring slices belong together? Pixels tell what no header says: two passes woven into one, a slice of other numbers.
+"""Do neighbouring slices belong together? Pixels tell what no header says: two passes woven into one, other numbers.
 
 Only doubts come from here, never geometry: what looks like two scans is refused, not taken apart. The rules are ours.
 """
@@ -6,6 +6,7 @@ Only doubts come from here, never geometry: what looks like two scans is refused
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +29,13 @@ _NOTICEABLE_HU = 10.0
 def incoherent(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
     """Yield why the slices of a volume ``[z, y, x]`` along one of its axes cannot be of one scan."""
     for axis in range(3):
-        lines, known = _sampled(hu, axis), _sampled(valid, axis)
+        lines, known = _sampled(hu, axis).astype(np.float32), _sampled(valid, axis).astype(bool)
         if len(lines) >= _FEWEST:
             yield from _jumps(lines, known, axis)
             yield from _woven(lines, known, axis)
 
 
-def _sampled(array: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
+def _sampled(array: NDArray[Any], axis: int) -> NDArray[Any]:
     """Return evenly spread lines of voxels along an axis, ``[slice, line]``."""
     moved = np.moveaxis(array, axis, 0)
     rows, columns = (max(1, n // _LINES) for n in moved.shape[1:])
@@ -42,14 +43,13 @@ def _sampled(array: NDArray[np.generic], axis: int) -> NDArray[np.generic]:
 
 
 def _jumps(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> Iterator[Refused]:
-    """The same picture, but air and tissue alike a few hundred HU higher than in the next slice: another rescale."""
+    """The same picture as the next slice's, but air and tissue alike some hundred HU higher: another rescale."""
     step, both = np.diff(lines, axis=0), known[:-1] & known[1:]
     most = _MOST * np.maximum(both.sum(axis=1), 2)
     up, down = ((both & (step > _JUMP_HU)).sum(axis=1) > most), ((both & (step < -_JUMP_HU)).sum(axis=1) > most)
     for z in np.flatnonzero(up | down):
         here, there = lines[z][both[z]], lines[z + 1][both[z]]
-        alike = min(here.std(), there.std()) >= _STRUCTURE_HU and np.corrcoef(here, there)[0, 1] > _ALIKE
-        if alike:
+        if min(here.std(), there.std()) >= _STRUCTURE_HU and np.corrcoef(here, there)[0, 1] > _ALIKE:
             low, high = np.percentile(there - here, [10, 90])
             text = f"all voxels change by {low:.0f} to {high:.0f} HU from slice {z} to {z + 1} (axis {axis})"
             yield Refused("slice_offset", f"{text}: one of them has another rescale", axis=axis, slice=int(z) + 1)
@@ -59,10 +59,10 @@ def _jumps(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> I
 def _woven(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> Iterator[Refused]:
     """Each slice differs from the mean of its neighbours, and every second one in the same way.
 
-    Differences of independent noise correlate by -2/3 with the next ones and 1/6 with those after; those of anatomy more
-    positively with the next. Of two woven passes it is -1 and 1.
+    Differences of independent noise correlate by -2/3 with the next ones and 1/6 with those after; real scans had -0.3
+    to 0.1 and -0.4 to 0.1, two woven passes have about -1 and 1.
     """
-    shown = np.clip(lines, *_WINDOW)
+    shown: NDArray[np.float32] = np.clip(lines, *_WINDOW)
     off = shown[1:-1] - (shown[:-2] + shown[2:]) / 2
     sure = known[1:-1] & known[:-2] & known[2:]
     next_one, one_after = _correlation(off, sure, 1), _correlation(off, sure, 2)
@@ -75,7 +75,7 @@ def _woven(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> I
         yield Refused("woven_passes", text, **numbers)
 
 
-def _correlation(off: NDArray[np.float32], sure: NDArray[np.bool_], lag: int) -> float:
+def _correlation(off: NDArray[Any], sure: NDArray[np.bool_], lag: int) -> float:
     both = sure[:-lag] & sure[lag:]
     a, b = off[:-lag][both], off[lag:][both]
     scale = float(np.sqrt(np.mean(a * a) * np.mean(b * b))) if a.size else 0.0

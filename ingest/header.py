@@ -89,10 +89,10 @@ _WEAK_TAGS = (
 _MOST_DIMENSIONS = 6
 _BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
 _HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
-_OTHER_TAGS = ("Modality", "BurnedInAnnotation", *_BODY_PART_TAGS)
+_OTHER_TAGS = ("Modality", "DimensionIndexValues", "BurnedInAnnotation", *_BODY_PART_TAGS)
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _PLAIN_TAGS = (
-    *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_WEAK_TAGS, "DimensionIndexValues", *_OTHER_TAGS, *TECHNICAL_TAGS,
+    *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_WEAK_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS,
 )  # fmt: skip
 _WANTED = frozenset(int(Tag(name)) for name in (*_PLAIN_TAGS, *_GROUPS))
 
@@ -238,17 +238,18 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
         acquisition=_one(tuple(texts[tag] for tag in _ACQUISITION_TAGS)),
         transfer_syntax=_one(meta["TransferSyntaxUID"]),
         technical=_technical(frame, tuple(texts[tag] for tag in TECHNICAL_TAGS)),
-        weak=_one((*(texts[tag] for tag in _WEAK_TAGS), *_dimensions(texts), "" if number is None else instance)),
+        weak=_one(_weak(texts, "" if number is None else instance)),
         frame=number,
         burned_in=texts["BurnedInAnnotation"].upper() == "YES",
         head=any(word in body_part for word in _HEAD_WORDS),
     )
 
 
-def _dimensions(texts: Mapping[str, str]) -> list[str]:
-    """Return a frame's index along each dimension of its object (PS3.3 C.7.6.17); position is one of them."""
+def _weak(texts: Mapping[str, str], multi_frame_object: str) -> tuple[str, ...]:
+    """Return what tells passes apart at last; a frame's index along each dimension (PS3.3 C.7.6.17) is among it."""
     indices = texts["DimensionIndexValues"].split("\\")[:_MOST_DIMENSIONS]
-    return indices + [""] * (_MOST_DIMENSIONS - len(indices))
+    indices += [""] * (_MOST_DIMENSIONS - len(indices))
+    return (*(texts[tag] for tag in _WEAK_TAGS), *indices, multi_frame_object)
 
 
 def texts_of(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:

@@ -88,9 +88,10 @@ def claim_of(path: Path) -> Claim:
 def read_nifti(
     path: Path, *, volume: int | None = None, prefer: str = "", allocate: Allocate = plain_arrays
 ) -> Scanned:
-    """Return the volume (one of several by its number) of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
+    """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
 
-    ``prefer`` (``sform`` or ``qform``) decides where the two place the volume differently.
+    ``volume`` is its number where the file holds several along a fourth axis; ``prefer`` (``sform`` or ``qform``)
+    decides where the two place the volume differently.
     """
     stored = _read(path)
     affine = _affine(stored.header, stored.notes, prefer)
@@ -283,10 +284,8 @@ def _hu(stored: _Stored, volume: int | None, allocate: Allocate) -> tuple[NDArra
     if voxels.ndim == 4 and volume is not None:
         voxels = voxels[volume]
     if voxels.ndim != 3:
-        raise Refused(
-            "not_3d",
-            f"expected one 3D volume or up to {_MAX_VOLUMES} along a fourth axis, found shape {voxels.shape[::-1]}",
-        )
+        expected = f"one 3D volume or up to {_MAX_VOLUMES} along a fourth axis"
+        raise Refused("not_3d", f"expected {expected}, found shape {voxels.shape[::-1]}")
     if min(voxels.shape) < 2:
         raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {voxels.shape[::-1]}")
     try:

@@ -76,21 +76,16 @@ def by_position(part: Sequence[InstanceHeader]) -> Positions:
 
 
 def _digests(slices: Iterable[InstanceHeader]) -> dict[int, bytes]:
-    """Return digests of pixels by ``id`` of their slice; a file is read once, however many of its frames are asked for."""
+    """Return digests of pixels by ``id`` of their slice; a file is read once, however many of its frames are asked."""
     by_file: dict[Path, list[InstanceHeader]] = defaultdict(list)
     for header in slices:
         by_file[header.path].append(header)
-    return {
-        id(header): digest
-        for path, frames in by_file.items()
-        for header, digest in zip(
-            frames,
-            hu_digests(
-                path, [f.frame for f in frames], len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES
-            ),
-            strict=True,
-        )
-    }
+    found: dict[int, bytes] = {}
+    for path, frames in by_file.items():
+        decoded_bytes = len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES
+        digests = hu_digests(path, [header.frame for header in frames], decoded_bytes)
+        found |= {id(header): digest for header, digest in zip(frames, digests, strict=True)}
+    return found
 
 
 def told_apart(slices: Sequence[InstanceHeader], positions: Positions) -> list[Pass]:

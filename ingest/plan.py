@@ -68,9 +68,16 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
         claim = claim_of(path)
         for number in range(claim.volumes):
             # Several volumes of one file are one patient's, whoever that is.
-            planes, patient = (((0, number),), f"file {path}") if claim.volumes > 1 else ((), None)
-            source = Source("nifti", paths, planes, decoded_bytes=claim.decoded_bytes, prefer=prefer_form)
-            plan.volumes.append(VolumePlan(source, identity=None, patient=patient))
+            several = claim.volumes > 1
+            source = Source(
+                "nifti",
+                paths,
+                planes=((0, number),) if several else (),
+                notes=("one_of_several",) if several else (),
+                decoded_bytes=claim.decoded_bytes,
+                prefer=prefer_form,
+            )
+            plan.volumes.append(VolumePlan(source, identity=None, patient=f"file {path}" if several else None))
     return plan
 
 

@@ -117,14 +117,20 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
     if least > -900 and floor > 0.05:
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
         yield Refused("windowed", text, share=floor, **numbers)
-    yield from _wrong_scale(values, numbers)
+    left_out = _sample(hu, ~valid)
+    yield from _wrong_scale(values, left_out[left_out <= _FAR_BELOW_AIR_HU], numbers)
     yield from incoherent(hu, valid)
 
 
-def _wrong_scale(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterator[Refused]:
-    """Soft tissue is the bulk of a body, and the darkest there is in it is air, lung or fat."""
+def _wrong_scale(
+    values: NDArray[np.float32], far_below: NDArray[np.float32], numbers: dict[str, Any]
+) -> Iterator[Refused]:
+    """Soft tissue is the bulk of a body, and the darkest there is in it is air, lung or fat.
+
+    ``far_below`` was taken for padding: where that has many values, it may be lung and air times a factor.
+    """
     soft, dense = _share(values, -200, 250), _share(values, 300, 900)
-    if dense > _MOST_DENSE * soft:
+    if dense > _MOST_DENSE * soft and np.unique(far_below).size > _MAX_PADDING_VALUES:
         text = f"{dense:.0%} of the voxels lie at 300 to 900 HU and {soft:.0%} at -200 to 250: HU times a factor"
         yield Refused("wrong_scale", text, dense=dense, soft_tissue=soft, **numbers)
     darkest = float(np.percentile(values, 2))

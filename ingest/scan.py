@@ -70,7 +70,7 @@ def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterat
         for path in (
             [source.resolve()] if source.is_file() else _walk(source, follow_links)
         ):  # what is named is followed
-            real = os.path.realpath(path) if follow_links else os.path.join(_real_folder(path.parent), path.name)
+            real = os.path.realpath(path) if follow_links else f"{_real_folder(path.parent)}/{path.name}"
             if real not in seen:
                 seen.add(real)
                 yield path
@@ -94,7 +94,7 @@ def _walk(folder: Path, follow_links: bool) -> Iterator[Path]:
             folders.clear()
             continue
         entered.add(real)
-        links = [] if follow_links else [name for name in folders if os.path.islink(os.path.join(base, name))]
+        links = [] if follow_links else [name for name in folders if Path(base, name).is_symlink()]
         for name in sorted(files + links):
             yield Path(base) / name
     yield from unlisted

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -16,6 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from maesil.commit import Superpatch, attempt_prefix, volume_prefix
 from maesil.errors import StoreError
 from maesil.geometry import Affine, spacing_of
+from maesil.same_scan import THUMBNAIL, THUMBNAIL_MM, thumbnail
 from maesil.shard import compressors, decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
 from maesil.storage import Storage
 from maesil.store import GROUP_DOCUMENT, ZARR_DOCUMENT
@@ -57,11 +59,18 @@ def write_attempt(
         storage.zarr(prefix, read_only=False), attributes=_ome_attributes(volume_id, image.affine)
     )
     _write_hu(group, image, tile, codec)
-    for name, cells in (("valid", image.valid), ("body", image.body)):
-        _write_map(group, name, cells)
+    cells = {"cell_voxels": MAP_CELL, "unit": "share of the cell, 0 to 255"}
+    small = thumbnail(image.hu, image.body, spacing_of(image.affine))
+    for name, values, attributes in (
+        ("valid", image.valid, cells),
+        ("body", image.body, cells),
+        (THUMBNAIL, small, {"cell_mm": THUMBNAIL_MM, "unit": "windowed HU, 0 to 255"}),
+    ):
+        if values.size:  # without a body there is nothing to make a thumbnail of
+            _write_map(group, name, values, attributes)
     storage.sync(prefix)
-    keys = [name + ZARR_DOCUMENT for name in ("", "0/", "valid/", "body/")]
-    documents = {key: google_crc32c.value(storage.read(f"{prefix}/{key}")) for key in keys}
+    written = [key for key in storage.list(prefix) if key.endswith(f"/{ZARR_DOCUMENT}")]
+    documents = {key.removeprefix(f"{prefix}/"): google_crc32c.value(storage.read(key)) for key in written}
     return tuple(_read_back(storage, prefix, image, tile, codec)), documents
 
 
@@ -81,7 +90,7 @@ def _write_hu(group: zarr.Group, image: Image, tile: int, codec: str) -> None:
     array[...] = image.hu
 
 
-def _write_map(group: zarr.Group, name: str, cells: MapArray) -> None:
+def _write_map(group: zarr.Group, name: str, cells: MapArray, attributes: dict[str, Any]) -> None:
     array = group.create_array(
         name,
         shape=cells.shape,
@@ -90,7 +99,7 @@ def _write_map(group: zarr.Group, name: str, cells: MapArray) -> None:
         fill_value=0,
         compressors=[ZstdCodec(level=3), Crc32cCodec()],
         dimension_names=("z", "y", "x"),
-        attributes={"cell_voxels": MAP_CELL, "unit": "share of the cell, 0 to 255"},
+        attributes=attributes,
         config={"write_empty_chunks": True},
     )
     array[...] = cells

@@ -2,7 +2,8 @@
 
 A tile is ``[T, V]``: T tokens of any samples, V consecutive voxels of their patches. Along x a patch lies in memory
 as P voxels in a row; all that a GPU needs to load them 16 bytes at a time is to know that rows start on such a border.
-So strides come in units of ``UNIT`` voxels, the power of two up to 8 that divides the volume's edge along x.
+So strides come in units of ``UNIT`` voxels, the power of two up to 8 that divides the volume's edge along x and the
+distance from one sample to the next.
 """
 
 from __future__ import annotations
@@ -98,7 +99,8 @@ class Lookup:
         else:
             windows, (lo, hi) = None, window
         volume = samples_in_place(volume)
-        unit = math.gcd(volume.shape[3], 8)
+        apart = volume.stride(0) if len(volume) > 1 else 0
+        unit = math.gcd(volume.shape[3], apart, 8)
         strides = (stride // unit for stride in volume.stride()[:3])
         placed = (None if value is None else value.contiguous() for value in (origin, flip))
         z, y, x = superpatch_edges(volume, size)

@@ -54,6 +54,8 @@ def ingest_into_cache(
         option = "--partition" if options.partition else "--update"
         raise UsageError(f"{option}: a store of the cache is all of its sources by one recipe; name a store with --out")
     catalogue = catalogue or Catalogue()
+    if any(catalogue.root.resolve().is_relative_to(source.resolve()) for source in sources):
+        raise UsageError(f"{catalogue.root}: the cache lies within the sources; set MAESIL_CACHE to a folder elsewhere")
     identity = load_or_create_key(options.key_file)
     choices = (options.duplicates, "follow-links" if options.follow_links else "")
     key = store_key(sources, recipe.hash, identity.fingerprint, *choices)

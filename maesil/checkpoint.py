@@ -97,8 +97,19 @@ def save_checkpoint(
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(run_dir)
-    except OSError as error:
-        raise ResourceError(f"{path}: could not be written ({error.strerror}); free space, then --resume") from error
+    except (OSError, RuntimeError) as error:
+        reason = _of_the_system(error)
+        if reason is None:
+            raise
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(f"{path}: could not be written ({reason.strerror}); free space, then --resume") from error
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """Return the system's own error behind one that torch raised while it wrote: the disk was full, for example."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:

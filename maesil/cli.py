@@ -6,6 +6,7 @@ Heavy packages are imported inside the commands only, so that ``maesil --help`` 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -13,9 +14,17 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from maesil import cli_cache, cli_ingest, cli_use
+from maesil import cli_cache, cli_doctor, cli_ingest, cli_use
 from maesil.cli_ingest import print_all
-from maesil.errors import EXIT_INTERRUPTED, EXIT_RESOURCES, EXIT_STORE, EXIT_USAGE, EndedWithOthers, MaesilError
+from maesil.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_RESOURCES,
+    EXIT_STORE,
+    EXIT_USAGE,
+    EndedWithOthers,
+    MaesilError,
+    UsageError,
+)
 
 _DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 
@@ -62,6 +71,7 @@ app.add_typer(experiment_app, name="experiment")
 app.add_typer(cli_cache.app, name="cache")
 cli_ingest.register(app, store_app)
 cli_use.register(app)
+cli_doctor.register(app)
 
 StorePath = Annotated[
     str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")
@@ -72,7 +82,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs in
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False) -> None:
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    command, ranks = context.invoked_subcommand, os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and ranks != "1" and command not in (None, "train", "doctor"):
+        raise UsageError(f"maesil {command}: started by {ranks} ranks, expected one process; only train takes several")
     if version:
         from maesil import __version__
 

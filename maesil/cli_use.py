@@ -14,7 +14,17 @@ import typer
 from maesil.cli_ingest import print_all
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")]
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`.")]
+
+
+def _found(store: str) -> Path:
+    from maesil.cache.catalogue import find_store
+
+    return find_store(store)
+
+
+StorePath = Annotated[
+    Path, typer.Argument(metavar="STORE", parser=_found, help="A store: its path, or its name in the cache.")
+]
 LabelFolder = Annotated[
     Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; of one volume, a file.")
 ]

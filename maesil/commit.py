@@ -17,7 +17,8 @@ from maesil.geometry import Affine
 from maesil.recipe import canonical_json
 from maesil.types import Spacing, Zyx
 
-_CHECKSUM = "checksum_crc32c"
+CHECKSUM = "checksum_crc32c"
+"""Field by which a record checks itself."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Volume:
 
 def sealed(document: dict[str, Any]) -> bytes:
     """Return a record as canonical JSON with its own crc32c in it."""
-    return canonical_json({**document, _CHECKSUM: google_crc32c.value(canonical_json(document))})
+    return canonical_json({**document, CHECKSUM: google_crc32c.value(canonical_json(document))})
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def unsealed(data: bytes) -> dict[str, Any]:
     document = json.loads(data)
     if not isinstance(document, dict):
         raise ValueError("expected a JSON object")
-    document.pop(_CHECKSUM, None)
+    document.pop(CHECKSUM, None)
     # Byte for byte: 1e-5 and 1E-5 are the same number, but only one of them was written.
     if sealed(document) != data:
         raise ValueError("it does not match its own checksum; it was altered")

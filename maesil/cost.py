@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from maesil.config import RunConfig
+from maesil.flops import count_flops
 from maesil.masked_input import MaskedInput
 from maesil.masking import make_masks
 from maesil.model import ReconstructionModel
@@ -31,7 +31,6 @@ def measure_cost(model: ReconstructionModel, config: RunConfig, intensity: Inten
     device, edge = next(model.parameters()).device, config.model.crop
     volume = torch.full((1, edge, edge, edge), -1000, dtype=torch.int16, device=device)
     masks = make_masks(config.mask, config.model.grid, [0], device)
-    with FlopCounterMode(display=False) as counter:
-        model(MaskedInput(volume, masks, intensity, config.model.patch))
+    flops = count_flops(lambda: model(MaskedInput(volume, masks, intensity, config.model.patch)))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Cost(parameters, counter.get_total_flops() / 1e9, model.latent_per_voxel)
+    return Cost(parameters, flops / 1e9, model.latent_per_voxel)

@@ -37,8 +37,9 @@ class SuperpatchDataset(Dataset[Item]):
     and what it returns is the item.
 
     ``where`` chooses superpatches as ``maesil train --where`` does: ``"body > 0.3 and spacing_z <= 2"``, or any
-    `pyarrow.compute` expression over the same columns. ``split`` is a file and one of its parts, ``("run/split.json", "train")``: patients of other
-    parts are left out. Raises StoreError (no store, a stale index, damage at the item that meets it) and UsageError.
+    `pyarrow.compute` expression over the same columns. ``split`` is a file and one of its parts,
+    ``("run/split.json", "train")``: patients of other parts are left out. Raises StoreError (no store, a stale index,
+    damage at the item that meets it) and UsageError.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ NOTES = {
     "lossy": "the pixels went through a lossy encoding",
     "no_rescale_tags": "the header has no rescale; stored values were taken for HU, and look like it",
     "non_finite_voxels": "NaN or infinite voxels became air outside the valid region",
+    "one_of_several": "the file holds several volumes along a fourth axis; this is one of them",
     "padding_value_in_tissue_range": "the padding value lies among tissue; it was believed at the margin alone",
     "padding_value_in_tissue_range_ignored": "the padding value lies among tissue and was not believed",
     "qform_preferred": "sform and qform differ; qform was taken (--prefer)",

@@ -104,8 +104,8 @@ def orthogonal_grid(shape: Zyx, affine: Affine, spacing: Spacing) -> tuple[Zyx, 
     along = world_of(affine, corners) @ directions  # [8, 3]: coordinates along the grid's own axes
     low, high = along.min(axis=0), along.max(axis=0)
     step = np.asarray(spacing, dtype=np.float64)
-    # 1e-6: an extent that is a whole number of voxels must not lose one to rounding.
-    count = np.maximum(1, np.floor((high - low) / step + 0.5 + 1e-6)).astype(int)
+    # Half a voxel more is none more: its centre would lie on the outer face, outside by rounding.
+    count = np.maximum(1, np.floor((high - low) / step + 0.5 - 1e-6)).astype(int)
     grid = np.eye(4)
     grid[:3, :3] = directions * step
     # A scan thinner than one voxel lies in the middle of it, not at its edge.

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from maesil.commit import Volume
+from maesil.commit import Volume, sealed, unsealed
 from maesil.errors import StoreError
 from maesil.same_scan import THUMBNAILS_KEY, merge_groups, patients, thumbnails, thumbnails_table
 from maesil.store import Store
 
 VOLUMES_KEY = "index/volumes.parquet"
 SUPERPATCHES_KEY = "index/superpatches.parquet"
+CHECKSUMS_KEY = "index/checksums.json"
+_ANEW = "make the index anew with `maesil store index`"
 _STATE = b"maesil.live_commits"
 
 
 def write_index(store: Store) -> tuple[int, int]:
-    """Make the tables anew from the live commits; return how many volumes and superpatches they list.
-
-    Thumbnails are made of the volumes that have none yet.
-    """
+    """Make the tables anew from the live commits; return how many volumes and superpatches they list."""
     volumes = store.volumes()
     while True:
         found = thumbnails(store)
@@ -32,15 +33,32 @@ def write_index(store: Store) -> tuple[int, int]:
         leaders = {volume.group: volume.group for volume in volumes} | merged
         rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
         state = {_STATE: _state(volumes)}
-        store.storage.put(THUMBNAILS_KEY, thumbnails_table(volumes, found))
-        for key, table, schema in (
-            (VOLUMES_KEY, [_volume_row(volume, leaders[volume.group]) for volume in volumes], _VOLUME_SCHEMA),
-            (SUPERPATCHES_KEY, rows, _SUPERPATCH_SCHEMA),
-        ):
-            store.storage.put(key, _parquet(table, schema.with_metadata(state)))
+        volume_rows = [_volume_row(volume, leaders[volume.group]) for volume in volumes]
+        tables = {
+            THUMBNAILS_KEY: thumbnails_table(volumes, found),
+            VOLUMES_KEY: _parquet(volume_rows, _VOLUME_SCHEMA.with_metadata(state)),
+            SUPERPATCHES_KEY: _parquet(rows, _SUPERPATCH_SCHEMA.with_metadata(state)),
+        }
+        for key, data in tables.items():
+            store.storage.put(key, data)
+        store.storage.put(CHECKSUMS_KEY, sealed({key: google_crc32c.value(data) for key, data in tables.items()}))
         # Another process may have committed meanwhile; whoever writes last must have seen everything.
         if _state(volumes := store.volumes()) == state[_STATE]:
             return len(volumes), len(rows)
+
+
+def index_problems(store: Store) -> Iterator[str]:
+    """Yield one line for each table of the index that is not as it was written; none where there is no index yet."""
+    if not store.storage.exists(CHECKSUMS_KEY):
+        if any(True for _ in store.storage.list("index")):
+            yield f"{store.path}: {CHECKSUMS_KEY}: missing; {_ANEW}"
+        return
+    try:
+        for key, crc in unsealed(store.storage.read(CHECKSUMS_KEY)).items():
+            if google_crc32c.value(store.storage.read(key)) != crc:
+                yield f"{store.path}: {key}: damaged: its checksum is not the one that was noted; {_ANEW}"
+    except (StoreError, ValueError) as error:
+        yield f"{store.path}: {CHECKSUMS_KEY}: damaged ({error}); {_ANEW}"
 
 
 def superpatch_table(store: Store) -> pa.Table:
@@ -58,7 +76,7 @@ def index_is_current(store: Store) -> bool:
         found = {_stated(store, key) for key in (VOLUMES_KEY, SUPERPATCHES_KEY)}
     except (StoreError, pa.ArrowException, OSError):
         return False
-    return found == {_state(store.volumes())}
+    return found == {_state(store.volumes())} and store.storage.exists(CHECKSUMS_KEY)
 
 
 def _stated(store: Store, key: str) -> bytes | None:

@@ -35,7 +35,7 @@ class MaskedInput:
     ids_target: Tensor | None = None
     """``[B, S]``: the tokens to predict, if not all of ``masks.ids_masked``."""
     noise: Tensor | None = None
-    """Standard normal numbers, ``[B, ...]``, for a model whose training draws some: `ReconstructionModel.noise_shape`."""
+    """Standard normal numbers ``[B, ...]`` for a model whose training draws some, see `ReconstructionModel`."""
     origin_B3: Tensor | None = None
     """int64: first voxel (z, y, x) of each crop in ``volume_BZYX``, where that is larger than a crop."""
     crop: int | None = None

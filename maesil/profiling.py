@@ -78,15 +78,13 @@ class StepProfiler:
         averages = sorted(self._profile.key_averages(), key=self._own_time, reverse=True)
         total = sum(map(self._own_time, averages)) or 1.0
         for average in averages[:_OPERATORS]:
-            own = self._own_time(average)
-            lines.append(
-                f"  {average.key[:42]:42} {own / 1e3 / _TRACED:10.2f} {own / total:7.1%} {average.count / _TRACED:13.1f}"
-            )
+            own, calls = self._own_time(average), average.count / _TRACED
+            lines.append(f"  {str(average.key)[:42]:42} {own / 1e3 / _TRACED:10.2f} {own / total:7.1%} {calls:13.1f}")
         return "\n".join(lines) + "\n"
 
     def _own_time(self, average: FunctionEventAvg) -> float:
         """Return the time (us) that an operator took itself, on the GPU if there is one."""
-        if average.key.startswith("ProfilerStep"):
+        if str(average.key).startswith("ProfilerStep"):
             return 0.0
         own = average.self_device_time_total if self._device.type == "cuda" else average.self_cpu_time_total
         return float(own)

@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from maesil.errors import (
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that train together; by default it is alone."""
+    """One process among those that train together; by default it is alone."""
 
     number: int = 0
     count: int = 1
@@ -121,7 +122,7 @@ def joined() -> Iterator[Ranks]:
         _current = ALONE
 
 
-def _join() -> tuple[Ranks, dist.Store]:
+def _join() -> tuple[Ranks, Store]:
     try:
         store, number, count = next(rendezvous("env://", timeout=_LONGEST_STEP))
         local, on_this_machine = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -136,7 +137,7 @@ def _join() -> tuple[Ranks, dist.Store]:
     return Ranks(number, count, local, on_this_machine, patient), store
 
 
-def _told_once(error: BaseException, ranks: Ranks, store: dist.Store) -> BaseException:
+def _told_once(error: BaseException, ranks: Ranks, store: Store) -> BaseException:
     """Return what this rank ends with: the reason where it is the first to know it, else a silent error."""
     if not isinstance(error, MaesilError | KeyboardInterrupt) and not _is_loss(error):
         return error

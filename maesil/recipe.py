@@ -56,7 +56,7 @@ class Recipe:
     """Codes of doubts about HU that are accepted on purpose."""
     refuse: tuple[str, ...] = ()
     """Codes of notes that refuse a volume (``lossy``)."""
-    method: str = "linear-gaussian-2/body-2/plausible-3/geometry-2"
+    method: str = "linear-gaussian-2/body-2/plausible-4/geometry-3"
     """Version of reading, resampling, body map and plausibility rules; changes when their results do."""
     libraries: tuple[tuple[str, str], ...] = field(default_factory=_library_versions)
 

@@ -1,8 +1,8 @@
 """Which volumes are the same scan: resampled, renamed or converted, and so in two patient groups.
 
 A scan that is in the training split under one name and in the test split under another makes every score worthless.
-Thumbnails of the body, aligned at its bounding box, are compared, so that neither origin nor spacing matters. A
-thumbnail is made once, from the stored voxels, and kept in the store's index.
+Thumbnails of the body, aligned at its centre of mass, are compared, so that neither origin nor spacing matters. A
+thumbnail is written with its volume; the index holds all of a store in one table.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from numpy.typing import NDArray
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
-from maesil.shard import decode_superpatch
 from maesil.storage import Storage
-from maesil.store import Store
+from maesil.store import ZARR_DOCUMENT, Store
 from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
 
 THUMBNAILS_KEY = "index/thumbnails.parquet"
+THUMBNAIL = "thumbnail"
+"""Name of the array of an attempt that holds its thumbnail."""
 THUMBNAIL_MM = 8.0
 SAME_ABOVE = 0.99
-"""Correlation above which two thumbnails are of one scan (ours): one scan in two files reached 0.998, others 0.8."""
+"""Correlation above which two thumbnails are of one scan (ours): one scan in two files reached 0.9986, others 0.70."""
 
 _TISSUE_ABOVE_HU = -400
 _WINDOW = (-1000, 1000)
@@ -36,7 +37,7 @@ _LARGEST_SHIFT = 1
 _SAME_EXTENT = 2
 _SKETCH = 6
 _SKETCH_ABOVE = 0.95
-_ROWS_AT_ONCE = 1024
+_ROWS_AT_ONCE = 256
 _THREADS = 4
 _SCHEMA = pa.schema(
     [
@@ -58,12 +59,12 @@ def patients(stores: Sequence[Store]) -> dict[str, str]:
 
 
 def thumbnails(store: Store) -> dict[str, Thumbnail]:
-    """Return the thumbnail of every live volume by id, in the order of ids: from the index, or made from the voxels."""
+    """Return the thumbnail of every live volume by id, in the order of ids: from the index, or from the volumes."""
     volumes, kept = store.volumes(), _kept(store)
     missing = [volume for volume in volumes if (volume.volume_id, volume.attempt) not in kept]
     with ThreadPoolExecutor(_THREADS) as pool:
         made = dict(
-            zip((v.volume_id for v in missing), pool.map(lambda v: _made(store.storage, v), missing), strict=True)
+            zip((v.volume_id for v in missing), pool.map(lambda v: _readable(store.storage, v), missing), strict=True)
         )
     return {v.volume_id: made[v.volume_id] if v.volume_id in made else kept[v.volume_id, v.attempt] for v in volumes}
 
@@ -89,7 +90,7 @@ def _kept(store: Store) -> dict[tuple[str, str], Thumbnail]:
     try:
         table = pq.read_table(io.BytesIO(store.storage.read(THUMBNAILS_KEY)), schema=_SCHEMA).to_pylist()
     except (StoreError, pa.ArrowException, OSError):
-        return {}  # made anew
+        return {}
     return {
         (row["volume_id"], row["attempt"]): np.frombuffer(row["values"], np.uint8).reshape([row[a] for a in "zyx"])
         for row in table
@@ -122,7 +123,7 @@ def _alike(found: Sequence[Thumbnail]) -> Iterator[tuple[int, int]]:
     if not numbers:
         return
     sketches = np.stack([_sketch(found[n]) for n in numbers])
-    extents = np.array([found[n].shape for n in numbers])
+    extents = np.array([found[n].shape for n in numbers], dtype=np.int16)
     for start in range(0, len(numbers), _ROWS_AT_ONCE):
         rows = slice(start, start + _ROWS_AT_ONCE)
         near = np.abs(extents[rows, None] - extents[None]).max(axis=2) <= _SAME_EXTENT
@@ -132,23 +133,30 @@ def _alike(found: Sequence[Thumbnail]) -> Iterator[tuple[int, int]]:
 
 
 def _sketch(thumbnail: Thumbnail) -> NDArray[np.float32]:
-    values = _resampled(thumbnail.astype(np.float32), [n / _SKETCH for n in thumbnail.shape]).ravel()
+    values = _averaged(thumbnail.astype(np.float32), [np.linspace(0, n, _SKETCH + 1) for n in thumbnail.shape]).ravel()
     values -= values.mean()
     return values / max(float(np.linalg.norm(values)), 1e-6)
 
 
-def _made(storage: Storage, volume: Volume) -> Thumbnail:
-    """Make the thumbnail of a stored volume; an empty one of a damaged volume, which is for `verify` to tell."""
-    hu = np.empty([n * volume.tile for n in volume.grid], dtype=np.int16)
-    tile = np.empty((volume.tile,) * 3, dtype=np.int16)
-    try:
-        for patch in volume.superpatches:
-            decode_superpatch(storage, patch, volume.codec, tile, volume.volume_id)
-            hu[tuple(slice(i * volume.tile, (i + 1) * volume.tile) for i in patch.index)] = tile
-        body = np.asarray(zarr.open_array(storage.zarr(f"{volume.prefix}/body", read_only=True), mode="r")[:])
-    except (StoreError, ValueError, RuntimeError, LookupError, TypeError, OSError):
+def read_thumbnail(storage: Storage, volume: Volume) -> Thumbnail:
+    """Return the thumbnail written with a volume, an empty one where there is no body; `StoreError` on damage."""
+    if f"{THUMBNAIL}/{ZARR_DOCUMENT}" not in volume.documents:
         return np.zeros((0, 0, 0), np.uint8)
-    return thumbnail(hu[tuple(slice(0, n) for n in volume.shape)], body, volume.spacing)
+    key = f"{volume.prefix}/{THUMBNAIL}"
+    try:
+        if not storage.exists(f"{key}/c/0/0/0"):
+            raise ValueError("its chunk is missing")
+        return np.asarray(zarr.open_array(storage.zarr(key, read_only=True), mode="r")[:], dtype=np.uint8)
+    except (ValueError, RuntimeError, LookupError, TypeError, OSError) as error:
+        raise StoreError(f"{storage.root}: volume {volume.volume_id}, {THUMBNAIL}: damaged ({error})") from error
+
+
+def _readable(storage: Storage, volume: Volume) -> Thumbnail:
+    """Return a volume's thumbnail, an empty one where it is damaged: that is for `verify` to tell."""
+    try:
+        return read_thumbnail(storage, volume)
+    except StoreError:
+        return np.zeros((0, 0, 0), np.uint8)
 
 
 def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
@@ -167,7 +175,7 @@ def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
         return np.zeros((0, 0, 0), np.uint8)
     low, high = _WINDOW
     values = np.clip(hu[near][box], low, high).astype(np.float32)
-    means = _resampled(values, [THUMBNAIL_MM / mm for mm in spacing])
+    means = _averaged(values, [_edges(tissue[box], axis, THUMBNAIL_MM / mm) for axis, mm in enumerate(spacing)])
     return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
 
 
@@ -190,17 +198,30 @@ def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
     return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
 
 
-def _resampled(values: NDArray[np.float32], factors: Sequence[float]) -> NDArray[np.float32]:
-    """Return means over intervals of ``factors`` voxels along each axis; voxels are shared out between intervals."""
-    for axis, factor in enumerate(factors):
-        weights = _averaging(values.shape[axis], factor)
+def _edges(tissue: NDArray[np.bool_], axis: int, factor: float) -> NDArray[np.float64]:
+    """Return the borders of cells of ``factor`` voxels along an axis, one of them at the tissue's centre of mass.
+
+    A bounding box moves by a voxel with every resampling; the centre of mass hardly moves.
+    """
+    mass = tissue.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
+    length = len(mass)
+    centre = float(mass @ (np.arange(length) + 0.5) / mass.sum())
+    below, above = int(centre / factor), int((length - centre) / factor)
+    if not below + above:
+        return np.array([0.0, length])
+    return np.asarray(centre + factor * np.arange(-below, above + 1), dtype=np.float64)
+
+
+def _averaged(values: NDArray[np.float32], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Return means between the borders given along each axis; voxels are shared out between cells."""
+    for axis, borders in enumerate(edges):
+        weights = _averaging(values.shape[axis], borders)
         values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
     return values
 
 
-def _averaging(length: int, factor: float) -> NDArray[np.float32]:
-    """Return the matrix ``[intervals, voxels]`` whose rows average the voxels that an interval covers."""
-    edges = np.minimum(np.arange(max(1, int(length / factor + 1e-9)) + 1) * factor, length)
+def _averaging(length: int, edges: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the matrix ``[cells, voxels]`` whose rows average the voxels that a cell covers."""
     first, last = edges[:-1, None], edges[1:, None]
     at = np.arange(length)
     covered = np.clip(np.minimum(at + 1, last) - np.maximum(at, first), 0, 1)

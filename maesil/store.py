@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from maesil.commit import Volume, commit_key, quarantine_key, sealed, unsealed
+from maesil.commit import CHECKSUM, Volume, commit_key, quarantine_key, sealed, unsealed
 from maesil.errors import StoreError, UsageError
 from maesil.recipe import Recipe, canonical_json
 from maesil.storage import Storage, local_path
@@ -60,6 +60,8 @@ class Store:
             raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {found}")
         if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
             raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
+        if CHECKSUM not in attributes:
+            raise StoreError(f"{path}: made before the format was published; delete the folder and ingest again")
         if document != _root_document(attributes["recipe_hash"], attributes["key_fingerprint"]):
             raise StoreError(f"{path}: zarr.json does not match its own checksum; it was altered")
         return cls(storage, attributes)

@@ -320,8 +320,9 @@ def _announce(trainer: Trainer, console: Console) -> None:
     patients, held_out = len(trainer.split.train), len(trainer.split.validation)
     ranks = f" by {trainer.ranks.count} ranks" if trainer.ranks.count > 1 else ""
     console.print(
-        f"{patients} patients to train on, {held_out} held out ({len(trainer.validation)} crops); {parameters / 1e6:.1f}"
-        f" M parameters on {trainer.device}{ranks}; step {trainer.step} of {trainer.config.train.steps}",
+        f"{patients} patients to train on, {held_out} held out ({len(trainer.validation)} crops); "
+        f"{parameters / 1e6:.1f} M parameters on {trainer.device}{ranks}; "
+        f"step {trainer.step} of {trainer.config.train.steps}",
         highlight=False,
     )
     if not trainer.validation:

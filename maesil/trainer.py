@@ -60,7 +60,9 @@ class Trainer(Learner):
 
     def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
         """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before."""
-        source, copies = iter(batches), torch.cuda.Stream(self.device) if self.on_gpu else None
+        source, copies = iter(batches), None
+        if self.on_gpu:
+            copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with ThreadPoolExecutor(1, thread_name_prefix="maesil-prepare") as pool:
             coming = pool.submit(self._prepare_next, source, copies)
             while (ready := coming.result()) is not None:

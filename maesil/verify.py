@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from maesil.cache.reader import MAPS, load_map
 from maesil.commit import Volume
 from maesil.errors import StoreError
+from maesil.index import index_problems
+from maesil.same_scan import THUMBNAIL, read_thumbnail
 from maesil.shard import decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
 from maesil.store import GROUP_DOCUMENT, ZARR_DOCUMENT, Store
 from maesil.types import AIR_HU
@@ -32,7 +34,7 @@ class Verified:
 
 def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Check recipes, records, superpatches, maps and Zarr metadata of all live volumes; damage never ends the check."""
-    problems = [*_recipe_problems(store), *_quarantine_problems(store), *_group_problems(store)]
+    problems = [*_recipe_problems(store), *_quarantine_problems(store), *_group_problems(store), *index_problems(store)]
     superpatches = 0
     keys = store.live_commits()
     for done, key in enumerate(keys, start=1):
@@ -172,8 +174,11 @@ def _superpatch_problems(store: Store, volume: Volume) -> Iterator[str]:
 
 
 def _map_problems(store: Store, volume: Volume) -> Iterator[str]:
-    for name in MAPS:
+    for name in (*MAPS, THUMBNAIL):
         try:
-            load_map(store.storage, volume, name)
+            if name == THUMBNAIL:
+                read_thumbnail(store.storage, volume)
+            else:
+                load_map(store.storage, volume, name)
         except StoreError as error:
             yield str(error)

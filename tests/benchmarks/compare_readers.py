@@ -1,4 +1,4 @@
-"""The hard DICOM inputs of the test suite through other readers and through `maesil ingest`, scored in world space.
+"""The hard inputs of the test suite through other readers and through `maesil ingest`, scored in world space.
 
     python tests/benchmarks/compare_readers.py PYTHON [--markdown FILE]
 
@@ -26,9 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
+# The package comes before tests/maesil.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from peer_readers import NIFTI_AXES, PEERS
+import outside_readers
+from peer_readers import NIFTI_AXES, NIFTI_PEERS, PEERS
 from support.ct_cases import CASES, Case, everything
 from support.ct_phantom import analytic_hu, grid_points, score_world
 
@@ -40,6 +43,11 @@ from maesil.store import Store
 
 OUTCOMES = ("correct", "refused", "wrong, warned", "wrong, silent", "lost or mixed")
 _TRIES = 8
+SUITES = {
+    "developed against": "DICOM cases it was developed against",
+    "outside DICOM": "outside DICOM cases",
+    "outside NIfTI": "outside NIfTI cases",
+}
 
 
 def outcome(case: Case, volumes: list[tuple[float, float]], warned: bool) -> str:
@@ -67,25 +75,51 @@ def errors(hu: np.ndarray, affine: np.ndarray, nifti_axes: bool) -> tuple[float,
     return (float(difference.max()), float(difference.mean())) if difference.size else (np.inf, np.inf)
 
 
-def of_peer(python: str, peer: str, cases: Path, out: Path) -> tuple[str, dict[str, str]]:
-    """Return the version and the outcome of each case for one peer."""
+def run_peer(python: str, peer: str, cases: Path, out: Path) -> str:
+    """Let a peer read every folder in its own environment; return its version."""
     for _ in range(_TRIES):  # a crash costs one case: the next try goes on behind it
         command = [python, str(Path(__file__).with_name("peer_readers.py")), peer, str(cases), str(out)]
         if subprocess.run(command, capture_output=True).returncode == 0:
             break
-    found, always = {}, _said(out / "clean.npz")
+    return (out / "version.txt").read_text()
+
+
+def volumes_of(path: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return what a peer read of a case. A single image is no volume; that it was given besides does no harm."""
+    if not path.exists():
+        return []
+    with np.load(path) as arrays:
+        count = sum(key.startswith("hu") for key in arrays)
+        pairs = [(arrays[f"hu{n}"], arrays[f"affine{n}"]) for n in range(count)]
+    return [(hu, affine) for hu, affine in pairs if min(np.shape(hu)[-3:], default=0) > 1]
+
+
+def of_peer(python: str, peer: str, cases: Path, out: Path) -> tuple[str, dict[str, str]]:
+    """Return the version and the outcome of each case for one peer."""
+    version, found = run_peer(python, peer, cases, out), {}
+    always = _said(out / "clean.npz")
     for name, case in CASES.items():
-        volumes, warned = [], False
-        if (path := out / f"{name}.npz").exists():
+        path = out / f"{name}.npz"
+        volumes = [errors(hu, affine, peer in NIFTI_AXES) for hu, affine in volumes_of(path)]
+        found[name] = outcome(case, volumes, warned=bool(_said(path) - always))
+    return version, found
+
+
+def outside(python: str, kind: str, work: Path) -> dict[str, dict[str, str]]:
+    """Return the outcome of each outside case of a kind for `maesil ingest` and each peer."""
+    written = outside_readers.write_cases(work / "cases", kind)
+    results = {"maesil ingest": outside_readers.of_maesil(work / "cases", work / "maesil", written)}
+    for peer in PEERS if kind == "dicom" else NIFTI_PEERS:
+        print(f"{peer}...", file=sys.stderr)
+        out = work / peer.replace(" ", "_")
+        version = run_peer(python, peer, work / "cases", out)
+        always = _said(out / f"{outside_readers.CLEAN[kind]}.npz")
+        found = results[f"{peer} {version}"] = {}
+        for name, expected in written.items():
+            path = out / f"{name}.npz"
             warned = bool(_said(path) - always)
-            with np.load(path) as arrays:
-                count = sum(key.startswith("hu") for key in arrays)
-                pairs = [(arrays[f"hu{n}"], arrays[f"affine{n}"]) for n in range(count)]
-            # A single image is no volume; that it was given besides does no harm.
-            pairs = [(hu, affine) for hu, affine in pairs if min(np.shape(hu)[-3:], default=0) > 1]
-            volumes = [errors(hu, affine, peer in NIFTI_AXES) for hu, affine in pairs]
-        found[name] = outcome(case, volumes, warned)
-    return (out / "version.txt").read_text(), found
+            found[name] = outside_readers.outcome(expected, volumes_of(path), warned, peer in NIFTI_AXES)
+    return results
 
 
 def _said(path: Path) -> set[str]:
@@ -110,9 +144,10 @@ def of_maesil(cases: Path, work: Path) -> dict[str, str]:
     return found
 
 
-def markdown(results: dict[str, dict[str, str]]) -> str:
+def markdown(results: dict[str, dict[str, str]], title: str) -> str:
     """Return the table of totals, and what each reader got wrong."""
-    lines = [f"| reader ({len(CASES)} DICOM cases) | {' | '.join(OUTCOMES)} |", "|---|---|---|---|---|---|"]
+    count = len(next(iter(results.values())))
+    lines = [f"| reader ({count} {title}) | {' | '.join(OUTCOMES)} |", "|---|---|---|---|---|---|"]
     for name, found in results.items():
         counted = Counter(found.values())
         lines.append(f"| {name} | {' | '.join(str(counted[kind]) for kind in OUTCOMES)} |")
@@ -124,25 +159,39 @@ def markdown(results: dict[str, dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def developed_against(python: str, work: Path) -> dict[str, dict[str, str]]:
+    """Return the outcome of each of the suite's own DICOM cases for `maesil ingest` and each peer."""
+    for name in everything():
+        CASES[name].build(work / "cases" / name, f"PATIENT-{name}")
+    results = {"maesil ingest": of_maesil(work / "cases", work)}
+    for peer in PEERS:
+        print(f"{peer}...", file=sys.stderr)
+        version, found = of_peer(python, peer, work / "cases", work / peer.replace(" ", "_"))
+        results[f"{peer} {version}"] = found
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("python", help="interpreter of the peers' environment")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--suite", choices=SUITES, action="append", help="default: all")
     chosen = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        work = Path(temporary)
-        for name in everything():
-            CASES[name].build(work / "cases" / name, f"PATIENT-{name}")
-        results = {"maesil ingest": of_maesil(work / "cases", work)}
-        for peer in PEERS:
-            print(f"{peer}...", file=sys.stderr)
-            version, found = of_peer(chosen.python, peer, work / "cases", work / peer.replace(" ", "_"))
-            results[f"{peer} {version}"] = found
-    table = markdown(results)
-    print(table)
+    results, tables = {}, []
+    for suite in chosen.suite or SUITES:
+        with tempfile.TemporaryDirectory() as temporary:
+            work = Path(temporary)
+            results[suite] = (
+                developed_against(chosen.python, work)
+                if suite == "developed against"
+                else outside(chosen.python, suite.split()[-1].lower(), work)
+            )
+        tables.append(markdown(results[suite], SUITES[suite]))
+        print(tables[-1], flush=True)
     if chosen.markdown:
-        chosen.markdown.write_text(f"{table}\n\nObtained {datetime.date.today().isoformat()}.\n")
+        text = "\n\n".join(tables)
+        chosen.markdown.write_text(f"{text}\n\nObtained {datetime.date.today().isoformat()}.\n")
     if chosen.json:
         chosen.json.write_text(json.dumps(results, indent=1))
 

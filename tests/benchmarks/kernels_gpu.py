@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import naive
 import torch
 import torch._functorch.config
 import triton
@@ -93,43 +94,14 @@ def size_of(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def naive_patches(volume: Tensor, patch: int) -> Tensor:
-    """Normalise whole volumes and cut them into all their patches."""
-    lo, hi = LOOKUP["window"]
-    value = ((volume.float().clamp(lo, hi) - lo) / (hi - lo) - LOOKUP["mean"]) / LOOKUP["std"]
-    batch, z, y, x = volume.shape
-    cut = value.reshape(batch, z // patch, patch, y // patch, patch, x // patch, patch)
-    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, -1, patch**3)
-
-
-def rows_of(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Take tokens by number."""
-    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
-
-
-def naive_gather(volume: Tensor, ids: Tensor, *, patch_size: int, dtype: torch.dtype, **_: object) -> Tensor:
-    """As facebookresearch/mae does it: patchify, then gather."""
-    return rows_of(naive_patches(volume, patch_size), ids).to(dtype)
-
-
-def naive_unshuffle(visible: Tensor, mask_token: Tensor, pos_embed: Tensor, ids_restore: Tensor) -> Tensor:
-    """As facebookresearch/mae does it: append mask tokens, then gather."""
-    batch, shown, width = visible.shape
-    hidden = mask_token.to(visible.dtype).expand(batch, len(pos_embed) - shown, width)
-    return rows_of(torch.cat([visible, hidden], dim=1), ids_restore) + pos_embed.to(visible.dtype)
-
-
-def naive_loss(pred: Tensor, volume: Tensor, ids: Tensor, *, patch_size: int, weight: Tensor, **_: object) -> Tensor:
-    """As facebookresearch/mae does it: all targets in float, then those of the hidden patches."""
-    target = rows_of(naive_patches(volume, patch_size), ids)
-    error = ((pred.float() - target) ** 2).mean(dim=-1)
-    return (error * weight).sum() / weight.sum()
-
-
 def ways(smoke: bool) -> dict[str, SimpleNamespace]:
     """Every way to do the three operations, compiled ones compiled anew."""
     backend = "aot_eager" if smoke else "inductor"
-    naive = {"gather": naive_gather, "unshuffle": naive_unshuffle, "loss": naive_loss}
+    first = {
+        "gather": naive.gather_patches,
+        "unshuffle": naive.unshuffle_tokens,
+        "loss": naive.masked_reconstruction_loss,
+    }
     good = {
         "gather": reference.gather_patches,
         "unshuffle": reference.unshuffle_tokens,
@@ -142,9 +114,9 @@ def ways(smoke: bool) -> dict[str, SimpleNamespace]:
     }
     compiled = {
         f"compiled {name}": {key: torch.compile(function, backend=backend) for key, function in functions.items()}
-        for name, functions in (("naive", naive), ("good", good))
+        for name, functions in (("naive", first), ("good", good))
     }
-    named = {"maesil": ours, "naive": naive, "good": good, **compiled}
+    named = {"maesil": ours, "naive": first, "good": good, **compiled}
     return {name: SimpleNamespace(**functions) for name, functions in named.items()}
 
 

@@ -1,4 +1,4 @@
-"""How other people's readers read a folder of DICOM; run by `compare_readers.py` in the peers' own environment.
+"""How other people's readers read a folder of DICOM or NIfTI; run by `compare_readers.py` in the peers' environment.
 
     PYTHON peer_readers.py PEER CASES OUT
 
@@ -105,6 +105,84 @@ def torchio(folder: Path) -> Iterator[Volume]:
         yield image.data[0].numpy(), image.affine
 
 
+def nifti_files(folder: Path) -> list[Path]:
+    return [p for p in sorted(folder.rglob("*")) if p.name.lower().endswith((".nii", ".nii.gz", ".hdr", ".hdr.gz"))]
+
+
+def _each(folder: Path, read: Callable[[Path], Iterator[Volume]]) -> Iterator[Volume]:
+    """Read every file by itself: one that is refused takes none of the others with it, unless all are."""
+    error, found = None, 0
+    for path in nifti_files(folder):
+        try:
+            volumes = list(read(path))
+        except Exception as raised:
+            error = raised
+            continue
+        found += len(volumes)
+        yield from volumes
+    if error is not None and not found:
+        raise error
+
+
+def _along_fourth_axis(hu: np.ndarray, affine: np.ndarray) -> Iterator[Volume]:
+    """Give a reader of four axes credit for each of the volumes."""
+    volumes = [hu[..., n] for n in range(hu.shape[3])] if hu.ndim == 4 else [hu]
+    yield from ((volume, affine) for volume in volumes)
+
+
+def simpleitk_image(folder: Path) -> Iterator[Volume]:
+    import SimpleITK as sitk
+
+    def read(path: Path) -> Iterator[Volume]:
+        image = sitk.ReadImage(str(path))
+        dimension = image.GetDimension()
+        directions = np.reshape(image.GetDirection(), (dimension, dimension))[:3, :3]
+        affine = np.eye(4)
+        affine[:3, :3] = directions * image.GetSpacing()[:3]
+        affine[:3, 3] = image.GetOrigin()[:3]
+        hu = sitk.GetArrayFromImage(image)
+        axes = range(hu.ndim)[::-1] if image.GetNumberOfComponentsPerPixel() == 1 else range(hu.ndim)
+        yield from _along_fourth_axis(hu.transpose(tuple(axes)), np.diag([-1.0, -1, 1, 1]) @ affine)
+
+    yield from _each(folder, read)
+
+
+def nibabel_image(folder: Path) -> Iterator[Volume]:
+    import nibabel
+
+    def read(path: Path) -> Iterator[Volume]:
+        image = nibabel.load(path)
+        yield from _along_fourth_axis(image.get_fdata(), image.affine)
+
+    yield from _each(folder, read)
+
+
+def monai_nibabel(folder: Path) -> Iterator[Volume]:
+    from monai.transforms import LoadImage
+
+    def read(path: Path) -> Iterator[Volume]:
+        image = LoadImage(reader="NibabelReader")(str(path))
+        yield from _along_fourth_axis(image.numpy(), image.affine.numpy())
+
+    yield from _each(folder, read)
+
+
+def torchio_image(folder: Path) -> Iterator[Volume]:
+    import torchio
+
+    def read(path: Path) -> Iterator[Volume]:
+        image = torchio.ScalarImage(path)
+        yield from _along_fourth_axis(np.moveaxis(image.data.numpy(), 0, 3), image.affine)
+
+    yield from _each(folder, read)
+
+
+NIFTI_PEERS: dict[str, Callable[[Path], Iterator[Volume]]] = {
+    "SimpleITK ReadImage": simpleitk_image,
+    "nibabel": nibabel_image,
+    "MONAI NibabelReader": monai_nibabel,
+    "TorchIO ScalarImage": torchio_image,
+}
 PEERS: dict[str, Callable[[Path], Iterator[Volume]]] = {
     "SimpleITK series reader": simpleitk,
     "highdicom": highdicom,
@@ -113,10 +191,12 @@ PEERS: dict[str, Callable[[Path], Iterator[Volume]]] = {
     "MONAI PydicomReader": monai_pydicom,
     "TorchIO": torchio,
 }
-NIFTI_AXES = ("dicom2nifti", "MONAI ITKReader", "MONAI PydicomReader", "TorchIO")
+NIFTI_AXES = ("dicom2nifti", "MONAI ITKReader", "MONAI PydicomReader", "TorchIO", *NIFTI_PEERS)
 VERSIONS = {
     "SimpleITK series reader": "SimpleITK", "highdicom": "highdicom", "dicom2nifti": "dicom2nifti",
     "MONAI ITKReader": "monai", "MONAI PydicomReader": "monai", "TorchIO": "torchio",
+    "SimpleITK ReadImage": "SimpleITK", "nibabel": "nibabel", "MONAI NibabelReader": "monai",
+    "TorchIO ScalarImage": "torchio",
 }  # fmt: skip
 
 
@@ -153,7 +233,7 @@ def main(peer: str, cases: Path, out: Path) -> None:
         failure.write_text(json.dumps("the process died"))  # stands if it does
         with said() as messages:
             try:
-                volumes = list(PEERS[peer](folder))
+                volumes = list((PEERS | NIFTI_PEERS)[peer](folder))
                 error = None
             except Exception as raised:
                 volumes, error = [], f"{type(raised).__name__}: {raised}"[:300]

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from maesil.errors import Refused
-from maesil.ingest.plausible import check_plausible
+from maesil.ingest.plausible import check_plausible, plausible
+from maesil.ingest.scanned import Scanned
 from maesil.recipe import canonical_json
 
 
@@ -110,3 +111,26 @@ def test_large_volumes_are_sampled_over_all_of_their_depth():
     hu = np.full((80, 300, 300), -1000, np.float32)
     hu[60:] = 40
     check_plausible(hu, np.ones(hu.shape, bool))
+
+
+@pytest.mark.parametrize("factor", [10, 20])
+def test_hu_times_a_factor(factor):
+    shares = {AIR: 0.45, LUNG: 0.2, FAT: 0.1, SOFT: 0.2, BONE: 0.05}
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(mean, std, round(share * 200_000)) for (mean, std), share in shares.items()])
+    hu = (values * factor).astype(np.float32).reshape(-1, 10, 10)
+    scan = Scanned(hu, np.ones(hu.shape, bool), np.eye(4), (), {})
+    with pytest.raises(Refused) as caught:
+        plausible(scan)
+    assert caught.value.code in ("wrong_scale", "rescaled_twice", "no_soft_tissue")
+
+
+@pytest.mark.parametrize("low", [0, 100])
+def test_a_ramp_of_dense_matter_has_its_scale(low):
+    """A phantom, not a body; nothing says that its numbers are not HU."""
+    ramp = np.concatenate([np.full(40_000, -1000.0), np.linspace(low - 60, 900, 60_000)])
+    check(ramp)
+
+
+def test_half_of_hu():
+    assert code_of(REAL["abdomen"] / 2) == "wrong_scale"

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,17 +14,17 @@ import pydicom
 import pytest
 from support.ct_phantom import base_affine
 from support.sources import (
+    FILES,
     NATIVE,
     PATIENTS,
     SLICES,
     Workplace,
-    attempts,
-    contents,
+    assert_anonymous,
     edit_pixel,
+    incomplete,
     phantom_hu,
     slices_of,
     snapshot,
-    write_sources,
 )
 
 from maesil.cache.reader import SuperpatchReader
@@ -37,24 +32,6 @@ from maesil.errors import NoInputError, UsageError
 from maesil.index import index_is_current
 from maesil.nifti_export import write_nifti
 from maesil.verify import verify
-
-FILES = 2 * SLICES + 2
-
-
-@pytest.fixture(scope="module")
-def first(tmp_path_factory) -> Workplace:
-    """The sources, ingested once, undisturbed. Tests only read it."""
-    place = Workplace(tmp_path_factory.mktemp("first"))
-    write_sources(place.sources)
-    summary = place.ingest()
-    assert len(summary.committed) == 3
-    return place
-
-
-@pytest.fixture
-def place(first, tmp_path) -> Workplace:
-    """A copy of sources and store of one's own."""
-    return first.copy_all(tmp_path)
 
 
 def test_voxels_and_positions_are_those_of_the_sources(first):
@@ -225,136 +202,6 @@ def test_a_store_inside_the_sources_is_no_source(place):
     assert Workplace(place.root).ingest().counts == expected
 
 
-# --- refusals
-
-
-def incomplete(place: Workplace) -> Path:
-    """Take a slice out of the middle of the first patient; return it for putting back."""
-    path = slices_of(place.sources, PATIENTS[0])[9]
-    hidden = place.root / "hidden.dcm"
-    path.rename(hidden)
-    hidden.with_suffix(".where").write_text(str(path))
-    return hidden
-
-
-def put_back(hidden: Path) -> None:
-    hidden.rename(hidden.with_suffix(".where").read_text())
-
-
-def test_a_refusal_is_recorded_once_and_released(first, tmp_path):
-    place = first.copy(tmp_path)
-    hidden = incomplete(place)
-    summary = place.ingest()
-    assert (summary.refused_volumes, len(summary.committed)) == (1, 2)
-    (record,) = place.store.quarantined()
-    assert record["code"] == "gap" and record["numbers"]["missing"] == [1]
-    before = snapshot(place.out)
-    again = place.ingest()
-    assert again.refused_volumes == 1 and again.counts == summary.counts
-    assert snapshot(place.out) == before
-    put_back(hidden)
-    assert len(place.ingest().committed) == 1
-    assert place.store.quarantined() == []
-
-
-def test_a_volume_that_is_whole_again_is_no_longer_recorded_as_refused(place):
-    hidden = incomplete(place)
-    assert place.ingest().refused_volumes == 1
-    assert len(place.store.quarantined()) == 1
-    put_back(hidden)
-    assert len(place.ingest().fresh) == 3
-    assert place.store.quarantined() == []
-
-
-def test_a_nifti_file_that_is_whole_again_is_no_longer_recorded_as_refused(place):
-    path = next(place.sources.rglob("*.nii.gz"))
-    data = path.read_bytes()
-    path.write_bytes(data[:-100])
-    assert place.ingest().refused_volumes == 1
-    before = snapshot(place.out)
-    assert place.ingest().refused_volumes == 1
-    assert snapshot(place.out) == before
-    path.write_bytes(data)
-    assert place.ingest().refused_volumes == 0
-    assert place.store.quarantined() == []
-
-
-def test_a_dry_run_of_refused_sources_says_so(first, tmp_path):
-    place = first.copy(tmp_path)
-    next(place.sources.rglob("*.nii.gz")).unlink()
-    for patient in PATIENTS:
-        slices_of(place.sources, patient)[5].unlink()
-    summary = place.ingest(dry_run=True)
-    assert summary.refused_volumes == 2
-    assert summary.conclusion(place.out).startswith("dry run: 0 volumes would be made")
-
-
-def test_a_source_that_vanishes_costs_its_volume_and_leaks_no_path(first, tmp_path):
-    place = first.copy(tmp_path)
-    path = slices_of(place.sources, PATIENTS[0])[3]
-    nifti = next(place.sources.rglob("*.nii.gz"))
-
-    (place.sources / "zz").mkdir()
-    (place.sources / "zz" / "last.txt").write_text("looked at last")
-
-    def progress(stage: str, done: int, total: int | None) -> None:
-        if stage == "scan" and done == FILES + 1:  # every header was read, no pixel yet
-            path.unlink()
-            nifti.unlink()
-
-    summary = place.ingest(progress=progress)
-    assert len(summary.committed) == 1
-    assert summary.counts == {"used": SLICES, "skipped": 0, "quarantined": SLICES + 1, "ignored": 2}
-    assert len(place.store.quarantined()) == 2
-    assert_anonymous(place, ["SMITH", "DOE", path.name, str(place.root)])
-
-
-@pytest.mark.parametrize(
-    "failure", [MemoryError(), OSError(5, "Input/output error"), type("KilledWorker", (Exception,), {})()]
-)
-def test_what_may_pass_is_tried_again(first, tmp_path, monkeypatch, failure):
-    """Memory, a disk's hiccup, a dead worker: the source is not to blame, and the next run must not believe it is."""
-    import maesil.ingest.run
-
-    def failing(*_):
-        raise failure
-
-    place = first.copy(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(maesil.ingest.run, "build", failing)
-        assert place.ingest().refused_volumes == 3
-    assert len(place.ingest().committed) == 3
-    assert place.store.quarantined() == []
-
-
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_numbers_that_json_does_not_know_end_no_run(first, tmp_path, value):
-    place = first.copy(tmp_path)
-    for path in slices_of(place.sources, PATIENTS[0]):
-        data = path.read_bytes()
-        slice_thickness = b"\x18\x00\x50\x00DS\x04\x00"
-        at = data.index(slice_thickness) + len(slice_thickness)
-        path.write_bytes(data[:at] + value.rjust(4).encode() + data[at + 4 :])
-    assert len(place.ingest().committed) == 3
-
-
-# --- privacy
-
-
-def assert_anonymous(place: Workplace, words: list[str]) -> None:
-    """No word stands in any byte of the store, nor in what its compressed tables decode to."""
-    import pyarrow.parquet as pq
-
-    for path in place.out.rglob("*"):
-        assert not [word for word in words if word in str(path.relative_to(place.out))]
-        if path.is_file():
-            data = path.read_bytes()
-            if path.suffix == ".parquet":
-                data += str(pq.read_table(path).to_pylist()).encode()
-            found = [word for word in words if word.encode() in data or word.encode("utf-16-le") in data]
-            assert not found, (path, found)
-
-
 def test_nothing_about_the_patients_is_in_the_store(first, tmp_path):
     place = first.copy(tmp_path)
     incomplete(place)
@@ -387,116 +234,3 @@ def test_another_key_gives_other_ids(first, tmp_path):
     assert not {v.volume_id for v in ours} & {v.volume_id for v in theirs}
     assert not {v.group for v in ours} & {v.group for v in theirs}
     assert {v.source_hash for v in ours} == {v.source_hash for v in theirs}
-
-
-# --- interruptions and company
-
-
-def forked():
-    """Processes that start at once: everything heavy is imported before they fork."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maesil.storage", "maesil.ingest.run"])
-    return context
-
-
-def ingest_there(root: Path, go=None) -> None:
-    if go is not None:
-        go.wait()
-    Workplace(root).ingest()
-
-
-def test_killed_at_any_moment_it_ends_the_same(first, tmp_path):
-    """SIGKILL again and again, each time a little later; then undisturbed: as if nothing had happened."""
-    place, context, rng = first.copy(tmp_path), forked(), random.Random(4)
-    warm_up = context.Process(target=ingest_there, args=(first.copy(tmp_path / "warm").root,))
-    warm_up.start()
-    warm_up.join()
-    started = time.perf_counter()
-    undisturbed = context.Process(target=ingest_there, args=(first.copy(tmp_path / "undisturbed").root,))
-    undisturbed.start()
-    undisturbed.join()
-    seconds = time.perf_counter() - started
-    killed = 0
-    for share in np.linspace(0.3, 1.0, 5):
-        process = context.Process(target=ingest_there, args=(place.root,))
-        process.start()
-        process.join(max(0.0, share + rng.uniform(-0.1, 0.0)) * seconds)
-        killed += process.is_alive()
-        process.kill()
-        process.join()
-        if (place.out / "zarr.json").exists():
-            assert verify(place.store).problems == ()  # what is committed is always whole
-    assert killed >= 2
-    committed = {v.volume_id: v.attempt for v in place.store.volumes()} if (place.out / "zarr.json").exists() else {}
-    place.ingest()
-    assert contents(place.store) == contents(first.store)
-    assert {v.generation for v in place.store.volumes()} == {1}
-    assert committed.items() <= {v.volume_id: v.attempt for v in place.store.volumes()}.items()
-    assert index_is_current(place.store)
-    assert place.ingest().committed == []
-
-
-@pytest.mark.slow
-def test_the_command_killed_with_its_workers_ends_the_same(first, tmp_path):
-    """SIGKILL to the whole process group of `maesil ingest` with two workers, while the first attempt is written."""
-    place = first.copy(tmp_path)
-    command = [sys.executable, "-m", "maesil", "ingest", str(place.sources), "--out", str(place.out), "--workers", "2"]
-    command += ["--spacing", "native", "--superpatch", "32", "--key-file", str(place.key)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(place.root / "cache")}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while (
-        process.poll() is None and time.monotonic() < deadline and not list(place.out.glob("volumes/??/*/*/zarr.json"))
-    ):
-        time.sleep(0.005)
-    assert process.poll() is None, "it ended before it could be killed"
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    place.ingest()
-    assert contents(place.store) == contents(first.store)
-    assert verify(place.store).problems == ()
-
-
-def test_two_at_once_commit_each_volume_once(first, tmp_path):
-    place, context = first.copy(tmp_path), forked()
-    place.key.unlink()  # made by whoever comes first
-    go = context.Event()
-    processes = [context.Process(target=ingest_there, args=(place.root, go)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    time.sleep(0.3)
-    go.set()
-    for process in processes:
-        process.join()
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    commits = list(place.store.storage.list("commits"))
-    assert len(commits) == 3 and all(key.endswith("00000001.json") for key in commits)
-    assert attempts(place.store) == sorted(f"{v.volume_id}/{v.attempt}" for v in place.store.volumes())
-    assert verify(place.store).problems == ()
-    assert index_is_current(place.store)
-
-
-def test_dask_makes_the_same_store(first, tmp_path):
-    """Two worker processes; besides, a refusal that has to come back from one."""
-    place = first.copy(tmp_path)
-    bad = place.sources / "bad.nii.gz"
-    shutil.copy(next(place.sources.rglob("SMITH-42.nii.gz")), bad)
-    bad.write_bytes(bad.read_bytes()[:-50])
-    summary = place.ingest(workers=2)
-    assert contents(place.store) == contents(first.store)
-    assert summary.refused_volumes == 1
-    assert [f.code for f in summary.files if f.path == bad] == ["damaged_file"]
-    assert place.ingest().committed == []
-
-
-def test_a_damaged_volume_is_made_again_as_its_message_says(place, first):
-    volume = place.store.volumes()[0]
-    shard = place.out / volume.superpatches[0].path
-    shard.write_bytes(bytes(shard.stat().st_size))
-    assert "delete the volume's folder below commits/" in str(verify(place.store).problems)
-    shutil.rmtree((place.out / volume.key).parent)
-    summary = place.ingest()
-    assert [v.volume_id for v in summary.committed] == [volume.volume_id]
-    assert contents(place.store) == contents(first.store)
-    assert verify(place.store).problems == ()
-    assert index_is_current(place.store)

@@ -22,14 +22,16 @@ SPECS = st.builds(
     PatchSpec,
     batch=st.integers(1, 3),
     grid=st.tuples(*[st.integers(1, 3)] * 3),
-    patch=st.sampled_from([2, 2, 4, 6, 8]),
-    share=st.sampled_from([0.1, 0.25, 0.6, 1.0]),
+    patch=st.sampled_from([2, 2, 4, 6, 8, 10]),
+    share=st.sampled_from([0.0, 0.25, 0.6, 1.0]),  # 0: one token
     margin=st.none() | st.tuples(*[st.integers(0, 9)] * 3),
     flip=st.booleans(),
     per_sample_window=st.booleans(),
+    narrow=st.booleans(),
     content=st.sampled_from(["noise", "noise", "extremes", "constant"]),
     ids_dtype=st.sampled_from([torch.int64, torch.int32]),
     contiguous=st.booleans(),
+    apart=st.sampled_from([0, 0, 1, 8]),
     seed=st.integers(0, 99),
 )
 
@@ -64,7 +66,7 @@ def test_patches_larger_than_a_tile():
 @given(
     batch=st.integers(1, 3),
     sizes=st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n), st.integers(1, n))),
-    width=st.sampled_from([1, 5, 33, 64, 96, 100]),
+    width=st.sampled_from([1, 5, 33, 64, 96, 100, 129]),
     part=st.booleans(),
     repeats=st.booleans(),
     dtype=DTYPES,

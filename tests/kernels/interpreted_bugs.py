@@ -27,6 +27,7 @@ def look_up():
     check_gather(SCAN)
     check_gather(PatchSpec(batch=3, grid=(2, 3, 2), patch=6, flip=True, seed=4))
     check_gather(PatchSpec(batch=1, grid=(1, 2, 3), patch=8, share=1.0, seed=5))
+    check_gather(PatchSpec(batch=2, grid=(1, 1, 2), patch=8, apart=3, seed=6))
 
 
 def compare():
@@ -56,7 +57,8 @@ BUGS = [
     (look_up, "voxels", "tl.load(windows + sample * 2)", "tl.load(windows + sample * 0)"),
     (look_up, "voxels", "tl.maximum(hu.to(tl.float32), lo)", "hu.to(tl.float32)"),
     (look_up, "voxels", "- mean) * (1.0 / std)", "- mean / std)"),
-    (look_up, "voxels", "volume = samples_in_place(volume)", "volume = samples_in_place(volume.flip(3).contiguous())"),
+    (look_up, "voxels", "volume = samples_in_place(volume)", "volume = volume.flip(3)"),
+    (look_up, "voxels", "math.gcd(volume.shape[3], apart, 8)", "math.gcd(volume.shape[3], 8)"),
     (look_up, "gather", "triton.cdiv(rows, tile.rows)", "rows // tile.rows"),
     (look_up, "gather", "row // tokens_per_sample", "row % tokens_per_sample % 2"),
     (compare, "loss", "share = tl.where(live, share, 0.0)", "share = share + 0.0"),

@@ -156,6 +156,15 @@ def test_options_of_a_store_of_ones_own_are_refused(built, options):
         built.ingest(**options)
 
 
+def test_a_cache_within_its_sources_is_refused(tmp_path):
+    cache = Cache(Workplace(tmp_path))
+    cache.place.sources.mkdir()
+    cache.catalogue = Catalogue(cache.place.sources / "cache")
+    with pytest.raises(UsageError, match="lies within the sources"):
+        cache.ingest()
+    assert list(cache.place.sources.iterdir()) == []
+
+
 def command(cache: Cache) -> list[str]:
     options = ["--spacing", "native", "--superpatch", "32", "--workers", "0", "--max-refused", "1", "--key-file"]
     return [sys.executable, "-m", "maesil", "ingest", str(cache.place.sources), *options, str(cache.place.key)]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 
 import pytest
@@ -65,6 +66,20 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert load_run(tmp_path).step == 3
     save(tmp_path, step=5)
     assert load_run(tmp_path).step == 5
+    assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
+
+
+def test_a_disk_that_fills_up_while_torch_writes_leaves_the_old_checkpoint(tmp_path):
+    """By the limit of a file's size: the system refuses to write on, as on a full disk."""
+    save(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / CHECKPOINT).stat().st_size // 2, hard))
+    try:
+        with pytest.raises(ResourceError, match=r"could not be written \(File too large\)"):
+            save(tmp_path, step=4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_run(tmp_path).step == 3
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 

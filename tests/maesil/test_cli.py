@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import typer
+from support.command_line import fails, run
 from support.sources import PATIENTS, Workplace, slices_of, write_sources
 from support.stores import make_store
-from typer.testing import CliRunner
 
 from maesil import errors
 from maesil.cli import app
@@ -48,23 +48,6 @@ def own_home(home, monkeypatch):
     for name, value in home.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("MAESIL_CACHE", raising=False)
-
-
-def run(*arguments: object) -> tuple[int, str, str]:
-    """Run a command in this process; return exit code, standard output and standard error."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stdout, result.stderr
-
-
-def fails(code: int, *arguments: object) -> str:
-    """Run a command that must end with this code and one plain line; return the line."""
-    found, _, stderr = run(*arguments)
-    lines = [line for line in stderr.splitlines() if line.strip()]
-    assert found == code, stderr
-    assert len(lines) == 1 and lines[0].startswith("error: "), lines
-    return lines[0]
 
 
 @pytest.fixture(scope="module")

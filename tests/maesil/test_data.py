@@ -18,7 +18,9 @@ from maesil.data import (
 )
 from maesil.errors import NoInputError, StoreError, UsageError
 from maesil.patches import patchify
+from maesil.sampler import CropSampler
 from maesil.split import split_groups
+from maesil.store import Store
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
@@ -151,3 +153,42 @@ def test_patch_shares_are_those_of_the_mirrored_voxels(patch):
         (patch_shares(cells, patch, flip), torch.stack([voxels[0], voxels[1].flip(0), voxels[2].flip(0, 2)])),
     ):
         torch.testing.assert_close(shares.double(), patchify(turned, patch).mean(dim=-1) / 255)
+
+
+def test_a_filter_decides_what_is_drawn_measured_and_validated(tmp_path):
+    store = make_store(tmp_path / "s", [(64, 64, 64), (40, 64, 64)], superpatch=32)
+    bodies = {(v.volume_id, p.index): p.body for v in store.volumes() for p in v.superpatches}
+    limit = sorted(bodies.values())[len(bodies) // 2]
+    model = ModelConfig(crop=16, patch=8)
+    sources = Sources.open([store.path], model, where=f"body > {limit}")
+    taken = {(v.volume_id, p.index) for _, v in sources.volumes(sources.groups) for p in v.superpatches}
+    assert taken == {place for place, body in bodies.items() if body > limit}
+    sampler = CropSampler(sources, sources.groups, 16, TrainConfig())
+    draws = [sampler.draw(step, sample) for step in range(20) for sample in range(8)]
+    assert {(draw.volume.volume_id, tuple(o // 32 for o in draw.origin)) for draw in draws} <= taken
+    for crop in validation_crops(sources, sources.groups, 16, TrainConfig()):
+        assert (crop.volume_id, tuple(o // 32 for o in crop.origin)) in taken
+    with pytest.raises(NoInputError, match="--where 'body > 1' takes"):
+        Sources.open([store.path], model, where="body > 1")
+
+
+def test_weights_are_the_shares_of_the_crops_that_stores_give(tmp_path):
+    stores = [make_store(tmp_path / "a", [(64, 64, 64)], superpatch=32).path,
+              make_store(tmp_path / "b", [(32, 32, 32)], superpatch=32, seed=5).path]  # fmt: skip
+    model = ModelConfig(crop=16, patch=8)
+    for weights in ((1.0, 3.0), (3.0, 1.0)):
+        sources = Sources.open(stores, model, weights=weights)
+        assert dict(zip(sources.fingerprints, sources.weights, strict=True)) == {
+            Store.open(path).fingerprint: weight for path, weight in zip(stores, weights, strict=True)
+        }
+        sampler = CropSampler(sources, sources.groups, 16, TrainConfig())
+        drawn = [sampler.draw(step, sample).reader.storage.root for step in range(400) for sample in range(8)]
+        assert abs(drawn.count(stores[0]) / len(drawn) - weights[0] / 4) < 0.06
+
+
+def test_copies_of_a_scan_in_two_stores_are_one_patient(tmp_path):
+    first = make_store(tmp_path / "a", [(64, 64, 64)], superpatch=32)
+    second = make_store(tmp_path / "b", [], superpatch=32)
+    add_volume(second, synthetic_hu((64, 64, 64)), name="renamed", group="another key")
+    sources = Sources.open([first.path, second.path], ModelConfig(crop=16, patch=8))
+    assert len(sources.groups) == 2 and len(set(sources.patients.values())) == 1

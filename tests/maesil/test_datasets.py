@@ -61,8 +61,8 @@ def write_btcv(folder: Path) -> None:
 
 
 def write_lidc(folder: Path) -> None:
-    """Two patients; the first with two CT, nodules as XML, and an X-ray."""
-    for patient, studies in (("LIDC-IDRI-0001", 2), ("LIDC-IDRI-0132", 1)):
+    """Three patients; the first with two CT, nodules as XML, and an X-ray."""
+    for patient, studies in (("LIDC-IDRI-0001", 2), ("LIDC-IDRI-0132", 1), ("LIDC-IDRI-0250", 1)):
         for study in range(studies):
             who = SeriesIdentity(patient=patient, study=f"study {study}", series=f"series {study}")
             ct = folder / patient / f"01-01-2000-{study}0178" / f"300056{study}.000000-03192"
@@ -98,7 +98,7 @@ def home(tmp_path_factory):
     write_lidc(home / "LIDC-IDRI")
     write_totalsegmentator(home / TOTAL)
     for command in commands():
-        if command.startswith(("maesil ingest", "maesil link-labels")):
+        if command.startswith(("maesil ingest", "maesil link-labels", "maesil store split")):
             run(home, command)
     for number, code in enumerate(snippets()):
         (home / f"{number}.py").write_text(code)
@@ -116,11 +116,11 @@ def test_every_layout_becomes_the_store_that_the_page_promises(home):
     assert verdicts(home, "btcv") == {("used", "committed"): 3}
     assert verdicts(home, "totalsegmentator") == {("used", "committed"): 3}
     lidc = verdicts(home, "lidc")
-    assert lidc.pop(("used", "committed")) == 3 * SHAPE[0]
+    assert lidc.pop(("used", "committed")) == 4 * SHAPE[0]
     assert lidc.pop(("skipped", "not_ct_image")) == 1
-    assert {status for status, _ in lidc} == {"ignored"} and sum(lidc.values()) == 3
+    assert {status for status, _ in lidc} == {"ignored"} and sum(lidc.values()) == 4
     volumes = Store.open(home / "lidc.zarr").volumes()
-    assert (len(volumes), len({volume.group for volume in volumes})) == (3, 2)
+    assert (len(volumes), len({volume.group for volume in volumes})) == (4, 3)
     assert {volume.spacing for volume in volumes} == {(1.5, 1.5, 1.5)}
 
 
@@ -141,7 +141,7 @@ def test_splits_divide_patients_and_are_taken_by_the_data_set(home):
     for name in ("btcv-split", "lidc-split", "totalsegmentator-split", "totalsegmentator-official"):
         split = json.loads((home / f"{name}.json").read_text())
         volumes = Store.open(home / f"{name.rpartition('-')[0]}.zarr").volumes()
-        everyone = [group for groups in split.values() for group in groups]
+        everyone = [group for part in ("train", "validation", "test") for group in split[part]]
         assert sorted(everyone) == sorted({volume.group for volume in volumes})
     official = home / "totalsegmentator-official.json"
     assert all(len(json.loads(official.read_text())[part]) == 1 for part in ("train", "validation", "test"))

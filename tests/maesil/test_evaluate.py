@@ -12,10 +12,19 @@ from support.stores import add_volume, make_store, synthetic_hu
 from maesil.checkpoint import load_run
 from maesil.data import grid_crops
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
-from maesil.evaluate import ModelPredictor, evaluate, make_predictors, mask_seed, reconstruct
+from maesil.evaluate import (
+    ModelPredictor,
+    choose_volumes,
+    evaluate,
+    make_predictors,
+    mask_seed,
+    reconstruct,
+    taken,
+)
 from maesil.masked_input import MaskedInput
 from maesil.masking import make_masks
 from maesil.metrics import expand_cells
+from maesil.same_scan import patients
 from maesil.split import Split
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -201,3 +210,19 @@ def test_mask_seeds_are_stable():
     assert mask_seed(0, "volume", (0, 64, 128)) == mask_seed(0, "volume", (0, 64, 128)) == 5675628946705765209
     others = {mask_seed(s, v, o) for s in (0, 1) for v in ("volume", "v") for o in ((0, 0, 0), (64, 0, 0), (0, 64, 0))}
     assert len(others) == 12 and all(0 <= seed < 2**63 for seed in others)
+
+
+def test_a_copy_of_a_training_scan_under_another_group_is_not_scored(tmp_path):
+    store = make_store(tmp_path / "s", [(64, 64, 64)], superpatch=32)
+    add_volume(store, synthetic_hu((64, 64, 64)), name="copy", group="copy")
+    add_volume(store, synthetic_hu((50, 64, 40), seed=8), name="other", group="other")
+    leaders = patients([store])
+    original = next(v.group for v in store.volumes() if v.group not in ("copy", "other"))
+    assert [v.group for v in choose_volumes(store, Split((original,), ()), None, leaders)] == ["other"]
+    assert len(choose_volumes(store, Split((original,), ()), None)) == 2
+    with pytest.raises(UsageError, match="trained on 1 of the 2"):
+        choose_volumes(store, Split((original,), ()), None, leaders, test=("copy", "other"))
+    (chosen,) = choose_volumes(store, Split((original,), ()), None, leaders, test=("other",))
+    assert taken(store, [chosen], "body > 0") == [chosen]
+    with pytest.raises(UsageError, match="takes none of the 1 volumes"):
+        taken(store, [chosen], "body > 1")

@@ -50,8 +50,8 @@ def ids(places):
 
 
 def test_only_unseen_patients_are_scored_and_nobody_is_in_both_parts(world):
-    _, _, volumes, _, reader, labels = world
-    patients = patients_of(reader, labels.volumes, {"patient-0"}, 0, include_trained=False)
+    store, _, volumes, _, reader, labels = world
+    patients = patients_of(store, labels.volumes, {"patient-0"}, 0, include_trained=False)
     for seed in range(4):
         for share in (0.01, 0.34, 0.9):
             task = choose_task(reader, labels, patients, 32, share, seed)

@@ -1,4 +1,10 @@
+"""Copies of one scan are one patient, whatever they are called and however they were resampled."""
+
 from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,7 +12,10 @@ import pytest
 from support.stores import add_volume, make_store
 
 from maesil.index import VOLUMES_KEY, write_index
-from maesil.same_scan import THUMBNAILS_KEY, merge_groups, patients, same_scan, thumbnails
+from maesil.ingest.run import IngestOptions, ingest
+from maesil.nifti_export import write_nifti
+from maesil.recipe import Recipe
+from maesil.same_scan import THUMBNAILS_KEY, _averaging, merge_groups, patients, same_scan, thumbnails
 from maesil.store import Store
 
 
@@ -44,7 +53,7 @@ def test_a_scan_is_known_again_resampled_and_moved_and_others_are_not(store):
 def test_the_index_keeps_thumbnails_and_says_who_is_whom(store, monkeypatch):
     before = thumbnails(store)
     write_index(store)
-    monkeypatch.setattr("maesil.same_scan._made", None)  # nothing is made twice
+    monkeypatch.setattr("maesil.same_scan.read_thumbnail", None)  # nothing is read but the table
     kept = thumbnails(Store.open(store.path))
     assert list(kept) == list(before) and all(np.array_equal(kept[name], before[name]) for name in before)
     table = pq.read_table(store.path / VOLUMES_KEY).to_pylist()
@@ -52,7 +61,7 @@ def test_the_index_keeps_thumbnails_and_says_who_is_whom(store, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"PAR1"])
-def test_damaged_thumbnails_are_made_anew(store, damage):
+def test_a_damaged_table_of_thumbnails_is_done_without(store, damage):
     before = thumbnails(store)
     store.storage.put(THUMBNAILS_KEY, damage)
     assert all(np.array_equal(one, before[name]) for name, one in thumbnails(store).items())
@@ -82,12 +91,58 @@ def test_many_are_compared_without_comparing_all_pairs_in_full(monkeypatch):
 
 
 def test_a_thumbnail_holds_means():
-    from maesil.same_scan import _averaging
-
     values = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
-    np.testing.assert_allclose(_averaging(12, 3.0) @ values, values.reshape(4, 3, 3).mean(axis=1), atol=1e-6)
     by_half = np.repeat(values, 2, axis=0)  # 2.5 voxels are 5 halves
-    np.testing.assert_allclose(_averaging(12, 2.5) @ values, by_half[:20].reshape(4, 5, 3).mean(axis=1), atol=1e-6)
+    for edges, expected in (
+        (np.arange(0, 13, 3.0), values.reshape(4, 3, 3).mean(axis=1)),
+        (np.arange(0, 11, 2.5), by_half[:20].reshape(4, 5, 3).mean(axis=1)),
+        (np.array([0.5, 3.5]), by_half[1:7].mean(axis=0, keepdims=True)),
+    ):
+        np.testing.assert_allclose(_averaging(12, edges) @ values, expected, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    """One patient as three NIfTI files of other spacings, axis orders and directions, and another patient."""
+    folder = tmp_path_factory.mktemp("turned")
+    scans = {"one": (1, (3.0, 3.0, 3.0)), "two": (1, (4.0, 3.2, 3.5)), "three": (2, (3.0, 3.0, 3.0))}
+    for name, (seed, spacing) in scans.items():
+        affine = np.diag([0.0, 0.0, 0.0, 1.0])
+        affine[2, 0], affine[1, 1], affine[0, 2] = spacing
+        hu = patient(seed, spacing)
+        write_nifti(folder / f"{name}.nii.gz", hu, affine)
+        if name == "one":  # x y z in another order, two of them backwards; the affine says so
+            order = affine[:, [2, 0, 1, 3]].copy()
+            turned = hu.transpose(2, 0, 1)[::-1, :, ::-1]
+            order[:3, 3] = affine[:3, 2] * (hu.shape[2] - 1) + affine[:3, 1] * (hu.shape[1] - 1)
+            order[:3, [0, 2]] *= -1
+            write_nifti(folder / "renamed.nii.gz", np.ascontiguousarray(turned), order)
+    return folder
+
+
+def test_copies_through_ingest_are_one_patient(turned, tmp_path):
+    options = IngestOptions(workers=0, key_file=tmp_path / "key", cache_folder=tmp_path)
+    summary = ingest([turned], tmp_path / "s", Recipe(spacing=(3.5, 3.5, 3.5), superpatch=64), options)
+    assert len(summary.volumes) == 4
+    counts = Counter(patients([Store.open(tmp_path / "s")]).values())
+    assert sorted(counts.values()) == [1, 3]
+
+
+DATA = Path(os.environ.get("MAESIL_TEST_DATA", "no such folder"))
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="MAESIL_TEST_DATA names no folder")
+@pytest.mark.parametrize("mm", [4.0])
+def test_the_dicom_and_nifti_copies_of_a_real_scan_are_one_patient(tmp_path, mm):
+    names = ("qin_lung_01_0013_2mm", "qin_lsc_0014_2mm", "qin_lsc_0028_2mm")
+    sources = [DATA / "dicom" / "qin_lung_01_0013", *(DATA / "nifti" / f"{name}.nii.gz" for name in names)]
+    options = IngestOptions(workers=0, key_file=tmp_path / "key", cache_folder=tmp_path)
+    ingest(sources, tmp_path / "s", Recipe(spacing=(mm, mm, mm), superpatch=128), options)
+    store = Store.open(tmp_path / "s")
+    leaders = patients([store])
+    same = {v.group for v in store.volumes() if v.source["kind"] == "dicom"}
+    (leader,) = {leaders[group] for group in same}
+    assert Counter(leaders.values())[leader] == 2 and len(set(leaders.values())) == 3
 
 
 def test_empty_and_flat_thumbnails_match_nothing():

@@ -28,8 +28,8 @@ def together(split: Split) -> bool:
 
 
 @pytest.mark.parametrize(("shares", "counts"), [
-    ([0.8, 0.1, 0.1], (32, 4, 4)), ([0.5, 0.25, 0.25], (20, 10, 10)), ([0.9, 0.1], (36, 4, 0)), ([1.0, 0.0], (40, 0, 0)),
-    ([0.98, 0.01, 0.01], (36, 2, 2)),
+    ([0.8, 0.1, 0.1], (32, 4, 4)), ([0.5, 0.25, 0.25], (20, 10, 10)), ([0.9, 0.1], (36, 4, 0)),
+    ([1.0, 0.0], (40, 0, 0)), ([0.98, 0.01, 0.01], (36, 2, 2)),
 ])  # fmt: skip
 def test_shares_are_of_patients_and_nobody_is_lost(shares, counts):
     split = split_by_shares(PATIENTS, shares, seed=1)

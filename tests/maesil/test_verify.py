@@ -14,6 +14,7 @@ from support.stores import make_store
 
 from maesil.cache.reader import MAPS, SuperpatchReader
 from maesil.errors import StoreError
+from maesil.index import write_index
 from maesil.store import Store
 from maesil.verify import verify
 
@@ -46,9 +47,8 @@ def read_everything(store: Store) -> None:
 
 
 def vouched_files(store: Store) -> list[Path]:
-    """All but the index, which is derived: shards, chunks, metadata, commits, recipes, refusals."""
-    files = (path for path in store.path.rglob("*") if path.is_file())
-    return sorted(path for path in files if path.parent.name != "index")
+    """Every file: shards, chunks, metadata, commits, recipes, refusals, index."""
+    return sorted(path for path in store.path.rglob("*") if path.is_file())
 
 
 def damage_is_seen(path: Path) -> bool:
@@ -72,6 +72,7 @@ def test_forty_flipped_bits_are_forty_times_found(tmp_path, codec, half):
     """Half of them spread over files, half over bytes, so that shards and small records both get their share."""
     store = make_store(tmp_path / "s.zarr", [(20, 33, 16), (9, 40, 8)], superpatch=8, codec=codec)
     store.quarantine("ab" * 16, {"volume_id": "ab" * 16, "code": "gap", "detail": "one slice is missing"})
+    write_index(store)
     rng = random.Random(1)
     files = vouched_files(store)
     assert len({path.name for path in files} & {"zarr.json", "00000001.json", f"{'ab' * 16}.json"}) == 3
@@ -93,6 +94,14 @@ def chunk_of(store: Store, kind: str) -> tuple[str, Path]:
     volume = store.volumes()[0]
     path = {"shard": volume.superpatches[-1].path}.get(kind, f"{volume.prefix}/{kind}/c/0/0/0")
     return volume.volume_id, store.path / path
+
+
+@pytest.mark.parametrize("damage", [None, b"", b"12345678" * 20])
+def test_a_damaged_thumbnail_is_named(store, damage):
+    volume_id, path = chunk_of(store, "thumbnail")
+    with altered(path, damage):
+        (problem,) = verify(store).problems
+    assert volume_id in problem and "thumbnail" in problem
 
 
 @pytest.mark.parametrize("kind", ["shard", "valid", "body"])

@@ -123,6 +123,12 @@ def gzip_with_zeros_behind_it(folder: Path) -> None:
 
 @refused()
 def voxels_begin_within_the_header(folder: Path) -> None:
+    _patched(folder, 108, np.float32(100))
+
+
+@case()
+def voxels_begin_where_the_header_does_not_say(folder: Path) -> None:
+    """Left out as 0: right behind the header is the one place where they can begin."""
     _patched(folder, 108, np.float32(0))
 
 

@@ -1,6 +1,6 @@
 """How outside cases are written: a function a case, or a change to each slice of one series.
 
-The author of these cases had not read `ingest` when he wrote them and what they must become. Later ones follow the same rule.
+The cases, and what each must become, were written without a look at `ingest`. Later ones follow the same rule.
 """
 
 from __future__ import annotations

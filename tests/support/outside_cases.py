@@ -15,9 +15,17 @@ from support import (
 from support.outside_case import CASES
 
 MODULES = (
-    outside_geometry, outside_phases, outside_objects, outside_values, outside_enhanced, outside_encodings,
-    outside_containers, outside_bombs, outside_nifti_headers, outside_nifti_values,
-)  # fmt: skip
+    outside_geometry,
+    outside_phases,
+    outside_objects,
+    outside_values,
+    outside_enhanced,
+    outside_encodings,
+    outside_containers,
+    outside_bombs,
+    outside_nifti_headers,
+    outside_nifti_values,
+)
 """Where they are written; importing them registers them."""
 
 __all__ = ["CASES", "MODULES"]

@@ -26,7 +26,7 @@ def uid(*words: object) -> str:
 
 
 def series(scan: Scan, name: str = "a", patient: str = "Roe^Ada", number: int = 4, **tags: Any) -> Series:
-    """Return one dataset a slice: unsigned 12 bit, intercept -1024, axial tags of a common scanner; ``tags`` are set on all."""
+    """Return one dataset a slice: unsigned 12 bit, intercept -1024, axial. ``tags`` are set on all."""
     hu = scan.values()
     slices = []
     for k in range(scan.shape[0]):
@@ -132,9 +132,15 @@ def each(slices: Series, change: Callable[[Dataset, int], None]) -> Series:
     return slices
 
 
-def enhanced(scan: Scan, name: str = "e", patient: str = "Roe^Ada", rescale: str = "shared", order: list[int] | None = None,
-             sop_class: str = ENHANCED) -> Dataset:  # fmt: skip
-    """Return one multi-frame object; ``rescale`` is shared, or frame (intercept and slope differ from frame to frame)."""
+def enhanced(
+    scan: Scan,
+    name: str = "e",
+    patient: str = "Roe^Ada",
+    rescale: str = "shared",
+    order: list[int] | None = None,
+    sop_class: str = ENHANCED,
+) -> Dataset:
+    """Return one multi-frame object; ``rescale`` is ``shared``, or ``frame``: it differs from frame to frame."""
     order = order or list(range(scan.shape[0]))
     ds = header(name, patient, 9)
     ds.SOPClassUID, ds.SOPInstanceUID = sop_class, uid(name, patient, "enhanced")

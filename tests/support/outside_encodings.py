@@ -329,7 +329,7 @@ def sequences_fifty_deep(folder: Path) -> Expected:
 
 @case
 def cut_at_every_kilobyte(folder: Path) -> Expected:
-    """Sixteen-slice series, each with one slice cut somewhere else: none may pass, and the clean one beside them must."""
+    """Series of 16 slices, each with one cut somewhere else: none may pass, and the clean one beside them must."""
     write_all(series(OTHER, name="clean", patient="Poe^Eve"), folder / "clean")
     for n, cut in enumerate([*range(140, 1300, 290), *range(1400, 4400, 700), -1, -2, -3000]):
         paths = write_all(series(SMALL, name=f"cut {n}"), folder / f"{n}")

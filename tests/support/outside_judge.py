@@ -1,7 +1,9 @@
-"""Runs `maesil ingest` over an outside case and judges what came of it, through public commands and the public format alone."""
+"""Runs `maesil ingest` over an outside case and judges what came of it, by public commands and the public format."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import stat
@@ -12,14 +14,15 @@ from typing import Any
 
 import nibabel
 import numpy as np
+import typer.main
 import zarr
 from numpy.typing import NDArray
 from support.outside_phantom import Scan
-from typer.testing import CliRunner
 
 from maesil.cli import app
 
 AIR_STORED = -1024
+_COMMAND = typer.main.get_command(app)
 
 
 @dataclass(frozen=True)
@@ -63,33 +66,45 @@ def refuse(*codes: str, beside: tuple[Scan, ...] = (), **more: Any) -> Expected:
 def judge(source: Path, work: Path, expected: Expected) -> list[str]:
     """Ingest ``source`` and return what is wrong with the result, a line each; empty if it is right."""
     store = work / "store.zarr"
-    arguments = ["ingest", str(source), "--out", str(store), "--spacing", "native", "--superpatch", "64", "--workers", "0",
-                 "--key-file", str(work / "key"), "--json", *expected.options]  # fmt: skip
-    result = CliRunner().invoke(app, arguments)
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        return [f"crash: {type(result.exception).__name__}: {result.exception}"]
-    if "Traceback" in result.output:
+    arguments = ["ingest", str(source), "--out", str(store), "--spacing", "native", "--superpatch", "64"]
+    arguments += ["--workers", "0", "--key-file", str(work / "key"), "--json", *expected.options]
+    try:
+        exit_code, printed, said = _run(arguments)
+    except Exception as error:
+        return [f"crash: {type(error).__name__}: {error}"]
+    if "Traceback" in printed + said:
         return ["crash: a stack trace was printed"]
     try:
-        summary = json.loads(result.stdout)
+        summary = json.loads(printed)
     except json.JSONDecodeError:
-        if result.exit_code == 3 and (expected.or_refused or not expected.scans):
+        if exit_code == 3 and (expected.or_refused or not expected.scans):
             return []  # nothing usable at all
-        return [f"exit {result.exit_code}: {result.output.strip()[-300:]}"]
+        return [f"exit {exit_code}: {said.strip()[-300:]}"]
     (work / "summary.json").write_text(json.dumps(summary, indent=1))
     volumes = _exported(store, work)
     wrong = [
         *_accounting(source, summary, expected.options),
-        *_verdicts(summary, expected, bool(volumes)),
+        *_verdicts(summary, expected),
         *_volumes(volumes, summary, expected),
     ]
     if expected.scans and not expected.or_refused:
         wanted = {1} if expected.refused else {0}
-        if result.exit_code not in wanted:
-            wrong.append(f"exit code {result.exit_code}, not {wanted}")
-    elif result.exit_code not in (0, 1, 3):
-        wrong.append(f"exit code {result.exit_code}")
+        if exit_code not in wanted:
+            wrong.append(f"exit code {exit_code}, not {wanted}")
+    elif exit_code not in (0, 1, 3):
+        wrong.append(f"exit code {exit_code}")
     return wrong
+
+
+def _run(arguments: list[str]) -> tuple[int, str, str]:
+    """Run a command as a terminal would; return exit code, standard output and standard error."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            _COMMAND.main(arguments)
+        except SystemExit as end:
+            code = int(end.code or 0)
+    return code, out.getvalue(), err.getvalue()
 
 
 def _exported(store: Path, work: Path) -> list[Exported]:
@@ -97,7 +112,7 @@ def _exported(store: Path, work: Path) -> list[Exported]:
     if not store.exists():
         return []
     out = work / "export"
-    result = CliRunner().invoke(app, ["store", "export", str(store), "--out", str(out)])
+    exit_code, _, said = _run(["store", "export", str(store), "--out", str(out)])
     found = []
     for path in sorted(out.glob("*.nii.gz")):
         image = nibabel.load(path)
@@ -109,7 +124,7 @@ def _exported(store: Path, work: Path) -> list[Exported]:
         valid = zarr.open_array(attempt / "valid", mode="r")[:]
         voxels = np.asarray(image.dataobj).transpose(2, 1, 0)
         found.append(Exported(voxels, affine, valid, commit["notes"], commit["group"]))
-    assert result.exit_code == 0 or not found, result.output
+    assert exit_code == 0 or not found, said
     return found
 
 
@@ -139,7 +154,7 @@ def _counts(summary: dict[str, Any]) -> dict[str, int]:
     return counts
 
 
-def _verdicts(summary: dict[str, Any], expected: Expected, any_volume: bool) -> list[str]:
+def _verdicts(summary: dict[str, Any], expected: Expected) -> list[str]:
     codes = {file["code"] for file in summary["files"] if file["status"] == "quarantined"}
     wrong = []
     if codes & {"unexpected", "worker_lost", "out_of_memory", "decoder_killed"}:
@@ -185,14 +200,10 @@ def _volumes(volumes: list[Exported], summary: dict[str, Any], expected: Expecte
 
 
 def fault_of(volume: Exported, scan: Scan, expected: Expected) -> str | None:
-    """Return what is wrong with a volume if it is to be ``scan``, or None: scored where its own affine says voxels lie."""
+    """Return what is wrong with a volume if it is to be ``scan``, or None; its own affine says where voxels lie."""
     voxels, affine, valid = volume.voxels, volume.affine, volume.valid
-    index = np.stack(np.meshgrid(*(np.arange(n) for n in voxels.shape), indexing="ij"), axis=-1)
-    world = index @ affine[:3, :3].T + affine[:3, 3]
-    inside = _within(world, scan, margin=1e-3 if not scan.resampled else -0.75)
+    world, inside = _inside(voxels.shape, affine, scan)
     known = np.repeat(np.repeat(np.repeat(valid == 255, 8, 0), 8, 1), 8, 2)[tuple(slice(n) for n in voxels.shape)]
-    truth = np.clip(scan.at(world), AIR_STORED, 3071)
-    error = np.abs(voxels - truth)
     invalid, whole_cells = expected.invalid, tuple(slice(n // 8) for n in voxels.shape)
     if invalid is None:
         scored = inside
@@ -205,12 +216,30 @@ def fault_of(volume: Exported, scan: Scan, expected: Expected) -> str | None:
         if (known & lost).any():
             return "padding is marked valid"
         scored = inside & ~lost
+    return _wrong_hu(voxels, world, scored, scan) or _coverage(scan, affine, voxels.shape)
+
+
+def fault_of_reader(voxels: NDArray[Any], affine: NDArray[np.float64], scan: Scan) -> str | None:
+    """As `fault_of`, of a reader without a map of what is valid: -1024 and below is taken for padding."""
+    world, inside = _inside(voxels.shape, affine, scan)
+    return _wrong_hu(voxels, world, inside & (voxels > AIR_STORED), scan) or _coverage(scan, affine, voxels.shape)
+
+
+def _inside(shape: tuple[int, ...], affine: NDArray[np.float64], scan: Scan) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return where each voxel lies, and which lie inside the scan."""
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in shape), indexing="ij"), axis=-1)
+    world = index @ affine[:3, :3].T + affine[:3, 3]
+    return world, _within(world, scan, margin=1e-3 if not scan.resampled else -0.75)
+
+
+def _wrong_hu(voxels: NDArray[Any], world: NDArray[Any], scored: NDArray[np.bool_], scan: Scan) -> str | None:
     if not scored.any():
         return "lies elsewhere"
-    worst = float(np.quantile(error[scored], 0.98) if scan.resampled else error[scored].max())
-    if worst > scan.tolerance:
-        return f"HU off by {worst:.0f} (allowed {scan.tolerance}), median {np.median(error[scored]):.1f}"
-    return _coverage(scan, affine, voxels.shape)
+    error = np.abs(voxels[scored] - np.clip(scan.at(world[scored]), AIR_STORED, 3071))
+    worst = float(np.quantile(error, 0.98) if scan.resampled else error.max())
+    if not worst <= scan.tolerance:
+        return f"HU off by {worst:.0f} (allowed {scan.tolerance}), median {np.median(error):.1f}"
+    return None
 
 
 def _within(world: NDArray[np.float64], scan: Scan, margin: float) -> NDArray[np.bool_]:

@@ -28,8 +28,16 @@ def ras(scan: Scan) -> NDArray[np.float64]:
     return affine
 
 
-def image(scan: Scan = SCAN, data: NDArray[Any] | None = None, sform: int = 1, qform: int = 1, kind: type = nibabel.Nifti1Image,
-          dtype: Any = np.int16, slope: float = float("nan"), inter: float = float("nan")) -> Any:  # fmt: skip
+def image(
+    scan: Scan = SCAN,
+    data: NDArray[Any] | None = None,
+    sform: int = 1,
+    qform: int = 1,
+    kind: type = nibabel.Nifti1Image,
+    dtype: Any = np.int16,
+    slope: float = float("nan"),
+    inter: float = float("nan"),
+) -> Any:
     """Return an image of the scan; ``data`` (i j k) replaces its HU."""
     values = scan.values().transpose(2, 1, 0) if data is None else data
     made = kind(values.astype(dtype), ras(scan), dtype=np.dtype(dtype))
@@ -59,8 +67,13 @@ def save(made: Any, path: Path, change: Callable[[bytearray], bytes | bytearray 
     return path
 
 
-def simple(name: str, make: Callable[[], Any], expected: Expected, change: Callable[[bytearray], bytes | bytearray | None] | None = None,
-           file: str = "ct.nii") -> None:  # fmt: skip
+def simple(
+    name: str,
+    make: Callable[[], Any],
+    expected: Expected,
+    change: Callable[[bytearray], bytes | bytearray | None] | None = None,
+    file: str = "ct.nii",
+) -> None:
     def write_case(folder: Path) -> Expected:
         save(make(), folder / file, change)
         return expected

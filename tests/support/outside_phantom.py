@@ -1,12 +1,14 @@
 """The body that the outside cases scan: HU as a function of world position, and the scans made of it.
 
-The outside cases were written before their author had read `ingest`, and share nothing with the suite's own phantom: other organs,
-other sizes, another writer. No symmetry maps this body to itself, so a flip, a swapped axis or a shift by a voxel shows.
+The outside cases were written before their author had read `ingest`, and share nothing with the suite's own phantom:
+other organs, other sizes, another writer. No symmetry maps this body to itself, so a flip, a swapped axis or a shift by
+a voxel shows.
 Positions are DICOM LPS in mm; arrays are z y x.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,8 +48,8 @@ def hu(world: NDArray[np.float64], enhancement: float = 0.0) -> NDArray[np.float
 class Scan:
     """A regular grid in the body: where its voxels lie, and what they hold.
 
-    ``step``, ``down``, ``along`` are the vectors (mm LPS) to the next slice, row, column; ``first`` is the centre of the first
-    voxel relative to ``table``, the offset of the whole body.
+    ``step``, ``down``, ``along`` are the vectors (mm LPS) to the next slice, row, column; ``middle`` is the scan's
+    centre relative to ``table``, the offset of the whole body.
     """
 
     shape: tuple[int, int, int] = (26, 40, 48)
@@ -78,6 +80,7 @@ class Scan:
         """Return the HU this scan should hold at LPS positions."""
         return hu(world - np.asarray(self.table), self.enhancement)
 
+    @functools.cache  # noqa: B019 (scans live as long as the tests do)
     def values(self) -> NDArray[np.int32]:
         """Return the HU of every voxel, rounded to whole numbers."""
         return np.rint(self.at(self.centres())).astype(np.int32)

@@ -11,8 +11,13 @@ from support.outside_dicom import each, series, set_pixels, stored_of, uid, writ
 from support.outside_judge import Expected, expect, refuse
 
 
-def _two(name: str, first: Callable[[Dataset, int], None], second: Callable[[Dataset, int], None], same: bool = False,
-         either: bool = False) -> None:  # fmt: skip
+def _two(
+    name: str,
+    first: Callable[[Dataset, int], None],
+    second: Callable[[Dataset, int], None],
+    same: bool = False,
+    either: bool = False,
+) -> None:
     late = SCAN.but(enhancement=130)
 
     def write_case(folder: Path) -> Expected:

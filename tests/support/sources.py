@@ -20,6 +20,8 @@ from maesil.store import Store
 NATIVE = Recipe(spacing=None, superpatch=32)
 PATIENTS = ("DOE-JANE-4711", "ROE-RICHARD-0815")
 SLICES = SHAPE[0]
+FILES = 2 * SLICES + 2
+"""Two series, two NIfTI files."""
 
 
 @dataclass(frozen=True)
@@ -118,3 +120,26 @@ def contents(store: Store) -> dict[str, tuple]:
 def attempts(store: Store) -> list[str]:
     """All attempts on disk, ``volume_id/attempt``."""
     return sorted(f"{p.parent.name}/{p.name}" for p in (store.path / "volumes").glob("??/*/*") if p.is_dir())
+
+
+def incomplete(place: Workplace) -> Path:
+    """Take a slice out of the middle of the first patient; return it for putting back."""
+    path = slices_of(place.sources, PATIENTS[0])[9]
+    hidden = place.root / "hidden.dcm"
+    path.rename(hidden)
+    hidden.with_suffix(".where").write_text(str(path))
+    return hidden
+
+
+def assert_anonymous(place: Workplace, words: list[str]) -> None:
+    """No word stands in any byte of the store, nor in what its compressed tables decode to."""
+    import pyarrow.parquet as pq
+
+    for path in place.out.rglob("*"):
+        assert not [word for word in words if word in str(path.relative_to(place.out))]
+        if path.is_file():
+            data = path.read_bytes()
+            if path.suffix == ".parquet":
+                data += str(pq.read_table(path).to_pylist()).encode()
+            found = [word for word in words if word.encode() in data or word.encode("utf-16-le") in data]
+            assert not found, (path, found)
