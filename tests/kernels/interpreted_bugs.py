@@ -57,7 +57,7 @@ BUGS = [
     (look_up, "voxels", "tl.load(windows + sample * 2)", "tl.load(windows + sample * 0)"),
     (look_up, "voxels", "tl.maximum(hu.to(tl.float32), lo)", "hu.to(tl.float32)"),
     (look_up, "voxels", "- mean) * (1.0 / std)", "- mean / std)"),
-    (look_up, "voxels", "volume = samples_in_place(volume)", "volume = samples_in_place(volume.flip(3).contiguous())"),
+    (look_up, "voxels", "volume = samples_in_place(volume)", "volume = volume.flip(3)"),
     (look_up, "voxels", "math.gcd(volume.shape[3], apart, 8)", "math.gcd(volume.shape[3], 8)"),
     (look_up, "gather", "triton.cdiv(rows, tile.rows)", "rows // tile.rows"),
     (look_up, "gather", "row // tokens_per_sample", "row % tokens_per_sample % 2"),
