@@ -181,7 +181,7 @@ def test_two_processes_build_it_once(built, tmp_path, monkeypatch):
     told = [process.communicate(timeout=120)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
     (waited,) = [text for text in told if "waiting for it" in text]
-    assert "being built by process" in waited and "found in the cache" in waited
+    assert "being built by" in waited and "found in the cache" in waited  # by which process, once that one has said so
     (entry,) = cache.catalogue.entries()
     assert len(list(entry.store.glob("volumes/??/*/*/0"))) == 3
 
