@@ -121,12 +121,18 @@ def flip_a_bit(shard):
     data = bytearray(shard.read_bytes())
     for place in range(50, len(data), 400):  # in every chunk
         data[place] ^= 1
-    shard.write_bytes(data)
+    overwrite(shard, data)
+
+
+def overwrite(shard, data):
+    """In place: at no moment is the file shorter, whoever reads it."""
+    with shard.open("r+b") as file:
+        file.write(data)
 
 
 def empty_the_shard(shard):
     """As a program leaves it that crashed before it wrote: the right size, all zeros."""
-    shard.write_bytes(bytes(shard.stat().st_size))
+    overwrite(shard, bytes(shard.stat().st_size))
 
 
 DAMAGE = {
