@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from maesil.cache.uses import StoreUse, recorded_uses, what_changed
-from maesil.config import ModelConfig, RunConfig, from_document, to_document
+from maesil.config import ModelConfig, RunConfig
+from maesil.config_file import from_document, to_document
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.model import ReconstructionModel
 from maesil.split import Split

@@ -229,7 +229,7 @@ def train(
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
     from maesil.cache.catalogue import find_stores
-    from maesil.config import load_config
+    from maesil.config_file import load_config
     from maesil.ranks import joined
     from maesil.train import train as run_training
 

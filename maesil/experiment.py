@@ -23,7 +23,8 @@ from maesil import same_scan
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
-from maesil.config import PRESETS, ModelConfig, RunConfig, from_document, require_known, require_tile
+from maesil.config import PRESETS, ModelConfig, RunConfig, require_known, require_tile
+from maesil.config_file import from_document
 from maesil.cost import Cost, measure_cost
 from maesil.data import grid_origins
 from maesil.errors import UsageError

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save
 
 import maesil
 from maesil.checkpoint import Run, load_run
-from maesil.config import RunConfig, from_document, to_document
+from maesil.config import RunConfig
+from maesil.config_file import from_document, to_document
 from maesil.encoder import Encoder, encoder_of
 from maesil.errors import CheckpointError, UsageError
 from maesil.provenance import recipes_of

@@ -25,7 +25,8 @@ from rich.console import Console
 from maesil.cache.ram import budget_bytes
 from maesil.cache.uses import record_uses
 from maesil.checkpoint import Run, has_checkpoint, load_run, require_resumable, restore_rng
-from maesil.config import RunConfig, to_toml
+from maesil.config import RunConfig
+from maesil.config_file import to_toml
 from maesil.data import Sources, measure_intensity, validation_crops
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.config import HEADS, load_config
+from maesil.config import HEADS
+from maesil.config_file import load_config
 from maesil.evaluate import evaluate
 from maesil.train import train
 

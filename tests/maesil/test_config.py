@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maesil.config import (
-    PRESETS,
-    MaskConfig,
-    ModelConfig,
-    RunConfig,
-    TrainConfig,
-    from_document,
-    load_config,
-    require_tile,
-    to_document,
-    to_toml,
-)
+from maesil.config import PRESETS, MaskConfig, ModelConfig, RunConfig, TrainConfig, require_tile
+from maesil.config_file import from_document, load_config, to_document, to_toml
 from maesil.errors import UsageError
 
 

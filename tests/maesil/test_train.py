@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maesil import kernels
 from maesil.checkpoint import CHECKPOINT, load_run
-from maesil.config import KERNELS, ModelConfig, RunConfig, TrainConfig, from_document
+from maesil.config import KERNELS, ModelConfig, RunConfig, TrainConfig
+from maesil.config_file import from_document
 from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
 from maesil.runlog import RunLog, truncate_metrics
 from maesil.store import Store
