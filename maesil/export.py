@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import load_file, save
 
 import maesil
+from maesil.cache.uses import recorded_uses
 from maesil.checkpoint import Run, load_run
 from maesil.config import RunConfig
 from maesil.config_file import from_document, to_document
 from maesil.encoder import Encoder, encoder_of
 from maesil.errors import CheckpointError, UsageError
-from maesil.provenance import recipes_of
+from maesil.recipe import Recipe
+from maesil.store import Store
 from maesil.types import Intensity
 from maesil.whole_file import write_whole
 from maesil.zoo import make_model
@@ -41,7 +43,7 @@ def export_encoder(run_dir: Path, out: Path, *, stores: Sequence[Path] = (), lic
     run = load_run(run_dir)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CARD).exists())):
         raise UsageError(f"{out}: expected a new folder or an exported encoder, found other files; name another --out")
-    recipes = recipes_of(run_dir, run.store_fingerprints, stores)
+    recipes = _recipes_of(run_dir, run.store_fingerprints, stores)
     encoder = encoder_of(run.model, run.intensity)
     out.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().contiguous() for name, value in encoder.state_dict().items()}
@@ -172,6 +174,24 @@ def _score_table(scores: list[dict[str, Any]]) -> str:
     rows = [[str(row.get(name, "-")) if not isinstance(row.get(name), float) else f"{row[name]:.3f}" for name in head]
             for row in scores]  # fmt: skip
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _recipes_of(run_dir: Path, fingerprints: Sequence[str], stores: Sequence[Path] = ()) -> list[dict[str, Any]]:
+    """Return the recipes of the stores that a run was trained on, as its ``stores.json`` notes them; none without it.
+
+    ``stores`` stand in for that file; UsageError for one that the run was not trained on.
+    """
+    opened = [Store.open(path) for path in stores]
+    for store in opened:
+        if store.fingerprint not in fingerprints:
+            known = ", ".join(fingerprint[:12] for fingerprint in fingerprints)
+            raise UsageError(
+                f"{store.path}: expected a store that {run_dir} was trained on (fingerprint {known}), found "
+                f"{store.fingerprint[:12]}; leave --store out, or name that store"
+            )
+    documents = [store.recipe.document() for store in opened] or [use.recipe for use in recorded_uses(run_dir)]
+    by_hash = {Recipe.from_document(document).hash: document for document in documents}
+    return [{"hash": name, **document} for name, document in sorted(by_hash.items())]
 
 
 def _sha256(path: Path) -> str:

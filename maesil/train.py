@@ -32,7 +32,6 @@ from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.kernels import can_run_triton, use_kernels
 from maesil.optim import make_optimizer
 from maesil.profiling import profiled
-from maesil.provenance import write_recipes
 from maesil.ranks import ALONE, Ranks, current, joined
 from maesil.runlog import NoLog, RunLog
 from maesil.sampler import CropSampler
@@ -177,7 +176,6 @@ def prepare(
         _announce_changes(saved, trainer, console)
     if ranks.first:
         _write_decisions(trainer, out)
-        write_recipes(out, stores)
     _announce(trainer, console)
     return trainer
 

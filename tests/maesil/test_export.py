@@ -159,8 +159,8 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     (tmp_path / "run" / "evaluation" / "scores.json").write_text(json.dumps(scores | {"step": 9}))
     export_encoder(tmp_path / "run", tmp_path / "out")
     assert json.loads((tmp_path / "out" / "card.json").read_text())["scores"] == []
-    # A run from before recipes were kept is told its store, and only its own.
-    (tmp_path / "run" / "recipes.json").unlink()
+    # A run that lost what it noted of its stores is told its store, and only its own.
+    (tmp_path / "run" / "stores.json").unlink()
     export_encoder(tmp_path / "run", tmp_path / "told", stores=[store.path])
     assert json.loads((tmp_path / "told" / "card.json").read_text())["stores"] == card["stores"]
     other = make_store(tmp_path / "other", [(32, 32, 32)], seed=7)
