@@ -208,7 +208,7 @@ def _failure(syntax: Any, error: Exception) -> tuple[str, str]:
         return "bad_pixels", "the pixel data cannot be decoded; the file was cut or damaged"
     try:
         decoder = get_decoder(UID(syntax))
-    except NotImplementedError:
+    except NotImplementedError:  # how pydicom says that it knows no decoder for a syntax
         return "unknown_transfer_syntax", f"no decoder is known for transfer syntax {syntax}"
     if not decoder.is_available:
         return "missing_decoder", f"{UID(syntax).name} needs one of: {'; '.join(decoder.missing_dependencies)}"

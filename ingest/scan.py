@@ -129,7 +129,7 @@ def _look_into_archive(path: Path, result: ScanResult) -> None:
     """Treat each member like a file of its own; the archive itself is accounted for besides."""
     try:
         found = members(path)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # RuntimeError: what zipfile does not know
         raise Refused("bad_archive", f"the zip archive cannot be read ({error}); it was cut or damaged") from error
     for name, info in sorted(found.items()):
         member = path / name
@@ -138,7 +138,7 @@ def _look_into_archive(path: Path, result: ScanResult) -> None:
             _look_at(member, result)
         except Refused as refusal:
             result.verdicts.append(FileVerdict(member, "quarantined", refusal.code, detail=refusal.detail))
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             result.verdicts.append(FileVerdict(member, "quarantined", "bad_archive", detail=str(error)))
     detail = f"{len(found)} files in it, each with a verdict of its own"
     result.verdicts.append(FileVerdict(path, "ignored", "archive", detail=detail))
