@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -101,10 +101,7 @@ def probe(
         run, store, labels, out=out, against=against or (), classes=classes or (), folds=folds, patches=patches,
         seed=seed, device=device, include_trained=include_trained,
     )  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(report.document(), indent=1))
-    else:
-        print_all(*report.table())
+    _show(report, as_json)
 
 
 def finetune(
@@ -136,6 +133,10 @@ def finetune(
         run, store, labels, out, budget=Budget(steps, batch, lr, seeds), classes=classes or (), test=test, seed=seed,
         device=device, include_trained=include_trained,
     )  # fmt: skip
+    _show(report, as_json)
+
+
+def _show(report: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.document(), indent=1))
     else:

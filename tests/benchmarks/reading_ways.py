@@ -154,7 +154,7 @@ def maesil_loader(offsets: str, ram: int = 0) -> Callable[[dict[str, Any]], Roun
         from maesil.sampler import CropSampler
 
         model = ModelConfig(crop=EDGE, width=64, depth=1, decoder_width=64, decoder_depth=1)
-        sources = Sources.open([Path(data["stores"]["fast"])], model, ram)
+        sources = Sources.open([Path(data["stores"]["fast"])], model, ram=ram)
         sampler = CropSampler(sources, sources.groups, EDGE, TrainConfig(offsets=offsets, batch=BATCH))
         return _pull(CropLoader(sampler, BATCH).batches(0, 10**9), 32, 3 if offsets == "inside" else 16)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import stat
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,13 +270,7 @@ def test_a_new_source_is_hashed_as_it_was_read(first, tmp_path):
 @pytest.mark.slow
 def test_sigterm_finishes_what_runs_and_the_next_run_goes_on(first, tmp_path):
     place = first.copy(tmp_path)
-    command = [sys.executable, "-m", "maesil", "ingest", str(place.sources), "--out", str(place.out), "--workers", "0"]
-    command += ["--spacing", "native", "--superpatch", "32", "--key-file", str(place.key)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(place.root / "cache")}
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline and not list(place.out.glob("volumes/??/*/*")):
-        time.sleep(0.002)
+    process = place.start_until("volumes/??/*/*", workers=0, stderr=subprocess.PIPE, text=True)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr

@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -72,15 +71,9 @@ def test_killed_at_any_moment_it_ends_the_same(first, tmp_path):
 def test_the_command_killed_with_its_workers_ends_the_same(first, tmp_path):
     """SIGKILL to the whole process group of `maesil ingest` with two workers, while the first attempt is written."""
     place = first.copy(tmp_path)
-    command = [sys.executable, "-m", "maesil", "ingest", str(place.sources), "--out", str(place.out), "--workers", "2"]
-    command += ["--spacing", "native", "--superpatch", "32", "--key-file", str(place.key)]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(place.root / "cache")}
-    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while (
-        process.poll() is None and time.monotonic() < deadline and not list(place.out.glob("volumes/??/*/*/zarr.json"))
-    ):
-        time.sleep(0.005)
+    process = place.start_until(
+        "volumes/??/*/*/zarr.json", workers=2, start_new_session=True, stderr=subprocess.DEVNULL
+    )
     assert process.poll() is None, "it ended before it could be killed"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +51,17 @@ class Workplace:
 
     def ingest(self, *sources: Path, recipe: Recipe = NATIVE, progress=lambda *_: None, **more) -> Summary:
         return ingest(list(sources) or [self.sources], self.out, recipe, self.options(**more), progress)
+
+    def start_until(self, written: str, workers: int, **options) -> subprocess.Popen:
+        """Start the command; return once the store holds files of this pattern, or it ended, or after two minutes."""
+        command = [sys.executable, "-m", "maesil", "ingest", str(self.sources), "--out", str(self.out)]
+        command += ["--spacing", "native", "--superpatch", "32", "--key-file", str(self.key), "--workers", str(workers)]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(self.root / "cache")}
+        process = subprocess.Popen(command, env=environment, **options)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and not list(self.out.glob(written)):
+            time.sleep(0.002)
+        return process
 
     @property
     def store(self) -> Store:
