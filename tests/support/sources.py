@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -146,15 +147,20 @@ def incomplete(place: Workplace) -> Path:
     return hidden
 
 
+_DRAWN = re.compile(rb"(?<![0-9a-f])(?=[0-9]*[a-f])(?:[0-9a-f]{16}|[0-9a-f]{32}|[0-9a-f]{64})(?![0-9a-f])")
+"""Keyed hashes and names of attempts: drawn anew with every key and run, they hold any four digits now and then."""
+
+
 def assert_anonymous(place: Workplace, words: list[str]) -> None:
     """No word stands in any byte of the store, nor in what its compressed tables decode to."""
     import pyarrow.parquet as pq
 
     for path in place.out.rglob("*"):
-        assert not [word for word in words if word in str(path.relative_to(place.out))]
+        data = str(path.relative_to(place.out)).encode() + b"\n"
         if path.is_file():
-            data = path.read_bytes()
+            data += path.read_bytes()
             if path.suffix == ".parquet":
                 data += str(pq.read_table(path).to_pylist()).encode()
-            found = [word for word in words if word.encode() in data or word.encode("utf-16-le") in data]
-            assert not found, (path, found)
+        data = _DRAWN.sub(b"", data)
+        found = [word for word in words if word.encode() in data or word.encode("utf-16-le") in data]
+        assert not found, (path, found)
