@@ -190,7 +190,7 @@ def test_killed_and_run_again_it_is_finished(built, tmp_path, monkeypatch):
     cache = Cache(built.place.copy(tmp_path / "killed"))
     process = start(cache, monkeypatch)
     stop_at = time.monotonic() + 60
-    while not list(cache.catalogue.root.glob("stores/*/store.zarr/commits/*/*/*")) and time.monotonic() < stop_at:
+    while not list(cache.catalogue.root.glob("stores/*/store.zarr/commits/*/*/*.json")) and time.monotonic() < stop_at:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()
