@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -10,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
-import pyarrow.parquet as pq
 
 from maesil.errors import Refused
 from maesil.ingest.header import tags_of, without_warnings
 from maesil.ingest.source_file import MAX_HEADER_BYTES, open_source, read_dataset
+from maesil.parquet import read_parquet
 from maesil.store import Store
 
 _TAGS_BY_WORD = (
@@ -95,7 +94,7 @@ def _values(store: Store, key: str) -> Iterator[str]:
     """Yield every text that a record or table of the store says; names of fields are the format's own."""
     data = store.storage.read(key)
     if key.endswith(".parquet"):
-        table = pq.read_table(io.BytesIO(data))
+        table = read_parquet(data)
         values = (value for column in table.itercolumns() for value in column.unique().to_pylist())
         yield from (value for value in values if isinstance(value, str))
         yield from (str(value) for value in (table.schema.metadata or {}).values())

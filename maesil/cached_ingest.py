@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from maesil.cache.catalogue import Built, Catalogue, Entry, pinned_by, state_of_commits
 from maesil.cache.key import listing, store_key
 from maesil.errors import NoInputError, StoreError, UsageError
@@ -20,6 +18,7 @@ from maesil.ingest.run import Progress, ingest
 from maesil.ingest.scan import find_files
 from maesil.ingest.verdict import FileVerdict
 from maesil.ingest_report import write_report
+from maesil.parquet import read_parquet
 from maesil.recipe import Recipe
 from maesil.same_scan import patients
 from maesil.store import Store
@@ -118,7 +117,7 @@ def _unchanged(entry: Entry, now: str) -> Summary | None:
         store = Store.open(entry.store)
         if state_of_commits(store) != entry.built.commits or not index_is_current(store):
             return None
-        files = pq.read_table(entry.report / "files.parquet").to_pylist()
+        files = read_parquet(entry.report / "files.parquet").to_pylist()
     except (StoreError, OSError, ValueError):
         return None
     return Summary(files=[_as_found(row) for row in files], fresh=store.volumes(), refused_volumes=entry.built.refused)

@@ -23,7 +23,7 @@ from maesil.data import blank_outside_scan
 from maesil.errors import StoreError, UsageError
 from maesil.index import index_is_current, superpatch_table
 from maesil.store import Store
-from maesil.where import parse
+from maesil.where import filtered, parse
 
 Item = dict[str, Any]
 
@@ -102,7 +102,7 @@ class SuperpatchDataset(Dataset[Item]):
 
 def _filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:
     try:
-        return table.filter(condition)
+        return filtered(table, condition)
     except pa.ArrowException as error:
         raise UsageError(f"where: expected columns compared with values of their type, found {condition}") from error
 

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from maesil.commit import Volume, sealed, unsealed
 from maesil.errors import StoreError
+from maesil.parquet import read_parquet, to_parquet
 from maesil.same_scan import THUMBNAILS_KEY, merge_groups, patients, thumbnails, thumbnails_table
 from maesil.store import Store
 
@@ -36,8 +37,8 @@ def write_index(store: Store) -> tuple[int, int]:
         volume_rows = [_volume_row(volume, leaders[volume.group]) for volume in volumes]
         tables = {
             THUMBNAILS_KEY: thumbnails_table(volumes, found),
-            VOLUMES_KEY: _parquet(volume_rows, _VOLUME_SCHEMA.with_metadata(state)),
-            SUPERPATCHES_KEY: _parquet(rows, _SUPERPATCH_SCHEMA.with_metadata(state)),
+            VOLUMES_KEY: to_parquet(pa.Table.from_pylist(volume_rows, schema=_VOLUME_SCHEMA.with_metadata(state))),
+            SUPERPATCHES_KEY: to_parquet(pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA.with_metadata(state))),
         }
         for key, data in tables.items():
             store.storage.put(key, data)
@@ -64,7 +65,7 @@ def index_problems(store: Store) -> Iterator[str]:
 def superpatch_table(store: Store) -> pa.Table:
     """Return the table of superpatches: as it is stored, or made from the commits where that is missing or old."""
     if index_is_current(store):
-        return pq.read_table(io.BytesIO(store.storage.read(SUPERPATCHES_KEY)))
+        return read_parquet(store.storage.read(SUPERPATCHES_KEY))
     volumes, leaders = store.volumes(), patients([store])
     rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
     return pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA)
@@ -165,9 +166,3 @@ def _superpatch_row(volume: Volume, patch: Any, patient: str) -> dict[str, Any]:
 
 def _per_axis(name: str, values: tuple[Any, Any, Any]) -> dict[str, Any]:
     return {f"{name}_{axis}": value for axis, value in zip("zyx", values, strict=True)}
-
-
-def _parquet(rows: list[dict[str, Any]], schema: pa.Schema) -> bytes:
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()

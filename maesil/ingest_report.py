@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from maesil.cache.reader import SuperpatchReader
 from maesil.ingest.report import Summary
 from maesil.ingest.verdict import FileVerdict
 from maesil.ingest_page import page
+from maesil.parquet import to_parquet
 from maesil.store import Store
 
 _FILE_COLUMNS = ("path", "status", "code", "volume_id", "detail")
@@ -43,9 +43,7 @@ def _files_table(files: list[FileVerdict]) -> bytes:
         **{name: [getattr(verdict, name) for verdict in files] for name in _FILE_COLUMNS[1:]},
     }
     schema = pa.schema([pa.field(name, pa.string()) for name in _FILE_COLUMNS])
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns, schema=schema), buffer, compression="zstd")
-    return buffer.getvalue()
+    return to_parquet(pa.table(columns, schema=schema))
 
 
 def _quarantine_table(store: Store, files: list[FileVerdict]) -> str:

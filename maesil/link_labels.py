@@ -11,9 +11,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from maesil.errors import NoInputError, UsageError
+from maesil.parquet import read_parquet
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def _used_files(report: Path) -> list[tuple[Path, str]]:
     path = report / "files.parquet" if report.is_dir() else report
     if not path.exists():
         raise NoInputError(f"{path}: expected the files.parquet of an ingest's report, found none")
-    rows = pq.read_table(path, columns=["path", "status", "volume_id"]).to_pylist()
+    rows = read_parquet(path, columns=["path", "status", "volume_id"]).to_pylist()
     return [(Path(row["path"]), row["volume_id"]) for row in rows if row["status"] == "used" and row["volume_id"]]
 
 

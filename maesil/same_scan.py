@@ -7,19 +7,18 @@ thumbnail is written with its volume; the index holds all of a store in one tabl
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import zarr
 from numpy.typing import NDArray
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
+from maesil.parquet import read_parquet, to_parquet
 from maesil.storage import Storage
 from maesil.store import ZARR_DOCUMENT, Store
 from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
@@ -81,15 +80,13 @@ def thumbnails_table(volumes: Sequence[Volume], found: Mapping[str, Thumbnail]) 
         for volume in volumes
         if volume.volume_id in found
     ]
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), buffer, compression="zstd")
-    return buffer.getvalue()
+    return to_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA))
 
 
 def _kept(store: Store) -> dict[tuple[str, str], Thumbnail]:
     try:
-        table = pq.read_table(io.BytesIO(store.storage.read(THUMBNAILS_KEY)), schema=_SCHEMA).to_pylist()
-    except (StoreError, pa.ArrowException, OSError):
+        table = read_parquet(store.storage.read(THUMBNAILS_KEY)).select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
+    except (StoreError, pa.ArrowException, OSError, KeyError):
         return {}
     return {
         (row["volume_id"], row["attempt"]): np.frombuffer(row["values"], np.uint8).reshape([row[a] for a in "zyx"])

@@ -1,0 +1,26 @@
+"""Parquet tables, written and read without Arrow's threads: one that still runs as Python ends aborts the process."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as the bytes of a file."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_parquet(source: bytes | Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return a table, or some columns of it; OSError or `pyarrow.ArrowException` for what is none.
+
+    Not by ``pyarrow.parquet.read_table``, which reads through Arrow's data sets (apache/arrow issue 34314).
+    """
+    with pq.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        return file.read(columns=columns, use_threads=False)
