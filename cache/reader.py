@@ -54,6 +54,10 @@ class SuperpatchReader:
         self._read(volume_id, self._superpatches[volume_id, index], volume.codec, out)
         return out
 
+    def borrow_superpatch(self, volume_id: str, index: Zyx) -> HuArray:
+        """Return one superpatch in memory of this thread's: it holds until the thread reads or borrows the next."""
+        return self.read_superpatch(volume_id, index, self._scratch.tile(self.volumes[volume_id].tile))
+
     def read_superpatches(self, rows: Sequence[Mapping[str, Any]], out: HuArray) -> HuArray:
         """Decode the superpatches of rows of the index (``superpatches.parquet``) into ``out``, int16 ``[n, T, T, T]``.
 
@@ -86,9 +90,10 @@ class SuperpatchReader:
         whole = len(tiles) == 1 and tile_start(volume, tiles[0]) == start and size == (volume.tile,) * 3
         if whole and out.flags.c_contiguous:
             return self.read_superpatch(volume_id, tiles[0], out)
-        out.fill(AIR_HU)
+        if any(s < 0 or s + n > g * volume.tile for s, n, g in zip(start, size, volume.grid, strict=True)):
+            out.fill(AIR_HU)
         for index in tiles:
-            tile = self.read_superpatch(volume_id, index, self._scratch.tile(volume.tile))
+            tile = self.borrow_superpatch(volume_id, index)
             copy_overlap(tile, tile_start(volume, index), out, start)
         return out
 
@@ -100,12 +105,16 @@ class SuperpatchReader:
             cells = self._maps.setdefault((volume_id, name), cells)
         return cells
 
-    def read_map_region(self, volume_id: str, name: str, start: Zyx, size: Zyx) -> MapArray:
+    def read_map_region(
+        self, volume_id: str, name: str, start: Zyx, size: Zyx, out: MapArray | None = None
+    ) -> MapArray:
         """Return the part of a map under a box whose start and size are multiples of 8; 0 outside the volume."""
         if any(value % MAP_CELL for value in (*start, *size)):
             raise ValueError(f"a map region needs multiples of {MAP_CELL}, found start {start}, size {size}")
         cells = self.read_map(volume_id, name)
-        out = np.zeros([n // MAP_CELL for n in size], dtype=np.uint8)
+        if out is None:
+            out = np.empty([n // MAP_CELL for n in size], dtype=np.uint8)
+        out.fill(0)
         z, y, x = (s // MAP_CELL for s in start)
         copy_overlap(cells, (0, 0, 0), out, (z, y, x))
         return out
@@ -153,6 +162,12 @@ def tile_start(volume: Volume, index: Zyx) -> Zyx:
     """Return the first voxel of a superpatch in its volume."""
     z, y, x = index
     return z * volume.tile, y * volume.tile, x * volume.tile
+
+
+def tile_at(volume: Volume, voxel: Zyx) -> Zyx:
+    """Return the superpatch of a volume that holds a voxel."""
+    z, y, x = (at // volume.tile for at in voxel)
+    return z, y, x
 
 
 def tiles_under(volume: Volume, start: Zyx, size: Zyx) -> Iterator[Zyx]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from maesil.cache.ram import ram_readers
-from maesil.cache.reader import SuperpatchReader, tile_start
+from maesil.cache.reader import SuperpatchReader, tile_at, tile_start
 from maesil.cache.uses import StoreUse, use_of
 from maesil.commit import Superpatch, Volume
 from maesil.config import ModelConfig, TrainConfig, require_tile
@@ -186,7 +186,7 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
         (reader, volume.volume_id, origin)
         for reader, volume in sources.volumes(groups)
         for origin in grid_origins(volume, crop)
-        if sources.takes(reader, volume, _tile_of(volume, origin))
+        if sources.takes(reader, volume, tile_at(volume, origin))
         and reader.read_map_region(volume.volume_id, "body", origin, size).mean() >= max(255 * config.min_body, 1e-9)
     ]
     count = min(len(places), config.validation_crops)
@@ -237,8 +237,3 @@ def blank_outside_scan(hu: HuArray, valid: MapArray) -> None:
 
 
 _FOUR_OF_AIR = np.full(4, AIR_HU, dtype=np.int16).view(np.int64)[0]
-
-
-def _tile_of(volume: Volume, voxel: Zyx) -> Zyx:
-    z, y, x = (at // volume.tile for at in voxel)
-    return z, y, x

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maesil.blocks import Block, Buffers
 from maesil.errors import UsageError
 from maesil.sampler import CropSampler, Draw
 from maesil.types import MAP_CELL
+from maesil.visit import CropBuffer, work_of_visit
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CropLoader:
     each reads its share of the ``batch`` samples of a step: together they see what a single process would. For a CUDA
     ``device`` the ring is pinned, so that `maesil.trainer` can copy it while the step before computes.
 
-    Memory: ``ahead + 1`` batches, and the superpatches of one visit a sample (2x2x2 of them for crops across).
+    Memory: ``ahead`` batches and one for each crop of a visit, and a superpatch a thread.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class CropLoader:
         world_size: int = 1,
     ) -> None:
         self._sampler, self._samples = sampler, samples_of_rank(batch, rank, world_size)
-        self._process = os.getpid()
+        self._process, self._ahead = os.getpid(), ahead
         B, c, k = len(self._samples), sampler.crop, sampler.crop // MAP_CELL
         self._ring = [
             (
@@ -75,9 +75,11 @@ class CropLoader:
                 torch.empty(B, k, k, k, dtype=torch.uint8),
                 torch.empty(B, k, k, k, dtype=torch.uint8),
             )
-            for _ in range(ahead + 1)
+            for _ in range(ahead + sampler.crops_per_visit)
         ]
-        self._buffers = Buffers()
+        self._places = [
+            [CropBuffer(*crop) for crop in zip(*(part.numpy() for part in batch), strict=True)] for batch in self._ring
+        ]
         self._pool = ThreadPoolExecutor(readers, thread_name_prefix="maesil-reader")
 
     def __enter__(self) -> CropLoader:
@@ -89,38 +91,50 @@ class CropLoader:
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Yield the batches of steps ``start`` .. ``stop - 1``; RuntimeError in a process forked off meanwhile."""
-        blocks: dict[int, Block] = {}
-        reading: dict[int, list[Future[Draw]]] = {}
+        visits: dict[int, _Visit] = {}
         for step in range(start, stop):
             if os.getpid() != self._process:
                 raise RuntimeError("a loader's threads do not survive a fork; make a loader in the new process")
-            for ahead in range(step, min(stop, step + len(self._ring))):
-                if ahead not in reading:
-                    reading[ahead] = self._read_ahead(ahead, blocks)
-            draws = tuple(future.result() for future in reading.pop(step))
+            for coming in range(step, min(stop, step + self._ahead + 1)):
+                self._begin_visits(coming, stop, visits)
+            now = [visits[self._sampler.visit(step, sample)[0]] for sample in self._samples]
+            draws = tuple(visit.draw(step) for visit in now)
             flip = torch.tensor([draw.flip for draw in draws])
             yield Batch(*self._ring[step % len(self._ring)], flip=flip, draws=draws)
-            for sample in self._samples:
-                visit, _ = self._sampler.visit(step, sample)
-                if self._sampler.visit(step + 1, sample)[0] != visit:
-                    blocks.pop(visit).release()
+            for visit in now:
+                if visit.last == step:
+                    del visits[visit.number]
 
-    def _read_ahead(self, step: int, blocks: dict[int, Block]) -> list[Future[Draw]]:
-        """Let the threads fill the ring's buffers of one step, beginning new visits where it does."""
-        filling = []
+    def _begin_visits(self, step: int, stop: int, visits: dict[int, _Visit]) -> None:
+        """Let the threads cut all crops of the visits that begin with a step, into the ring's buffers."""
         for place, sample in enumerate(self._samples):
-            draw = self._sampler.draw(step, sample)
-            block = blocks.setdefault(draw.visit, Block(draw.reader, draw.volume, self._buffers))
-            filling.append(self._pool.submit(self._fill, draw, block, step % len(self._ring), place))
-        return filling
+            number, turn = self._sampler.visit(step, sample)
+            if number not in visits:
+                steps = range(step, min(stop, step + self._sampler.crops_per_visit - turn))
+                draws = [self._sampler.draw(later, sample) for later in steps]
+                buffers = [self._places[later % len(self._ring)][place] for later in steps]
+                reading = [self._pool.submit(work) for work in work_of_visit(draws, buffers)]
+                visits[number] = _Visit(number, steps, draws, reading)
 
-    def _fill(self, draw: Draw, block: Block, slot: int, place: int) -> Draw:
-        hu, valid, body = (buffer[place].numpy() for buffer in self._ring[slot])
-        block.cut(draw.origin, hu)
-        size = (self._sampler.crop,) * 3
-        for name, cells in (("valid", valid), ("body", body)):
-            cells[:] = draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, size)
-        return draw
+
+@dataclass(frozen=True)
+class _Visit:
+    """A visit that threads are working on, or have done."""
+
+    number: int
+    steps: range
+    draws: list[Draw]
+    reading: list[Future[None]]
+
+    @property
+    def last(self) -> int:
+        return self.steps[-1]
+
+    def draw(self, step: int) -> Draw:
+        """Wait until the crops are cut, raising what a reader raised; return the one of a step."""
+        while self.reading:
+            self.reading.pop().result()
+        return self.draws[step - self.steps.start]
 
 
 def _buffer(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -133,6 +133,8 @@ class CropSampler:
     def _draw_origins(self, visit: int) -> list[Zyx]:
         """Draw the crops of a visit: their first voxels, each in proportion to its body share."""
         block = self._block(visit)
+        if not self.across and self.crop == block.volume.tile:
+            return [tile_start(block.volume, block.index)]  # there is no other
         cells, body = self._crops(block)
         ends = np.cumsum(body)
         marks = [raw * int(ends[-1]) // 2**64 for raw in self._random(self.crops_per_visit, _VISIT, visit).tolist()]

@@ -9,7 +9,7 @@ PEERS is the interpreter of an environment that holds the others (never maesil's
 
 STORE is a store of superpatches of 128 voxels; without it one is made from the NIfTI files of MAESIL_TEST_DATA. The 64
 superpatches with the most body are read. All ways take turns, round by round, so that a drift of the machine's speed
-meets them alike; medians over rounds are shown. The page cache is warm.
+meets them alike; medians over rounds are shown. Whoever has no turn is stopped. The page cache is warm.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -90,16 +91,19 @@ def _save(path: Path, array: np.ndarray) -> str:
 
 
 class Turns:
-    """Processes that wait for their turn."""
+    """Processes that are stopped while it is not their turn: worker processes would go on to read ahead."""
 
     def __init__(self, ways: Iterable[str], peers: str, data: Path, cores: int) -> None:
         self._processes = {}
         for way in ways:
             python, script = sys.executable if way in OURS else peers, Path(__file__).with_name("reading_ways.py")
             command = [python, str(script), way, str(data), str(cores)]
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
             if not any(line == "ready\n" for line in process.stdout or ()):
                 sys.exit(f"{way}: did not get ready")
+            os.killpg(process.pid, signal.SIGSTOP)
             self._processes[way] = process
             print(f"{way}: ready", file=sys.stderr)
 
@@ -108,12 +112,14 @@ class Turns:
         speeds: dict[str, list[float]] = {way: [] for way in self._processes}
         for _ in range(rounds):
             for way, process in self._processes.items():
+                os.killpg(process.pid, signal.SIGCONT)
                 process.stdin.write("go\n")
                 process.stdin.flush()
                 megabytes, seconds = json.loads(process.stdout.readline())
+                os.killpg(process.pid, signal.SIGSTOP)
                 speeds[way].append(megabytes / seconds)
         for process in self._processes.values():
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         return {way: statistics.median(found) for way, found in speeds.items()}
 
