@@ -82,11 +82,14 @@ def _decoded_size(volume: Volume) -> int:
     return 2 * volume.tile**3
 
 
-def budget_bytes(size: str) -> int:
-    """Return the bytes that ``train.ram`` stands for: ``8GB`` are 8e9, ``auto`` is half of the free memory, else 0."""
+def budget_bytes(size: str, processes: int = 1) -> int:
+    """Return the bytes that ``train.ram`` means for one of the processes that train on this machine.
+
+    Together they take ``8GB``, 8e9 bytes, or with ``auto`` half of the free memory; nothing where it is empty.
+    """
     if size == "auto":
-        return available_memory() // 2
-    return int(float(size.removesuffix("GB")) * 10**9) if size else 0
+        return available_memory() // 2 // processes
+    return int(float(size.removesuffix("GB")) * 10**9) // processes if size else 0
 
 
 def available_memory() -> int:

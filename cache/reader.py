@@ -12,20 +12,18 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import zarr
 from numcodecs import blosc
 from numpy.typing import NDArray
 
 from maesil.commit import Superpatch, Volume
 from maesil.errors import StoreError
 from maesil.shard import check_and_decode
+from maesil.small_array import read_small_array
 from maesil.storage import Storage
 from maesil.store import Store
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
 
 MAPS = ("valid", "body")
-_ZARR_RAISES = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, FileNotFoundError)
-"""What zarr-python raises on damaged metadata and chunks."""
 
 
 class SuperpatchReader:
@@ -139,21 +137,13 @@ class _Scratch(threading.local):
 
 
 def load_map(storage: Storage, volume: Volume, name: str) -> MapArray:
-    """Return a map through zarr-python: maps are small, hold their own crc32c, and their one chunk must be there."""
+    """Return a map, ``valid`` or ``body``: uint8 shares of the volume's cells; `StoreError` on damage."""
     if name not in MAPS:
         raise ValueError(f"expected a map of {MAPS}, found {name!r}")
-    where = f"{storage.root}: volume {volume.volume_id}, map {name!r}"
-    if not storage.exists(f"{volume.prefix}/{name}/c/0/0/0"):
-        raise StoreError(f"{where}: its chunk is missing; delete the volume's folder below commits/ and ingest again")
-    try:
-        array = zarr.open_array(storage.zarr(f"{volume.prefix}/{name}", read_only=True), mode="r")
-        cells = np.asarray(array[:])
-    except _ZARR_RAISES as error:
-        raise StoreError(
-            f"{where}: damaged ({error}); delete the volume's folder below commits/ and ingest again"
-        ) from error
+    cells = read_small_array(storage, volume, name)
     expected = tuple(-(-n // MAP_CELL) for n in volume.shape)
     if cells.shape != expected or cells.dtype != np.uint8:
+        where = f"{storage.root}: volume {volume.volume_id}, map {name!r}"
         raise StoreError(f"{where}: expected uint8 {expected}, found {cells.dtype} {cells.shape}")
     return cells
 

@@ -175,6 +175,28 @@ def store_index(store: StorePath) -> None:
     typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
 
 
+@store_app.command("gc")
+def store_gc(
+    store: StorePath,
+    older_than: Annotated[float, typer.Option(min=0, help="Hours that nothing has touched it.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+) -> None:
+    """Remove what no volume needs: attempts replaced or never committed, and files left by killed processes.
+
+    Example: maesil store gc store.zarr --dry-run
+    """
+    from maesil.store_gc import find_garbage, remove_garbage
+
+    opened = _open(store)
+    found = find_garbage(opened, older_than)
+    for garbage in found:
+        typer.echo(f"{garbage.key} ({garbage.bytes / 1e6:.1f} MB): {garbage.why}")
+        if not dry_run:
+            remove_garbage(opened, garbage)
+    freed = sum(garbage.bytes for garbage in found) / 1e6
+    typer.echo(f"{len(found)} pieces, {freed:.1f} MB {'to be freed' if dry_run else 'freed'}")
+
+
 @store_app.command("split")
 def store_split(
     stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores: paths or names in the cache.")],

@@ -197,7 +197,8 @@ class TrainConfig:
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws one at the end only."""
     ram: str = ""
-    """Memory for superpatches that were read once, such as ``8GB``; ``auto``: half of what is free. Losses stay."""
+    """Memory for superpatches that were read once, shared by the ranks of a machine: ``8GB``; ``auto``: half of what
+    is free. Losses stay."""
     device_resident: bool = False
     """Keep the training scans themselves on the device and cut crops there. Losses stay."""
     readers: int = 2

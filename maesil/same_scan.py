@@ -13,12 +13,12 @@ from itertools import product
 
 import numpy as np
 import pyarrow as pa
-import zarr
 from numpy.typing import NDArray
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
 from maesil.parquet import read_parquet, to_parquet
+from maesil.small_array import read_small_array
 from maesil.storage import Storage
 from maesil.store import ZARR_DOCUMENT, Store
 from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
@@ -139,13 +139,7 @@ def read_thumbnail(storage: Storage, volume: Volume) -> Thumbnail:
     """Return the thumbnail written with a volume, an empty one where there is no body; `StoreError` on damage."""
     if f"{THUMBNAIL}/{ZARR_DOCUMENT}" not in volume.documents:
         return np.zeros((0, 0, 0), np.uint8)
-    key = f"{volume.prefix}/{THUMBNAIL}"
-    try:
-        if not storage.exists(f"{key}/c/0/0/0"):
-            raise ValueError("its chunk is missing")
-        return np.asarray(zarr.open_array(storage.zarr(key, read_only=True), mode="r")[:], dtype=np.uint8)
-    except (ValueError, RuntimeError, LookupError, TypeError, OSError) as error:
-        raise StoreError(f"{storage.root}: volume {volume.volume_id}, {THUMBNAIL}: damaged ({error})") from error
+    return np.asarray(read_small_array(storage, volume, THUMBNAIL), dtype=np.uint8)
 
 
 def _readable(storage: Storage, volume: Volume) -> Thumbnail:

@@ -89,6 +89,22 @@ class Storage:
                 if not name.startswith(_TEMPORARY):
                     yield (Path(folder) / name).relative_to(self.root).as_posix()
 
+    def folders(self, prefix: str) -> list[str]:
+        """Return the names of the folders directly below one, sorted."""
+        base = self.root / prefix
+        return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+
+    def last_change(self, key: str) -> float:
+        """Return when a file, or anything in a folder, was last written (seconds since 1970)."""
+        path = self.root / key
+        with _missing_is_damage(path):
+            return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
+
+    def temporaries(self) -> Iterator[str]:
+        """Yield the keys of files that were being written: by a process that still is at it, or was killed."""
+        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
+            yield path.relative_to(self.root).as_posix()
+
     def put_new(self, key: str, data: bytes) -> bool:
         """Write a file that must not exist yet, durably and all at once; return False if another was first."""
         path = self.root / key
@@ -119,13 +135,13 @@ class Storage:
             list(pool.map(_sync, files))
             list(pool.map(_sync, folders))
 
-    def delete(self, key: str) -> None:
-        """Delete a file that records something no longer true; it may be missing already."""
-        (self.root / key).unlink(missing_ok=True)
-
-    def remove(self, prefix: str) -> None:
-        """Remove a folder that no commit refers to."""
-        shutil.rmtree(self.root / prefix, ignore_errors=True)
+    def remove(self, key: str) -> None:
+        """Remove a folder and all in it, or a file; it may be missing already. For what nothing refers to any more."""
+        path = self.root / key
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
     def zarr(self, prefix: str, *, read_only: bool) -> zarr.storage.LocalStore:
         """Return the Zarr view of a folder."""

@@ -187,7 +187,7 @@ class Store:
 
     def release(self, volume_id: str) -> None:
         """Drop the record of a refusal, once the source has become a volume after all."""
-        self.storage.delete(quarantine_key(volume_id))
+        self.storage.remove(quarantine_key(volume_id))
 
     def quarantined(self) -> list[dict[str, Any]]:
         """Return the records of all refused sources; `StoreError` on a damaged one."""

@@ -134,9 +134,8 @@ def prepare(
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     _require_run_folder(out, resume)
-    sources = Sources.open(
-        stores, config.model, where=config.train.where, weights=weights, ram=budget_bytes(config.train.ram)
-    )
+    ram = budget_bytes(config.train.ram, ranks.on_this_machine)
+    sources = Sources.open(stores, config.model, where=config.train.where, weights=weights, ram=ram)
     saved = load_run(out, device) if resume and has_checkpoint(out) else None
     if not saved and ranks.first:
         record_uses(out, sources.uses)

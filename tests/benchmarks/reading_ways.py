@@ -232,7 +232,7 @@ def monai_volume_crop(data: dict[str, Any]) -> Round:
     cached = PersistentDataset(data["volumes"], load, cache_dir=tempfile.mkdtemp(dir=data["work"]))
     for number in range(len(cached)):
         cached[number]
-    return _pull(_endless(len(cached), lambda n: cached[n]), 3, 4)
+    return _pull(_endless(len(cached), lambda n: cached[n]), 8, 4)
 
 
 def _monai_load() -> Any:

@@ -59,7 +59,7 @@ def test_a_row_alone_is_enough_to_read_a_superpatch(store):
 def test_made_again_it_is_identical(store):
     before = [store.storage.read(key) for key in KEYS]
     for key in KEYS:
-        store.storage.delete(key)
+        store.storage.remove(key)
     assert write_index(store) == (3, sum(len(v.superpatches) for v in store.volumes()))
     assert [store.storage.read(key) for key in KEYS] == before
 
@@ -76,7 +76,7 @@ def test_a_stale_or_damaged_index_is_known(store, key, damage):
     assert index_is_current(store)
     old = store.storage.read(key)
     if damage == "missing":
-        store.storage.delete(key)
+        store.storage.remove(key)
     elif damage == "of another state":  # as after a kill between the two files
         add_volume(store, synthetic_hu((9, 9, 9), 5), name="new")
         assert not index_is_current(store)

@@ -149,8 +149,8 @@ def test_delete_and_remove(tmp_path):
     storage = Storage(tmp_path)
     storage.put_new("v/a/1", b"")
     storage.put_new("v/a/2", b"")
-    storage.delete("v/a/1")
-    storage.delete("v/a/1")
+    storage.remove("v/a/1")
+    storage.remove("v/a/1")
     assert list(storage.list("v")) == ["v/a/2"]
     storage.remove("v/a")
     assert not storage.exists("v/a") and storage.exists("v")

@@ -91,5 +91,5 @@ def test_an_unknown_column_is_named_with_those_there_are():
 def test_a_store_without_its_index_is_filtered_alike(tmp_path):
     store = make_store(tmp_path / "s", [(20, 33, 17)], superpatch=16)
     before = superpatch_table(store)
-    store.storage.delete(SUPERPATCHES_KEY)
+    store.storage.remove(SUPERPATCHES_KEY)
     assert superpatch_table(store).equals(before)
