@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
@@ -89,7 +89,7 @@ class Storage:
                 if not name.startswith(_TEMPORARY):
                     yield (Path(folder) / name).relative_to(self.root).as_posix()
 
-    def folders(self, prefix: str) -> list[str]:
+    def folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below one, sorted."""
         base = self.root / prefix
         return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
