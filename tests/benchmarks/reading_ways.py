@@ -67,6 +67,25 @@ def maesil(codec: str, threads: int = 1) -> Callable[[dict[str, Any]], Round]:
     return prepare
 
 
+def bare_threads(data: dict[str, Any]) -> Round:
+    """Read superpatches in random order into the batches of a ring on two threads, and nothing else."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from maesil.cache.reader import SuperpatchReader
+    from maesil.store import Store
+
+    reader, pool = SuperpatchReader(Store.open(data["stores"]["fast"])), ThreadPoolExecutor(2)
+    order = np.random.default_rng(0).integers(0, len(data["places"]), 32 * BATCH)
+    places = [(data["places"][n]["volume"], tuple(data["places"][n]["index"])) for n in order]
+    ring = np.empty((3 * BATCH, EDGE, EDGE, EDGE), np.int16)
+
+    def read(first: int) -> int:
+        turns = range(first, len(places), 2)
+        return sum(reader.read_superpatch(*places[n], ring[n % len(ring)]).ndim == 3 for n in turns)
+
+    return lambda: sum(pool.map(read, range(2)))
+
+
 def _arrays(data: dict[str, Any], open_array: Callable[[str], Any]) -> Iterator[tuple[Any, tuple[slice, ...]]]:
     """Open each volume's array once; yield array and box of each superpatch."""
     opened = {path: open_array(path) for path in {place["array"] for place in data["places"]}}
@@ -350,6 +369,7 @@ READING: dict[str, Callable[[dict[str, Any]], Round]] = {
 }
 THREADED = {"maesil fast, two threads": maesil("fast", 2)}
 LOADING: dict[str, Callable[[dict[str, Any]], Round]] = {
+    "maesil, two bare threads into batches": bare_threads,
     "maesil, on the grid": maesil_loader("inside"),
     "maesil, random offsets": maesil_loader("across"),
     "maesil, on the grid, --ram": maesil_loader("inside", 10**10),
