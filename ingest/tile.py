@@ -134,7 +134,7 @@ def _shares(image: Image, index: Zyx, tile: int, hu: HuArray) -> tuple[float, fl
     cells = tuple(slice(i * edge, (i + 1) * edge) for i in index)
     valid, body = (float(m[cells].sum(dtype=np.int64)) / (255 * edge**3) for m in (image.valid, image.body))
     # Voxels outside the scan are air too; they are taken off again by their share.
-    air = float((hu <= _AIR_BELOW_HU).mean()) - (1 - valid)
+    air = np.count_nonzero(hu <= _AIR_BELOW_HU) / hu.size - (1 - valid)
     return round(valid, 6), round(body, 6), round(min(1.0, max(0.0, air / valid)), 6) if valid else 0.0
 
 

@@ -37,6 +37,7 @@ _SAME_EXTENT = 2
 _SKETCH = 6
 _SKETCH_ABOVE = 0.95
 _ROWS_AT_ONCE = 256
+_PLANES_AT_ONCE = 4
 _THREADS = 4
 _SCHEMA = pa.schema(
     [
@@ -165,8 +166,8 @@ def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
     if box is None:
         return np.zeros((0, 0, 0), np.uint8)
     low, high = _WINDOW
-    values = np.clip(hu[near][box], low, high).astype(np.float32)
-    means = _averaged(values, [_edges(tissue[box], axis, THUMBNAIL_MM / mm) for axis, mm in enumerate(spacing)])
+    edges = [_edges(mass, THUMBNAIL_MM / mm) for mass, mm in zip(_masses(tissue[box]), spacing, strict=True)]
+    means = _averaged(hu[near][box], edges)
     return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
 
 
@@ -189,12 +190,17 @@ def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
     return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
 
 
-def _edges(tissue: NDArray[np.bool_], axis: int, factor: float) -> NDArray[np.float64]:
+def _masses(tissue: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """Return the voxels of tissue in each plane across each axis."""
+    rows = tissue.sum(axis=2, dtype=np.int32)
+    return rows.sum(axis=1), rows.sum(axis=0), tissue.sum(axis=(0, 1), dtype=np.int32).astype(np.int64)
+
+
+def _edges(mass: NDArray[np.int64], factor: float) -> NDArray[np.float64]:
     """Return the borders of cells of ``factor`` voxels along an axis, one of them at the tissue's centre of mass.
 
     A bounding box moves by a voxel with every resampling; the centre of mass hardly moves.
     """
-    mass = tissue.sum(axis=tuple(other for other in range(3) if other != axis), dtype=np.float64)
     length = len(mass)
     centre = float(mass @ (np.arange(length) + 0.5) / mass.sum())
     below, above = int(centre / factor), int((length - centre) / factor)
@@ -203,12 +209,15 @@ def _edges(tissue: NDArray[np.bool_], axis: int, factor: float) -> NDArray[np.fl
     return np.asarray(centre + factor * np.arange(-below, above + 1), dtype=np.float64)
 
 
-def _averaged(values: NDArray[np.float32], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-    """Return means between the borders given along each axis; voxels are shared out between cells."""
-    for axis, borders in enumerate(edges):
-        weights = _averaging(values.shape[axis], borders)
-        values = np.moveaxis(np.tensordot(weights, values, (1, axis)), 0, axis)
-    return values
+def _averaged(hu: HuArray, edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Return means of windowed HU between the borders given along each axis; voxels are shared out between cells."""
+    along_z, along_y, along_x = (_averaging(n, borders) for n, borders in zip(hu.shape, edges, strict=True))
+    planes = np.empty((len(hu), len(along_y), len(along_x)), dtype=np.float32)
+    # A few planes at a time, in the cache: a float copy of a whole scan would cost more than all the rest.
+    for start in range(0, len(hu), _PLANES_AT_ONCE):
+        few = slice(start, start + _PLANES_AT_ONCE)
+        planes[few] = along_y @ (np.clip(hu[few], *_WINDOW).astype(np.float32) @ along_x.T)
+    return np.asarray(np.tensordot(along_z, planes, 1))
 
 
 def _averaging(length: int, edges: NDArray[np.float64]) -> NDArray[np.float32]:
