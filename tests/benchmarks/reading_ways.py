@@ -270,19 +270,37 @@ def _save_nnunet(array: np.ndarray, name: Path) -> None:
     image = array[None].astype(np.float32)
     blocks, chunks = nnunet.comp_blosc2_params(image.shape, (EDGE,) * 3, image.itemsize)
     label = np.zeros(image.shape, np.int8)
-    nnunet.nnUNetDatasetBlosc2.save_case(image, label, {}, str(name), chunks=chunks, blocks=blocks)
+    properties = {"class_locations": {}}
+    nnunet.nnUNetDatasetBlosc2.save_case(image, label, properties, str(name), chunks=chunks, blocks=blocks)
 
 
-def nnunet_crop(data: dict[str, Any]) -> Round:
-    """Crop volumes as nnU-Net's loader does, the image alone (its loader reads the labels besides)."""
-    import torch
-    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+def _nnunet_cases(data: dict[str, Any]) -> Any:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     folder = Path(tempfile.mkdtemp(dir=data["work"]))
     for number, path in enumerate(data["volumes"]):
         _save_nnunet(np.load(path), folder / f"case{number}")
-    cases, rng = nnUNetDatasetBlosc2(str(folder)), np.random.default_rng(os.getpid())
+    return nnUNetDatasetBlosc2(str(folder))
+
+
+def nnunet_loader(data: dict[str, Any]) -> Round:
+    """Load as nnU-Net's trainer does, without augmentation: images and labels, two processes, random crops."""
+    from types import SimpleNamespace
+
+    from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+    from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+    labels = SimpleNamespace(all_labels=[1], has_ignore_label=False)
+    loader = nnUNetDataLoader(_nnunet_cases(data), BATCH, (EDGE,) * 3, (EDGE,) * 3, labels)
+    return _pull(NonDetMultiThreadedAugmenter(loader, None, 2, 4, wait_time=0.002), 4, 8)
+
+
+def nnunet_crop(data: dict[str, Any]) -> Round:
+    """Crop volumes as nnU-Net's loader does, the image alone, in PyTorch's loader."""
+    import torch
+    from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+
+    cases, rng = _nnunet_cases(data), np.random.default_rng(os.getpid())
 
     def load(number: int) -> Any:
         image, *_ = cases.load_case(f"case{number}")
@@ -378,7 +396,8 @@ LOADING: dict[str, Callable[[dict[str, Any]], Round]] = {
     "DataLoader(2) + zarr-python": dataloader_zarr,
     "DataLoader(2) + MONAI PersistentDataset": monai_persistent,
     "DataLoader(2) + MONAI CacheDataset": monai_cache,
-    "DataLoader(2) + nnU-Net crop": nnunet_crop,
+    "DataLoader(2) + nnU-Net crop, no labels": nnunet_crop,
+    "nnU-Net's own loader, 2 processes": nnunet_loader,
     "DataLoader(2) + MONAI volume + crop": monai_volume_crop,
 }
 WRITING = {"maesil write": write_maesil, "MONAI write": write_monai, "nnU-Net write": write_nnunet}
