@@ -7,6 +7,7 @@ import google_crc32c
 import numpy as np
 import pytest
 import zarr
+from numcodecs import zstd
 from support.stores import cells, make_store, synthetic_hu
 
 from maesil.errors import StoreError
@@ -62,6 +63,38 @@ def test_a_missing_chunk_is_no_map_of_zeros(store):
     assert not zarr.open_array(store.path / volume.prefix / "body", mode="r")[:].any(), "what Zarr would say"
     with pytest.raises(StoreError, match="its chunk is missing"):
         read_small_array(store.storage, volume, "body")
+
+
+def sealed(payload: bytes) -> bytes:
+    return payload + google_crc32c.value(payload).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"", b"123", b"\0" * 40, sealed(b""), sealed(b"no zstd at all"), sealed(zstd.compress(b"\xff" * 44, 3)),
+        sealed(zstd.compress(b"\xff" * 46, 3)), sealed(zstd.compress(b"\xff" * 45, 3))[:-1],
+    ],
+)  # fmt: skip
+def test_a_damaged_chunk_or_one_of_another_size_is_a_store_error(store, chunk):
+    (volume,) = store.volumes()
+    path = store.path / volume.prefix / "valid/c/0/0/0"
+    assert read_small_array(store.storage, volume, "valid").size == 45
+    path.write_bytes(chunk)
+    with pytest.raises(StoreError, match="damaged"):
+        read_small_array(store.storage, volume, "valid")
+
+
+def test_every_flipped_bit_of_a_chunk_is_found(store):
+    (volume,) = store.volumes()
+    path = store.path / volume.prefix / "body/c/0/0/0"
+    intact = path.read_bytes()
+    for bit in range(8 * len(intact)):
+        flipped = bytearray(intact)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        with pytest.raises(StoreError):
+            read_small_array(store.storage, volume, "body")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b"\xff\xfe", b"[1]", b'{"codecs": 3}'])
