@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -131,7 +132,7 @@ def _alike(found: Sequence[Thumbnail]) -> Iterator[tuple[int, int]]:
 
 
 def _sketch(thumbnail: Thumbnail) -> NDArray[np.float32]:
-    values = _averaged(thumbnail.astype(np.float32), [np.linspace(0, n, _SKETCH + 1) for n in thumbnail.shape]).ravel()
+    values = _averaged(thumbnail, [np.linspace(0, n, _SKETCH + 1) for n in thumbnail.shape]).ravel()
     values -= values.mean()
     return values / max(float(np.linalg.norm(values)), 1e-6)
 
@@ -186,7 +187,7 @@ def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
     """Return whether two thumbnails correlate above `SAME_ABOVE`, shifted against each other by up to one cell."""
     if not a.size or not b.size or np.abs(np.subtract(a.shape, b.shape)).max() > _SAME_EXTENT:
         return False
-    steps = range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1)
+    steps = sorted(range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1), key=abs)  # most copies lie where they lay
     return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
 
 
@@ -209,14 +210,17 @@ def _edges(mass: NDArray[np.int64], factor: float) -> NDArray[np.float64]:
     return np.asarray(centre + factor * np.arange(-below, above + 1), dtype=np.float64)
 
 
-def _averaged(hu: HuArray, edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
-    """Return means of windowed HU between the borders given along each axis; voxels are shared out between cells."""
-    along_z, along_y, along_x = (_averaging(n, borders) for n, borders in zip(hu.shape, edges, strict=True))
-    planes = np.empty((len(hu), len(along_y), len(along_x)), dtype=np.float32)
+def _averaged(values: NDArray[Any], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+    """Return means between the borders given along each axis; voxels are shared out between cells.
+
+    What lies beyond the window of HU counts as its end.
+    """
+    along_z, along_y, along_x = (_averaging(n, borders) for n, borders in zip(values.shape, edges, strict=True))
+    planes = np.empty((len(values), len(along_y), len(along_x)), dtype=np.float32)
     # A few planes at a time, in the cache: a float copy of a whole scan would cost more than all the rest.
-    for start in range(0, len(hu), _PLANES_AT_ONCE):
+    for start in range(0, len(values), _PLANES_AT_ONCE):
         few = slice(start, start + _PLANES_AT_ONCE)
-        planes[few] = along_y @ (np.clip(hu[few], *_WINDOW).astype(np.float32) @ along_x.T)
+        planes[few] = along_y @ (np.clip(values[few], *_WINDOW).astype(np.float32) @ along_x.T)
     return np.asarray(np.tensordot(along_z, planes, 1))
 
 
@@ -236,7 +240,8 @@ def _correlation(a: Thumbnail, b: Thumbnail, shift: tuple[int, ...]) -> float:
             return 0.0
         parts_a.append(slice(max(s, 0), max(s, 0) + length))
         parts_b.append(slice(max(-s, 0), max(-s, 0) + length))
-    x, y = a[tuple(parts_a)].ravel(), b[tuple(parts_b)].ravel()
-    if x.std() == 0 or y.std() == 0:
-        return 0.0
-    return float(np.corrcoef(x, y)[0, 1])
+    x, y = (part.astype(np.float64).ravel() for part in (a[tuple(parts_a)], b[tuple(parts_b)]))
+    x -= x.mean()
+    y -= y.mean()
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    return float(x @ y) / norm if norm else 0.0

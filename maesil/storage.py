@@ -51,6 +51,12 @@ class Storage:
         with _missing_is_damage(self.root / key):
             return (self.root / key).stat().st_size
 
+    def stamp(self, key: str) -> tuple[int, int]:
+        """Return size (bytes) and time (ns) of a file, which tell whether it changed; `StoreError` if it is missing."""
+        with _missing_is_damage(self.root / key):
+            found = (self.root / key).stat()
+        return found.st_size, found.st_mtime_ns
+
     def read(self, key: str) -> bytes:
         """Return a whole file; `StoreError` if it is missing."""
         with _missing_is_damage(self.root / key):

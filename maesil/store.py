@@ -32,6 +32,7 @@ class Store:
         self.storage = storage
         self.recipe_hash: str = attributes["recipe_hash"]
         self.key_fingerprint: str = attributes["key_fingerprint"]
+        self._known: dict[str, tuple[tuple[int, int], Volume]] = {}
 
     @property
     def path(self) -> Path:
@@ -125,7 +126,13 @@ class Store:
         return [volume for volume in self._all_volumes() if volume.recipe_hash != self.recipe_hash]
 
     def _all_volumes(self) -> list[Volume]:
-        return [self.read_commit(key) for key in self.live_commits()]
+        """Return the volumes of all live commits; those that were read before are read again only if they changed."""
+        known = {}
+        for key in self.live_commits():
+            stamp, before = self.storage.stamp(key), self._known.get(key)
+            known[key] = before if before and before[0] == stamp else (stamp, self.read_commit(key))
+        self._known = known
+        return [volume for _, volume in known.values()]
 
     def live_commits(self, prefix: str = "commits") -> list[str]:
         """Return the keys of the live commits below a folder, by volume id: of each volume the highest generation."""
