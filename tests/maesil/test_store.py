@@ -293,3 +293,18 @@ def test_records_are_canonical(store):
     for key in (*store.storage.list("commits"), *store.storage.list("recipes"), "zarr.json"):
         data = store.storage.read(key)
         assert canonical_json(json.loads(data)) == data
+
+
+def test_a_commit_is_read_once_and_anew_when_it_changed(tmp_path, monkeypatch):
+    store = Store.open(make_store(tmp_path / "s", [(16, 16, 16), (20, 16, 16)], superpatch=16).path)
+    read, original = [], Store.read_commit
+    monkeypatch.setattr(Store, "read_commit", lambda self, key: (read.append(key), original(self, key))[1])
+    volumes = store.volumes()
+    assert store.volumes() == volumes and store.outdated() == [] and len(read) == 2
+    added = add_volume(store, synthetic_hu((16, 16, 16), 7), name="later")
+    assert added in store.volumes() and len(read) == 3
+    store.forget(volumes[0].volume_id)
+    assert volumes[0] not in store.volumes() and len(store.volumes()) == 2
+    (store.path / volumes[1].key).write_bytes(b"{}")
+    with pytest.raises(StoreError):
+        store.volumes()
