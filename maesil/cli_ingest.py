@@ -102,6 +102,7 @@ def ingest(
     from maesil.ingest.options import IngestOptions, parse_partition
     from maesil.recipe import Recipe, parse_spacing
     from maesil.storage import local_path
+    from maesil.whole_file import require_folder_place
 
     recipe = Recipe(
         spacing=parse_spacing(spacing), superpatch=superpatch, codec=codec, fill_gaps=fill_gaps,
@@ -115,6 +116,8 @@ def ingest(
     )  # fmt: skip
     if out is not None and name is not None:
         raise UsageError("--name: names a store of the cache; leave it out with --out")
+    if report is not None:
+        require_folder_place(report)
     places = [local_path(source) for source in sources]
     if out is None and not dry_run:
         store, folder, summary = _into_cache(places, recipe, options, name, report)

@@ -156,7 +156,10 @@ def link_labels(
     from maesil.link_labels import link_labels as make_links
 
     linked = make_links(report, out, image, label)
-    typer.echo(f"{out}: labels of {linked.volumes} volumes, {len(linked.without)} volumes without")
+    for path, volumes in linked.shared:
+        typer.echo(f"{path}: label of {volumes} volumes; right only if they are of one scan, else look at --image")
+    without = f": {', '.join(linked.without[:3])}{', ...' * (len(linked.without) > 3)}" if linked.without else ""
+    typer.echo(f"{out}: labels of {linked.volumes} volumes, {len(linked.without)} volumes without{without}")
 
 
 def register(app: typer.Typer) -> None:

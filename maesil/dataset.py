@@ -56,6 +56,8 @@ class SuperpatchDataset(Dataset[Item]):
             raise StoreError(f"{store}: its index is missing or stale; run `maesil store index {store}`")
         self.fingerprint = opened.fingerprint
         table = superpatch_table(opened)
+        if not isinstance(where, str | pc.Expression | None):
+            raise UsageError(f"where: expected a filter as text or a pyarrow.compute expression, found {where!r}")
         for condition in (parse(where) if isinstance(where, str) else where, _of_split(split)):
             if condition is not None:
                 table = _filtered(table, condition)
@@ -110,6 +112,8 @@ def _filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:
 def _of_split(split: tuple[Path | str, str] | None) -> pc.Expression | None:
     if split is None:
         return None
+    if isinstance(split, str | Path) or len(split) != 2:
+        raise UsageError(f'split: expected a file and one of its parts, ("run/split.json", "train"), found {split!r}')
     path, part = Path(split[0]), split[1]
     try:
         groups = json.loads(path.read_text(encoding="utf-8"))[part]

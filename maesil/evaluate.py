@@ -43,7 +43,7 @@ from maesil.store import Store
 from maesil.train import pick_device
 from maesil.types import AIR_HU, MAP_CELL, Intensity, Zyx
 from maesil.where import select
-from maesil.whole_file import write_whole
+from maesil.whole_file import make_folder, require_file_place, write_whole
 
 Box = tuple[slice, slice, slice]
 
@@ -112,7 +112,9 @@ def evaluate(
     split = read_split(split_file, leaders)[0] if split_file else run.split
     chosen = taken(store, choose_volumes(store, run.split, volumes, leaders, split.test if split_file else None), where)
     out = out or run_dir / "evaluation"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
+    if json_path:
+        require_file_place(json_path)
 
     reader, predictors = SuperpatchReader(store), make_predictors(run)
     scored: list[Row] = []

@@ -72,10 +72,10 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
         raise CheckpointError(
             f"{folder / CARD}: expected the card of an encoder, found it incomplete ({error!r})"
         ) from error
-    if not (folder / WEIGHTS).exists() or _sha256(folder / WEIGHTS) != expected:
-        raise CheckpointError(
-            f"{folder / WEIGHTS}: expected the weights that the card vouches for, found others or none"
-        )
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder / WEIGHTS}: expected the weights beside their card, found none; export again")
+    if _sha256(folder / WEIGHTS) != expected:
+        raise CheckpointError(f"{folder / WEIGHTS}: expected the weights that the card vouches for, found others")
     encoder = encoder_of(make_model(config), intensity)
     try:
         encoder.load_state_dict(load_file(folder / WEIGHTS))
@@ -91,7 +91,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         known = (card["format"], card["version"]) == (FORMAT, VERSION)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found no {CARD}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: expected the card of an encoder, found something else") from error

@@ -30,6 +30,7 @@ from maesil.progress import progress
 from maesil.store import Store
 from maesil.train import pick_device
 from maesil.types import Zyx
+from maesil.whole_file import require_file_place
 
 _SCHEMA = [
     pa.field("volume_id", pa.string(), nullable=False),
@@ -55,16 +56,16 @@ def write_features(source: Path, store_path: Path, out: Path, *, device: str = "
 
     ``source`` is a run or an exported encoder. Columns: volume_id, group, iz, iy, ix, valid, body (shares 0..1),
     weighted_by, embedding (float32, D numbers; null without any valid voxel). Raises CheckpointError, StoreError,
-    NoInputError for a store without volumes.
+    NoInputError for a store without volumes, UsageError where ``out`` cannot be written.
     """
     encoder, store = open_encoder(source, pick_device(device)), Store.open(store_path)
     require_tile(encoder.config, store.superpatch, store.path)
+    require_file_place(out)
     reader, volumes = SuperpatchReader(store), store.volumes()
     if not volumes:
         raise NoInputError(f"{store.path}: the store holds no volumes; run `maesil ingest` first")
     schema = pa.schema([*_SCHEMA, pa.field("embedding", pa.list_(pa.float32(), encoder.width))])
     facts = {"maesil.store_fingerprint": store.fingerprint, "maesil.encoder": encoder.config.kind}
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial, rows = out.with_name(out.name + ".partial"), 0
     with (
         progress({"features": "volumes"}) as report,

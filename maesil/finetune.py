@@ -13,7 +13,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from maesil.split import split_groups
 from maesil.store import Store
 from maesil.train import pick_device
 from maesil.types import MAP_CELL, Zyx
-from maesil.whole_file import write_whole
+from maesil.whole_file import make_folder, write_whole
 
 STARTS = ("pretrained", "scratch")
 _LEAST_BODY = 0.1
@@ -143,13 +143,17 @@ def finetune(
     StoreError, NoInputError (no labels, nothing to train on), UsageError (labels that do not fit, nobody to score).
     """
     budget, on = budget or Budget(), pick_device(device)
+    if not 0 < budget.lr < math.inf:
+        raise UsageError(f"--lr: expected a number above 0, found {budget.lr:g}")
+    if not 0 < test < 1:
+        raise UsageError(f"--test: expected a share of the patients between 0 and 1, found {test:g}")
     run, store = load_run(run_dir, on), Store.open(store_path)
     config = run.config.model
     require_tile(config, store.superpatch, store.path)
     if config.patch.bit_count() != 1:
         raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {config.patch}")
     reader = SuperpatchReader(store)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
         patients = patients_of(store, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
@@ -200,7 +204,9 @@ def choose_task(
     everyone = [*patients.unseen, *patients.seen]
     if len(everyone) == 1:
         volume = max((by_id[v] for v in everyone[0]), key=lambda one: math.prod(one.shape))
-        return _middle_block(reader, volume, crop)
+        task = _middle_block(reader, volume, crop)
+        unused = len(everyone[0]) - 1
+        return replace(task, told=f"{task.told}; {unused} more of its volumes not used") if unused else task
     by_name = {patient[0]: patient for patient in everyone}
     scored = split_groups([patient[0] for patient in patients.unseen], share, seed).validation or (
         patients.unseen[0][0],

@@ -16,6 +16,7 @@ from maesil.ingest.verdict import FileVerdict
 from maesil.ingest_page import page
 from maesil.parquet import to_parquet
 from maesil.store import Store
+from maesil.whole_file import make_folder
 
 _FILE_COLUMNS = ("path", "status", "code", "volume_id", "detail")
 
@@ -23,7 +24,7 @@ _FILE_COLUMNS = ("path", "status", "code", "volume_id", "detail")
 def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
     """Write ``files.parquet``, ``quarantine.csv``, ``summary.json`` and ``index.html`` into a folder."""
     store = Store.open(store_path)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _put(folder / "files.parquet", _files_table(summary.files))
     _put(folder / "quarantine.csv", _quarantine_table(store, summary.files).encode())
     _put(folder / "summary.json", json.dumps(_without_files(summary), indent=1).encode())

@@ -38,6 +38,10 @@ _LEAST_COVERED = 0.5
 _MOST_VOXELS = 1 << 30
 _MOST_APART_MM = 1.0
 _SUFFIXES = (".nii.gz", ".nii")
+_NIBABEL_RAISES = (
+    OSError, EOFError, ValueError, AttributeError, LookupError, zlib.error, ImageFileError, HeaderDataError,
+)  # fmt: skip
+"""What nibabel, gzip and zlib raise on files that are cut, altered or of another kind."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Labels:
     volumes: tuple[Volume, ...]
     """The labelled ones."""
     notes: tuple[str, ...] = ()
+    """Which volumes are labelled, and what was odd."""
     _arrays: dict[str, Path] = field(default_factory=dict, repr=False)
 
     def of(self, volume: Volume) -> LabelArray:
@@ -80,8 +85,9 @@ def load_labels(source: Path, volumes: Sequence[Volume], scratch: Path, chosen: 
     renumber[numbers] = np.arange(1, len(numbers) + 1)
     for path in arrays.values():
         np.save(path, renumber[np.load(path)])
-    note = f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines"
-    return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, (note,) * (odd > 0), arrays)
+    placed = f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines"
+    notes = (_told(source, found, volumes), *(placed,) * (odd > 0))
+    return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, notes, arrays)
 
 
 def nearest_on_grid(labels: LabelArray, labels_affine: Affine, shape: Zyx, affine: Affine) -> LabelArray:
@@ -115,6 +121,7 @@ def _find_all(source: Path, volumes: Sequence[Volume]) -> dict[str, Path]:
         of_one = f", or one file for a store of one volume (here: {len(volumes)})" if source.is_file() else ""
         raise NoInputError(f"{source}: expected a folder of labels{of_one}, found {'a file' if of_one else 'none'}")
     found = {volume.volume_id: path for volume in volumes if (path := _find(source, volume.volume_id))}
+    _require_no_dead_link(source)
     if not found:
         example = volumes[0].volume_id if volumes else "VOLUME_ID"
         raise NoInputError(
@@ -125,10 +132,33 @@ def _find_all(source: Path, volumes: Sequence[Volume]) -> dict[str, Path]:
 
 
 def _find(folder: Path, volume_id: str) -> Path | None:
-    for path in (*(folder / f"{volume_id}{suffix}" for suffix in _SUFFIXES), folder / volume_id):
-        if path.exists():
-            return path
-    return None
+    """Return a volume's label file, or its folder of masks; UsageError where it has several, or a folder has none."""
+    files = [path for suffix in _SUFFIXES if (path := folder / f"{volume_id}{suffix}").is_file()]
+    masks = folder / volume_id
+    if len(found := files + [masks] * masks.is_dir()) > 1:
+        raise UsageError(f"{found[0]}: expected one label file or folder of masks a volume, found {found[1].name} too")
+    if masks.is_dir() and not _masks(masks):
+        raise UsageError(f"{masks}: expected masks named after their classes (liver.nii.gz), found none")
+    return found[0] if found else None
+
+
+def _require_no_dead_link(folder: Path) -> None:
+    for path in sorted(folder.iterdir()):
+        if not path.exists():
+            raise UsageError(
+                f"{path}: its target {path.readlink()} is no longer there; run `maesil link-labels` again, or remove it"
+            )
+
+
+def _told(source: Path, found: dict[str, Path], volumes: Sequence[Volume]) -> str:
+    """Say which volumes are labelled, and what in the folder is named after none."""
+    told = f"labels of {len(found)} of {len(volumes)} volumes"
+    used = {path.name for path in found.values()} | {"classes.json"}
+    names = sorted(path.name for path in source.iterdir()) if source.is_dir() else []
+    if left := [name for name in names if name not in used and not name.startswith(".")]:
+        few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+        told += f"; {len(left)} not used, named after no volume of the store: {few}"
+    return told
 
 
 def _class_names(source: Path, paths: Iterable[Path]) -> dict[int, str]:
@@ -141,11 +171,15 @@ def _class_names(source: Path, paths: Iterable[Path]) -> dict[int, str]:
     listed = (source if source.is_dir() else source.parent) / "classes.json"
     try:
         named: dict[str, Any] = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
-        return {int(number): str(name) for number, name in named.items()}
+        names = {int(number): str(name) for number, name in named.items()}
     except (ValueError, AttributeError) as error:
         raise UsageError(
             f'{listed}: expected an object like {{"1": "liver"}}, found something else ({error})'
         ) from error
+    if len(set(names.values())) < len(names):
+        twice = next(name for name in names.values() if list(names.values()).count(name) > 1)
+        raise UsageError(f"{listed}: expected a name of its own for each number, found {twice!r} twice")
+    return names
 
 
 def _choose(chosen: Sequence[str], names: dict[int, str], present: list[int], source: Path) -> list[int]:
@@ -176,7 +210,12 @@ def _merged_masks(folder: Path, number_of: dict[str, int]) -> list[tuple[Path, L
     """Return the masks of a folder, those on one grid in one array: the lowest number of those that claim a voxel."""
     on_grid: dict[tuple[Any, ...], tuple[Path, LabelArray, Affine]] = {}
     for mask in _masks(folder):
-        values, affine = _read(mask)
+        values, affine = _read(mask, most=255)
+        if len(found := np.unique(values[values > 0])) > 1:
+            raise UsageError(
+                f"{mask}: expected a binary mask of its class, found the values {', '.join(map(str, found[:4]))}; "
+                f"labels of several classes are one file, {folder.name}.nii.gz"
+            )
         numbers = np.where(values > 0, np.uint8(number_of[_stem(mask)]), np.uint8(_NO_MASK))
         grid = (values.shape, affine.round(6).tobytes())
         first, before, _ = on_grid.get(grid, (mask, numbers, affine))
@@ -197,7 +236,7 @@ def _resampled(volume: Volume, path: Path, labels: LabelArray, affine: Affine) -
     return array, ordered in (sorted(volume.source_shape), sorted(volume.shape))
 
 
-def _read(path: Path) -> tuple[LabelArray, Affine]:
+def _read(path: Path, most: int = _MOST_CLASSES) -> tuple[LabelArray, Affine]:
     """Return whole numbers ``[z, y, x]`` and their affine (to LPS mm); UsageError for anything else."""
     try:
         image = nib.load(path)
@@ -205,23 +244,24 @@ def _read(path: Path) -> tuple[LabelArray, Affine]:
             raise ValueError(f"shape {image.shape}")
         values = np.asanyarray(image.dataobj)
         qform, code = image.header.get_qform(coded=True)
-    # What nibabel, gzip and zlib raise on files that are cut, altered or of another kind.
-    except (OSError, EOFError, ValueError, AttributeError, zlib.error, ImageFileError, HeaderDataError) as error:
+        placed = bool(code) or bool(image.header["sform_code"])
+    except _NIBABEL_RAISES as error:
         raise UsageError(f"{path}: expected a NIfTI file of labels, found something else ({error})") from error
     if values.ndim > 3 and set(values.shape[3:]) == {1}:
         values = values.reshape(values.shape[:3])
-    if values.ndim != 3 or abs(np.linalg.det(image.affine)) < 1e-9:
-        raise UsageError(f"{path}: expected one 3D volume with an affine, found shape {values.shape}")
+    if values.ndim != 3 or values.dtype.kind not in "biuf":
+        raise UsageError(f"{path}: expected one 3D volume of numbers, found shape {values.shape}, {values.dtype}")
+    if not placed or not abs(np.linalg.det(image.affine)) > 1e-9:
+        found = "one that places nothing" if placed else "neither; the header does not say where it lies"
+        raise UsageError(f"{path}: expected an sform or a qform, found {found}")
     if code and qform is not None and np.abs(qform - image.affine).max() > _MOST_APART_MM:
         raise UsageError(
             f"{path}: its sform and qform place it differently; mend the header, so that it is known which"
         )
     whole = values if values.dtype.kind in "iub" else np.rint(values)
     lo, hi = float(np.min(whole)), float(np.max(whole))
-    if not (lo >= 0 and hi <= _MOST_CLASSES and (whole is values or np.allclose(values, whole, atol=1e-3, rtol=0))):
-        raise UsageError(
-            f"{path}: expected whole numbers from 0 to {_MOST_CLASSES}, found {lo:g} to {hi:g} or fractions"
-        )
+    if not (lo >= 0 and hi <= most and (whole is values or np.allclose(values, whole, atol=1e-3, rtol=0))):
+        raise UsageError(f"{path}: expected whole numbers from 0 to {most}, found {lo:g} to {hi:g} or fractions")
     return whole.astype(np.uint8).transpose(2, 1, 0), from_nifti(image.affine)
 
 

@@ -7,12 +7,15 @@ its path is written.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from maesil.errors import NoInputError, UsageError
 from maesil.parquet import read_parquet
+from maesil.whole_file import make_folder
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,8 @@ class Linked:
     """Volumes that have a label now."""
     without: tuple[str, ...]
     """Volumes whose label file does not exist."""
+    shared: tuple[tuple[str, int], ...]
+    """Label files of several volumes, and of how many: right only where ingest made several volumes of one scan."""
 
 
 def link_labels(report: Path, out: Path, image: str, label: str) -> Linked:
@@ -33,27 +38,31 @@ def link_labels(report: Path, out: Path, image: str, label: str) -> Linked:
     NoInputError without the report.
     """
     wanted = _label_paths(_used_files(report), image, label)
-    out.mkdir(parents=True, exist_ok=True)
-    without, linked = [], 0
+    make_folder(out)
+    without, users = [], Counter[str]()
     for volume_id, path in sorted(wanted.items()):
         if not path.exists():
             without.append(volume_id)
             continue
         _link(out / f"{volume_id}{_suffix(path)}", path.resolve())
-        linked += 1
-    if not linked:
+        users[str(path)] += 1
+    if not users:
         example = next(iter(wanted.values()))
         raise NoInputError(
             f"expected labels such as {example}, found none of {len(wanted)}; look at --image and --label"
         )
-    return Linked(linked, tuple(without))
+    shared = tuple((path, volumes) for path, volumes in users.items() if volumes > 1)
+    return Linked(users.total(), tuple(without), shared)
 
 
 def _used_files(report: Path) -> list[tuple[Path, str]]:
     path = report / "files.parquet" if report.is_dir() else report
     if not path.exists():
         raise NoInputError(f"{path}: expected the files.parquet of an ingest's report, found none")
-    rows = read_parquet(path, columns=["path", "status", "volume_id"]).to_pylist()
+    try:
+        rows = read_parquet(path, columns=["path", "status", "volume_id"]).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise NoInputError(f"{path}: expected the files.parquet of an ingest's report, found it damaged") from error
     return [(Path(row["path"]), row["volume_id"]) for row in rows if row["status"] == "used" and row["volume_id"]]
 
 

@@ -35,7 +35,7 @@ from maesil.progress import progress
 from maesil.store import Store
 from maesil.train import pick_device
 from maesil.types import MAP_CELL, Zyx
-from maesil.whole_file import write_whole
+from maesil.whole_file import make_folder, write_whole
 
 _PRESENT_FROM = 0.5
 """Share of a patch from which on a class counts as present, for the AUROC."""
@@ -121,13 +121,13 @@ def probe(
     model = next(iter(encoders.values())).config
     require_tile(model, store.superpatch, store.path)
     reader, out = SuperpatchReader(store), out or run_dir / "probe"
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
         patients = patients_of(store, labels.volumes, trained_on, seed, include_trained=include_trained)
         looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
-    cut, told = _fold(looked_at, patients, labels.volumes, model, folds)
-    shares_NK = np.concatenate([one.shares_NK for one in looked_at.values()])
+    cut, told, used = _fold(looked_at, patients, labels.volumes, model, folds)
+    shares_NK = np.concatenate([one.shares_NK for one in used])
     facts = {
         "store_fingerprint": store.fingerprint,
         "seed": seed,
@@ -244,8 +244,8 @@ def _features(
 
 def _fold(
     looked_at: dict[str, Patches], patients: Patients, volumes: Sequence[Volume], model: ModelConfig, folds: int
-) -> tuple[list[Fold], str]:
-    """Cut the patches into folds, and say how; UsageError where there are not enough."""
+) -> tuple[list[Fold], str, list[Patches]]:
+    """Cut the patches into folds, say how, and return those that are in any; UsageError where there are not enough."""
     merged = {patient: _join([looked_at[v] for v in patient]) for patient in (*patients.unseen, *patients.seen)}
     merged = {patient: patches for patient, patches in merged.items() if len(patches.shares_NK)}
     unseen = [patient for patient in patients.unseen if patient in merged]
@@ -257,14 +257,26 @@ def _fold(
         cut = list(spatial_folds(looked_at[volume.volume_id], volume.shape, model))
         if not cut:
             raise UsageError("expected labels in two layers of crops of the one labelled patient, found them in one")
-        return cut, f"one labelled patient: {len(cut)} folds by blocks of its volume, one patch apart"
+        told = f"one labelled patient: {_count(len(cut), 'fold')} by blocks of its volume, one patch apart"
+        return cut, told + _others_unused(len(unseen[0])), [looked_at[volume.volume_id]]
     count = min(max(folds, 2), len(unseen))
     cut = []
     for number in range(count):
         left_out = unseen[number::count]
         train = tuple(one for patient, one in merged.items() if patient not in left_out)
         cut.append(Fold(train, _join([merged[patient] for patient in left_out])))
-    return cut, f"{count} folds by patient: nobody is in both parts of a fold"
+    told = f"{_count(count, 'fold')} by patient: nobody is in both parts of a fold"
+    if only_learnt_from := len(merged) - len(unseen):
+        told += f"; {_count(only_learnt_from, 'patient')} that an encoder was trained on, learnt from and not scored"
+    return cut, told, list(merged.values())
+
+
+def _others_unused(volumes: int) -> str:
+    return f"; the other {_count(volumes - 1, 'volume')} of the patient not used" if volumes > 1 else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def spatial_folds(patches: Patches, shape: Zyx, model: ModelConfig) -> Iterator[Fold]:

@@ -51,4 +51,4 @@ def _shape(document: bytes, crc32c: int | None) -> tuple[int, ...]:
 def _decoded(chunk: bytes) -> NDArray[np.uint8]:
     if int.from_bytes(chunk[-4:], "little") != google_crc32c.value(chunk[:-4]):
         raise ValueError("checksum mismatch")
-    return np.frombuffer(zstd.decompress(chunk[:-4]), dtype=np.uint8)
+    return np.frombuffer(zstd.decompress(chunk[:-4]), dtype=np.uint8).copy()

@@ -96,3 +96,36 @@ def test_link_labels_leads_from_a_report_to_a_folder_that_probe_takes(world, tmp
         "probe", run, store, "--labels", out, "--patches", "50", "--device", "cpu", "--out", tmp_path
     )
     assert code == 0 and "2 folds by patient" in told
+
+
+def test_where_nothing_can_be_written_is_one_line_before_any_work(world, tmp_path):
+    _, store, labels, _, run = world
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder").mkdir()
+    pq.write_table(pa.table({"path": ["a"], "status": ["used"], "volume_id": ["v"]}), tmp_path / "files.parquet")
+    use = (run, store, "--device", "cpu")
+    for given in (
+        ("features", *use, "--out", tmp_path / "folder"),
+        ("features", *use, "--out", tmp_path / "file" / "f.parquet"),
+        ("probe", *use, "--labels", labels, "--out", tmp_path / "file"),
+        ("finetune", *use, "--labels", labels, "--out", tmp_path / "file"),
+        ("evaluate", *use, "--out", tmp_path / "e", "--json", tmp_path / "folder"),
+        ("evaluate", *use, "--out", tmp_path / "file"),
+        ("link-labels", tmp_path, "--image", "a", "--label", "b", "--out", tmp_path / "file"),
+        ("store", "split", store, "--shares", "0.5,0.5,0", "--out", tmp_path / "folder"),
+        ("ingest", labels, "--out", tmp_path / "s", "--report", tmp_path / "file"),
+    ):
+        code, _, error = maesil(*given)
+        assert (code, len(error.splitlines())) == (2, 1) and "expected" in error and "name another" in error, given
+    assert {path.name for path in tmp_path.iterdir()} <= {"file", "folder", "files.parquet", "e"}
+
+
+@pytest.mark.parametrize("option, value", [
+    ("--lr", "nan"), ("--lr", "0"), ("--lr", "-1"), ("--lr", "inf"),
+    ("--test", "0"), ("--test", "1"), ("--test", "nan"),
+])  # fmt: skip
+def test_numbers_that_make_no_sense_are_refused(world, tmp_path, option, value):
+    _, store, labels, _, run = world
+    code, _, error = maesil("finetune", run, store, "--labels", labels, "--out", tmp_path / "o", f"{option}={value}")
+    assert code == 2 and f"{option}: expected" in error and len(error.splitlines()) == 1
+    assert not (tmp_path / "o").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import nibabel as nib
 import numpy as np
@@ -33,7 +34,7 @@ def at_zero(affine: np.ndarray) -> np.ndarray:
 def test_labels_on_the_volume_s_own_grid_come_back_as_they_are(world, tmp_path):
     _, folder, volumes = world
     labels = load_labels(folder, volumes, tmp_path)
-    assert labels.classes == ORGANS and labels.notes == () and len(labels.volumes) == 2
+    assert labels.classes == ORGANS and labels.notes == ("labels of 2 of 2 volumes",)
     for seed, volume in enumerate(volumes):
         _, organs = phantom(seed, volume.shape, affine_of())
         assert np.array_equal(labels.of(volume), organs)
@@ -83,7 +84,7 @@ def test_labels_of_the_scan_s_grid_turned_and_finer_mean_the_same(world, tmp_pat
     nib.save(turned, other / f"{volume.volume_id}.nii")
     labels = load_labels(other, volumes, tmp_path / "b")
     assert labels.classes == ("1", "2", "3", "4") and labels.volumes == (volume,)
-    assert len(labels.notes) == 1 and "1 label files" in labels.notes[0]
+    assert labels.notes[0] == "labels of 1 of 2 volumes" and "1 label files" in labels.notes[1]
     assert (labels.of(volume) == exact).mean() > 0.97
 
 
@@ -151,6 +152,19 @@ def bad(kind: str, path, volume) -> None:
         path.write_bytes(path.read_bytes()[:-200])
     if kind == "html":
         path.write_text("<html>not found</html>")
+    if kind in ("unplaced", "colours", "flat"):
+        plain = nib.Nifti1Image(np.ascontiguousarray(values.transpose(2, 1, 0)), to_nifti(affine))
+        if kind == "unplaced":
+            plain.header["sform_code"] = plain.header["qform_code"] = 0
+            plain = nib.Nifti1Image(plain.dataobj, None, plain.header)
+        if kind == "colours":
+            rgb = np.dtype([("R", "u1"), ("G", "u1"), ("B", "u1")])
+            plain = nib.Nifti1Image(np.zeros(volume.shape[::-1], rgb), to_nifti(affine))
+        if kind == "flat":
+            plain.header["srow_z"] = 0
+            plain.header["qform_code"] = 0
+            plain = nib.Nifti1Image(plain.dataobj, None, plain.header)
+        nib.save(plain, path)
     if kind == "forms":
         image = nib.load(path)
         moved = to_nifti(affine)
@@ -164,7 +178,8 @@ def bad(kind: str, path, volume) -> None:
 @pytest.mark.parametrize("kind, told", [
     ("elsewhere", "of another scan"), ("fraction", "whole numbers"), ("negative", "whole numbers"),
     ("nan", "whole numbers"), ("background", "background alone"), ("cut", "something else"), ("html", "something else"),
-    ("forms", "sform and qform"),
+    ("forms", "sform and qform"), ("unplaced", "expected an sform or a qform, found neither"),
+    ("colours", "volume of numbers"), ("flat", "one that places nothing"),
 ])  # fmt: skip
 def test_labels_that_cannot_be_right_are_refused_by_name(world, tmp_path, kind, told):
     _, _, volumes = world
@@ -173,6 +188,54 @@ def test_labels_that_cannot_be_right_are_refused_by_name(world, tmp_path, kind, 
     with pytest.raises(UsageError, match=told) as caught:
         load_labels(tmp_path / "l", volumes, tmp_path / "s")
     assert str(tmp_path / "l") in str(caught.value)
+
+
+def test_what_is_named_after_no_volume_is_told(world, tmp_path):
+    _, folder, volumes = world
+    given = tmp_path / "l"
+    shutil.copytree(folder, given)
+    (given / f"{volumes[1].volume_id}.nii.gz").rename(given / "label0001.nii.gz")
+    labels = load_labels(given, volumes, tmp_path / "s")
+    assert labels.notes == (
+        "labels of 1 of 2 volumes; 1 not used, named after no volume of the store: label0001.nii.gz",
+    )
+
+
+def test_two_labels_of_one_volume_are_refused(world, tmp_path):
+    _, _, volumes = world
+    volume, everything = volumes[0], np.ones(volumes[0].shape, np.int16)
+    for name in (f"{volume.volume_id}.nii.gz", f"{volume.volume_id}/lung.nii.gz"):
+        write_nifti(tmp_path / "l" / name, everything, volume.affine)
+    with pytest.raises(UsageError, match="expected one label file or folder of masks a volume"):
+        load_labels(tmp_path / "l", volumes, tmp_path / "s")
+
+
+def test_a_folder_without_masks_is_refused(world, tmp_path):
+    _, _, volumes = world
+    (tmp_path / "l" / volumes[0].volume_id).mkdir(parents=True)
+    with pytest.raises(UsageError, match="expected masks named after their classes"):
+        load_labels(tmp_path / "l", volumes, tmp_path / "s")
+
+
+def test_a_mask_has_one_value_be_it_1_or_255(world, tmp_path):
+    _, _, volumes = world
+    volume, values = volumes[0], np.zeros(volumes[0].shape, np.int16)
+    values[10:] = 255
+    path = tmp_path / "l" / volume.volume_id / "liver.nii.gz"
+    write_nifti(path, values, volume.affine)
+    assert np.array_equal(load_labels(tmp_path / "l", volumes, tmp_path / "s").of(volume), values > 0)
+    values[20:] = 2
+    write_nifti(path, values, volume.affine)
+    with pytest.raises(UsageError, match="expected a binary mask of its class, found the values 2, 255"):
+        load_labels(tmp_path / "l", volumes, tmp_path / "s")
+
+
+def test_one_name_for_two_numbers_is_refused(world, tmp_path):
+    _, folder, volumes = world
+    shutil.copytree(folder, tmp_path / "l")
+    (tmp_path / "l" / "classes.json").write_text(json.dumps({"1": "lung", "2": "lung"}))
+    with pytest.raises(UsageError, match="expected a name of its own for each number, found 'lung' twice"):
+        load_labels(tmp_path / "l", volumes, tmp_path / "s")
 
 
 def test_a_store_of_one_volume_takes_a_file_of_any_name(world, tmp_path):
@@ -192,9 +255,11 @@ def test_a_folder_without_any_label_is_told(world, tmp_path):
     (tmp_path / "l").mkdir()
     with pytest.raises(NoInputError, match="link-labels"):
         load_labels(tmp_path / "l", volumes, tmp_path / "s")
-    (tmp_path / "l" / f"{volumes[0].volume_id}.nii.gz").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(NoInputError, match="link-labels"):
+    dead = tmp_path / "l" / f"{volumes[0].volume_id}.nii.gz"
+    dead.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="nowhere is no longer there; run `maesil link-labels` again"):
         load_labels(tmp_path / "l", volumes, tmp_path / "s")
+    dead.unlink()
     _, labels, _ = world
     (tmp_path / "l" / "classes.json").write_text(json.dumps(["liver"]))
     (tmp_path / "l" / f"{volumes[1].volume_id}.nii.gz").symlink_to(labels / f"{volumes[1].volume_id}.nii.gz")

@@ -38,6 +38,18 @@ def test_files_lead_to_labels_and_what_has_none_is_told(report, tmp_path):
     assert link_labels(report / "files.parquet", tmp_path / "out", r"img/img(\d+)", r"label/label\1") == linked  # again
 
 
+def test_a_label_of_several_volumes_is_told(report, tmp_path):
+    linked = link_labels(report, tmp_path / "out", r"img/img\d+", "label/label0001")
+    assert linked.volumes == 2 and linked.shared == ((str(tmp_path / "label/label0001.nii.gz"), 2),)
+    assert link_labels(report, tmp_path / "other", r"img/img(\d+)", r"label/label\1").shared == ()
+
+
+def test_a_damaged_report_is_told_in_one_line(report, tmp_path):
+    (report / "files.parquet").write_bytes(b"PAR1")
+    with pytest.raises(NoInputError, match="found it damaged"):
+        link_labels(report, tmp_path / "out", "a", "b")
+
+
 def test_all_slices_of_a_series_lead_to_one_label_or_it_is_refused(report, tmp_path):
     link_labels(report, tmp_path / "out", r"ct/(\d+)/.*", r"label/\1.nii")
     assert links(tmp_path / "out") == {"cc.nii": "7.nii"}

@@ -9,19 +9,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.labelled import labelled_store
+from support.labelled import SPACING, affine_of, labelled_store, phantom
 from support.runs import SMALL, save_run
+from support.stores import add_volume
 
 from maesil.cache.reader import SuperpatchReader
 from maesil.checkpoint import load_run
 from maesil.config import MaskConfig
 from maesil.encoder import encoder_of
 from maesil.errors import UsageError
+from maesil.index import write_index
 from maesil.labels import load_labels
 from maesil.nifti_export import write_nifti
 from maesil.phantom import ORGANS
 from maesil.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
+from maesil.recipe import Recipe
 from maesil.split import Split
+from maesil.store import Store
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPLIT = Split(("patient-0",), ("patient-1",))
@@ -155,7 +159,28 @@ def test_with_one_labelled_patient_blocks_of_it_are_kept_apart(world, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(labels / f"{volumes[2].volume_id}.nii.gz", tmp_path / "one")
     report = probe(folder / "run", store.path, tmp_path / "one", out=tmp_path / "out", device="cpu")
-    assert report.facts["folds"] == 2 and "one labelled patient" in report.notes[0]
+    assert report.facts["folds"] == 2 and report.notes[0].startswith("one labelled patient: 2 folds")
+    assert report.notes[1] == "labels of 1 of 4 volumes"
+
+
+def test_a_second_volume_of_the_one_patient_is_said_to_be_unused(world, tmp_path):
+    folder, _, _, _, _ = world
+    twin, shape = tmp_path / "twin", (48, 34, 48)
+    twins = Store.create(twin, Recipe(spacing=None, superpatch=32), key_fingerprint="0" * 16)
+    for seed, name in enumerate(("first", "second")):
+        hu, organs = phantom(seed, shape, affine_of())
+        volume = add_volume(twins, hu, name=name, group="one patient", spacing=SPACING)
+        write_nifti(tmp_path / "l" / f"{volume.volume_id}.nii.gz", organs, volume.affine)
+    write_index(twins)
+    both = probe(folder / "run", twin, tmp_path / "l", out=tmp_path / "out", device="cpu")
+    assert "the other 1 volume of the patient not used" in both.notes[0]
+    counts = []
+    for path in sorted((tmp_path / "l").iterdir()):
+        (tmp_path / path.name[:8]).mkdir()
+        shutil.copy(path, tmp_path / path.name[:8])
+        alone = probe(folder / "run", twin, tmp_path / path.name[:8], out=tmp_path / "out", device="cpu")
+        counts.append((alone.facts["patches"], alone.facts["classes"]))
+    assert (both.facts["patches"], both.facts["classes"]) in counts
 
 
 def test_a_patient_that_was_trained_on_is_scored_on_request_alone(world, tmp_path):
