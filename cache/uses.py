@@ -54,6 +54,20 @@ def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
         return ()
 
 
+def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:
+    """Return a note where a run was trained at other spacings than a store has; none where the run noted nothing."""
+    trained = {_spacing(use.recipe) for use in recorded_uses(run)}
+    here = _spacing(store.recipe.document())
+    if not trained or here in trained:
+        return ()
+    return (f"{run} was trained at {' and '.join(sorted(trained))}, {store.path} is at {here}: other voxels to it",)
+
+
+def _spacing(recipe: dict[str, Any]) -> str:
+    spacing = recipe.get("spacing_zyx_mm")
+    return " x ".join(f"{mm:g}" for mm in spacing) + " mm" if isinstance(spacing, list) else "native spacing"
+
+
 def what_changed(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> str:
     """Return in words what sets the stores of a run apart from those at hand; empty where nothing was noted."""
     then = {use.path: use for use in before}

@@ -65,8 +65,12 @@ def features(
 
     Example: maesil features run store.zarr --out features.parquet
     """
+    from maesil.cache.uses import notes_on_spacing
     from maesil.features import write_features
+    from maesil.store import Store
 
+    for note in notes_on_spacing(run, Store.open(store)):
+        typer.echo(note, err=True)
     rows = write_features(run, store, out, device=device)
     typer.echo(f"{out}: {rows} superpatches")
 

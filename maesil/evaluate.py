@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from maesil.cache.reader import SuperpatchReader
-from maesil.cache.uses import recorded_uses
+from maesil.cache.uses import notes_on_spacing, recorded_uses
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
 from maesil.config import RunConfig
@@ -130,6 +130,7 @@ def evaluate(
             report_progress("evaluate", number + 1, len(chosen))
 
     report = summarise(run_dir, run, store, chosen, seed, scored, pictures)
+    report = replace(report, notes=report.notes + notes_on_spacing(run_dir, store))
     if lpips:
         facts = report.facts | {"lpips_weights_sha256": lpips.sha256}
         report = replace(report, facts=facts, notes=report.notes + lpips.notes)

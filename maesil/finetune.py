@@ -24,6 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from maesil.cache.reader import SuperpatchReader
+from maesil.cache.uses import notes_on_spacing
 from maesil.checkpoint import Run, load_run
 from maesil.commit import Volume
 from maesil.config import require_tile
@@ -167,7 +168,7 @@ def finetune(
         "volumes_trained_on": len({place.volume.volume_id for place in task.train}),
         "volumes_scored": len({place.volume.volume_id for place in task.test}),
     }
-    notes = (task.told, *labels.notes, *(_OPTIMISTIC,) * include_trained)
+    notes = (task.told, *labels.notes, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
     found = FinetuneReport(rows, labels.classes, facts, notes)
     write_whole(out / "finetune.json", json.dumps(found.document(), indent=1, allow_nan=False) + "\n")
     return found

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -56,9 +57,12 @@ class Learner:
         forward: Callable[[MaskedInput], Prediction] = self.model
         if self.ranks.count > 1:
             # Buffers are alike on all ranks already: codebooks follow sums over them.
-            forward = self._parallel = DistributedDataParallel(
-                self.model, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            with warnings.catch_warnings():
+                # What is to replace it came with torch 2.13.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                forward = self._parallel = DistributedDataParallel(
+                    self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
         self._forward = torch.compile(forward) if self.config.train.compile else forward
 
     @property

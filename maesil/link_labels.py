@@ -48,8 +48,10 @@ def link_labels(report: Path, out: Path, image: str, label: str) -> Linked:
         users[str(path)] += 1
     if not users:
         example = next(iter(wanted.values()))
+        near = [name for suffix in (".nii.gz", ".nii") if Path(name := f"{example}{suffix}").exists()]
         raise NoInputError(
-            f"expected labels such as {example}, found none of {len(wanted)}; look at --image and --label"
+            f"expected labels such as {example}, found none of {len(wanted)}{f', but {near[0]}' if near else ''}; "
+            "look at --image and --label"
         )
     shared = tuple((path, volumes) for path, volumes in users.items() if volumes > 1)
     return Linked(users.total(), tuple(without), shared)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from maesil.cache.reader import SuperpatchReader
+from maesil.cache.uses import notes_on_spacing
 from maesil.checkpoint import load_run
 from maesil.commit import Volume
 from maesil.config import ModelConfig, require_tile
@@ -137,7 +138,7 @@ def probe(
         "patches": len(shares_NK),
         "classes": dict(zip(labels.classes, shares_NK.mean(axis=0, dtype=np.float64).tolist(), strict=True)),
     }
-    notes = (told, *labels.notes, *(_OPTIMISTIC,) * include_trained)
+    notes = (told, *labels.notes, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
     report = ProbeReport(_score(cut, [*encoders, "voxels"], labels.classes), facts, notes)
     write_whole(out / "probe.json", json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
     return report

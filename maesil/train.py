@@ -176,6 +176,8 @@ def prepare(
     if ranks.first:
         _write_decisions(trainer, out)
     _announce(trainer, console)
+    if len(spacings := {str(use.recipe["spacing_zyx_mm"]) for use in sources.uses}) > 1:
+        console.print(f"the stores differ in spacing (z y x, mm): {', '.join(sorted(spacings))}", highlight=False)
     return trainer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.uses import record_uses, recorded_uses, use_of, what_changed
+from maesil.cache.uses import notes_on_spacing, record_uses, recorded_uses, use_of, what_changed
 from maesil.recipe import Recipe
 from maesil.store import Store
 
@@ -35,6 +35,17 @@ CHANGES = {
         s.path, Recipe(spacing=None, superpatch=16), "0" * 16, update=True
     ),
 }
+
+
+def test_another_spacing_than_a_run_was_trained_at_is_said(tmp_path):
+    native = make_store(tmp_path / "native", [(9, 9, 9)], superpatch=8)
+    coarse = Store.create(tmp_path / "coarse", Recipe(spacing=(3.0, 2.0, 2.0), superpatch=8), "0" * 16)
+    run = tmp_path / "run"
+    assert notes_on_spacing(run, native) == ()  # nothing was noted
+    record_uses(run, [use_of(coarse, None)])
+    assert notes_on_spacing(run, coarse) == ()
+    (note,) = notes_on_spacing(run, native)
+    assert note == f"{run} was trained at 3 x 2 x 2 mm, {native.path} is at native spacing: other voxels to it"
 
 
 @pytest.mark.parametrize("change", CHANGES)

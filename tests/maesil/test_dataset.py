@@ -110,6 +110,10 @@ def test_what_cannot_be_done_is_said(world, tmp_path):
     for where in ("bodyy > 0.3", "body >", "body > much", "body ~ 3", "group > 3", ""):
         with pytest.raises(UsageError, match="where: "):
             maesil.SuperpatchDataset(path, where=where)
+    with pytest.raises(UsageError, match="expected a filter as text"):
+        maesil.SuperpatchDataset(path, where=3)
+    with pytest.raises(UsageError, match="expected a file and one of its parts"):
+        maesil.SuperpatchDataset(path, split=str(folder / "run" / "split.json"))
     with pytest.raises(UsageError, match="a part 'tests'"):
         maesil.SuperpatchDataset(path, split=(folder / "run" / "split.json", "tests"))
     with pytest.raises(UsageError, match="expected a split file"):

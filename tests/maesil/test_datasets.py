@@ -61,12 +61,14 @@ def write_btcv(folder: Path) -> None:
 
 
 def write_lidc(folder: Path) -> None:
-    """Three patients; the first with two CT, nodules as XML, and an X-ray."""
+    """Three patients; the first with two CT, nodules as XML, and an X-ray; beside it labels by series."""
     for patient, studies in (("LIDC-IDRI-0001", 2), ("LIDC-IDRI-0132", 1), ("LIDC-IDRI-0250", 1)):
         for study in range(studies):
             who = SeriesIdentity(patient=patient, study=f"study {study}", series=f"series {study}")
-            ct = folder / patient / f"01-01-2000-{study}0178" / f"300056{study}.000000-03192"
-            paths = write_dicom_series(ct, chest(int(patient[-4:]) + 10 * study), AFFINE, who)
+            seed = int(patient[-4:]) + 10 * study
+            ct = folder / patient / f"01-01-2000-{study}0178" / f"{3000000 + seed}.000000-03192"
+            paths = write_dicom_series(ct, chest(seed), AFFINE, who)
+            write_nifti(folder.parent / "segs" / f"{ct.name}.nii.gz", organs(seed), AFFINE)
             for number, path in enumerate(paths, start=1):
                 path.rename(ct / f"1-{number:03d}.dcm")
             (ct / "069.xml").write_text('<?xml version="1.0"?><LidcReadMessage/>')
@@ -132,6 +134,12 @@ def test_labels_lie_under_the_ids_of_their_scans(home):
         p.name for p in links.values()
     }
     assert len(links) == 2
+    series = {
+        row["volume_id"]: Path(row["path"]).parent.name
+        for row in pq.read_table(home / "lidc.report" / "files.parquet").to_pylist()
+    }
+    links = {path.name.partition(".")[0]: path.resolve().name for path in (home / "lidc-labels").iterdir()}
+    assert len(links) == 4 and all(name == f"{series[volume_id]}.nii.gz" for volume_id, name in links.items())
     for link in (home / "totalsegmentator-labels").iterdir():
         assert {path.name for path in link.iterdir()} == {f"{organ}.nii.gz" for organ in ORGANS}
 
