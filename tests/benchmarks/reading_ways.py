@@ -165,7 +165,7 @@ def _pull(batches: Iterator[Any], count: int, ahead: int) -> Round:
     return pull
 
 
-def maesil_loader(offsets: str, ram: int = 0) -> Callable[[dict[str, Any]], Round]:
+def maesil_loader(offsets: str, ram: int = 0, crops: int = 8) -> Callable[[dict[str, Any]], Round]:
     def prepare(data: dict[str, Any]) -> Round:
         from maesil.config import ModelConfig, TrainConfig
         from maesil.data import Sources
@@ -174,8 +174,9 @@ def maesil_loader(offsets: str, ram: int = 0) -> Callable[[dict[str, Any]], Roun
 
         model = ModelConfig(crop=EDGE, width=64, depth=1, decoder_width=64, decoder_depth=1)
         sources = Sources.open([Path(data["stores"]["fast"])], model, ram=ram)
-        sampler = CropSampler(sources, sources.groups, EDGE, TrainConfig(offsets=offsets, batch=BATCH))
-        return _pull(CropLoader(sampler, BATCH).batches(0, 10**9), 32, 3 if offsets == "inside" else 16)
+        config = TrainConfig(offsets=offsets, batch=BATCH, crops_per_visit=crops)
+        sampler = CropSampler(sources, sources.groups, EDGE, config)
+        return _pull(CropLoader(sampler, BATCH).batches(0, 10**9), 32, 3 if offsets == "inside" else 2 * crops)
 
     return prepare
 
@@ -390,6 +391,7 @@ LOADING: dict[str, Callable[[dict[str, Any]], Round]] = {
     "maesil, two bare threads into batches": bare_threads,
     "maesil, on the grid": maesil_loader("inside"),
     "maesil, random offsets": maesil_loader("across"),
+    "maesil, random offsets, 16 crops a visit": maesil_loader("across", crops=16),
     "maesil, on the grid, --ram": maesil_loader("inside", 10**10),
     "maesil, random offsets, --ram": maesil_loader("across", 10**10),
     "DataLoader(2) + maesil's reader": dataloader_maesil,
