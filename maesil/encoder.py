@@ -55,7 +55,8 @@ class Encoder(nn.Module, ABC):
     def patches(self, volume_BZYX: Tensor) -> Tensor:
         """Cut all patches, windowed and normalised as the encoder sees them: ``[B, L, V]``."""
         P, shape = self.config.patch, volume_BZYX.shape
-        if len(shape) != 4 or volume_BZYX.dtype != torch.int16 or any(n % P or n < P for n in shape[1:]):
+        edges_fit = len(shape) == 4 and shape[0] > 0 and all(n % P == 0 and n >= P for n in shape[1:])
+        if not edges_fit or volume_BZYX.dtype != torch.int16:
             raise ValueError(
                 f"expected int16 HU [B, Z, Y, X] with edges that are multiples of {P}, "
                 f"found {volume_BZYX.dtype} {list(shape)}"

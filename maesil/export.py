@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,9 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
         window = card["intensity"]["window_hu"]
         intensity = Intensity((window[0], window[1]), card["intensity"]["mean"], card["intensity"]["std"])
         expected = card["weights"]["sha256"]
-    except (KeyError, TypeError, IndexError, UsageError) as error:
+        if not (0 < intensity.std < math.inf and window[0] < window[1]):
+            raise ValueError(f"an intensity of {card['intensity']}")
+    except (KeyError, TypeError, IndexError, ValueError, UsageError) as error:
         raise CheckpointError(
             f"{folder / CARD}: expected the card of an encoder, found it incomplete ({error!r})"
         ) from error

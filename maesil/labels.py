@@ -157,7 +157,7 @@ def _told(source: Path, found: dict[str, Path], volumes: Sequence[Volume]) -> st
     names = sorted(path.name for path in source.iterdir()) if source.is_dir() else []
     if left := [name for name in names if name not in used and not name.startswith(".")]:
         few = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
-        told += f"; {len(left)} not used, named after no volume of the store: {few}"
+        told += f"; {len(left)} not used, no label named after a volume of the store: {few}"
     return told
 
 

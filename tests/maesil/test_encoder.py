@@ -93,7 +93,7 @@ def test_values_beyond_the_window_change_nothing():
 
 @pytest.mark.parametrize("shape, dtype", [
     ((1, 32, 32, 32), torch.float32), ((1, 32, 32, 30), torch.int16), ((32, 32, 32), torch.int16),
-    ((1, 32, 32, 0), torch.int16),
+    ((1, 32, 32, 0), torch.int16), ((0, 32, 32, 32), torch.int16),
 ])  # fmt: skip
 def test_other_input_is_refused_with_what_was_expected(shape, dtype):
     with pytest.raises(ValueError, match="expected int16 HU"):

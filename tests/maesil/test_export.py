@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -175,6 +176,18 @@ def test_damage_and_other_folders_are_told_apart(world, tmp_path):
         maesil.load_encoder(tmp_path)
     copy = tmp_path / "copy"
     shutil.copytree(folder / "encoder", copy)
+    card = (copy / "card.json").read_text()
+    for broken in ('"std": 0', '"std": NaN', '"std": "1"'):
+        (copy / "card.json").write_text(re.sub(r'"std": [-0-9.e]+', broken, card))
+        with pytest.raises(CheckpointError, match="found it incomplete"):
+            maesil.load_encoder(copy)
+    (copy / "card.json").write_text(card)
+    (copy / "encoder.safetensors").rename(copy / "moved")
+    with pytest.raises(CheckpointError, match="found none; export again"):
+        maesil.load_encoder(copy)
+    (copy / "moved").rename(copy / "encoder.safetensors")
+    with pytest.raises(CheckpointError, match=r"found no card\.json"):
+        maesil.load_encoder(copy / "card.json")
     data = bytearray((copy / "encoder.safetensors").read_bytes())
     data[len(data) // 2] ^= 1
     (copy / "encoder.safetensors").write_bytes(data)

@@ -197,7 +197,7 @@ def test_what_is_named_after_no_volume_is_told(world, tmp_path):
     (given / f"{volumes[1].volume_id}.nii.gz").rename(given / "label0001.nii.gz")
     labels = load_labels(given, volumes, tmp_path / "s")
     assert labels.notes == (
-        "labels of 1 of 2 volumes; 1 not used, named after no volume of the store: label0001.nii.gz",
+        "labels of 1 of 2 volumes; 1 not used, no label named after a volume of the store: label0001.nii.gz",
     )
 
 
