@@ -142,9 +142,9 @@ def load_map(storage: Storage, volume: Volume, name: str) -> MapArray:
         raise ValueError(f"expected a map of {MAPS}, found {name!r}")
     cells = read_small_array(storage, volume, name)
     expected = tuple(-(-n // MAP_CELL) for n in volume.shape)
-    if cells.shape != expected or cells.dtype != np.uint8:
+    if cells.shape != expected:
         where = f"{storage.root}: volume {volume.volume_id}, map {name!r}"
-        raise StoreError(f"{where}: expected uint8 {expected}, found {cells.dtype} {cells.shape}")
+        raise StoreError(f"{where}: expected uint8 {expected}, found {cells.shape}")
     return cells
 
 

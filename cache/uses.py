@@ -56,14 +56,15 @@ def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
 
 def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:
     """Return a note where a run was trained at other spacings than a store has; none where the run noted nothing."""
-    trained = {_spacing(use.recipe) for use in recorded_uses(run)}
-    here = _spacing(store.recipe.document())
+    trained = {spacing_told(use.recipe) for use in recorded_uses(run)}
+    here = spacing_told(store.recipe.document())
     if not trained or here in trained:
         return ()
     return (f"{run} was trained at {' and '.join(sorted(trained))}, {store.path} is at {here}: other voxels to it",)
 
 
-def _spacing(recipe: dict[str, Any]) -> str:
+def spacing_told(recipe: dict[str, Any]) -> str:
+    """Return the spacing of a recipe in words (z, y, x)."""
     spacing = recipe.get("spacing_zyx_mm")
     return " x ".join(f"{mm:g}" for mm in spacing) + " mm" if isinstance(spacing, list) else "native spacing"
 

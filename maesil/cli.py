@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from maesil import cli_cache, cli_doctor, cli_ingest, cli_use
 from maesil.cli_ingest import print_all
 from maesil.errors import (
+    DISK_FULL,
     EXIT_INTERRUPTED,
     EXIT_RESOURCES,
     EXIT_STORE,
@@ -25,8 +26,6 @@ from maesil.errors import (
     MaesilError,
     UsageError,
 )
-
-_DISK_FULL = (28, 122)  # ENOSPC, EDQUOT
 
 
 class _ErrorMapping(TyperGroup):
@@ -44,7 +43,7 @@ class _ErrorMapping(TyperGroup):
         except PermissionError as error:
             _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
         except OSError as error:
-            if error.errno in _DISK_FULL:
+            if error.errno in DISK_FULL:
                 _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)
             raise
 

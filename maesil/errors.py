@@ -5,6 +5,8 @@ A message says what was expected, what was found and what to do, and names the f
 
 from __future__ import annotations
 
+import errno
+
 EXIT_OK = 0
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -13,6 +15,9 @@ EXIT_STORE = 4
 EXIT_RESOURCES = 5
 EXIT_SECURITY = 6
 EXIT_INTERRUPTED = 130
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What an OSError says when there is no room left, on the disk or for this user."""
 
 
 class MaesilError(Exception):

@@ -141,7 +141,7 @@ def read_thumbnail(storage: Storage, volume: Volume) -> Thumbnail:
     """Return the thumbnail written with a volume, an empty one where there is no body; `StoreError` on damage."""
     if f"{THUMBNAIL}/{ZARR_DOCUMENT}" not in volume.documents:
         return np.zeros((0, 0, 0), np.uint8)
-    return np.asarray(read_small_array(storage, volume, THUMBNAIL), dtype=np.uint8)
+    return read_small_array(storage, volume, THUMBNAIL)
 
 
 def _readable(storage: Storage, volume: Volume) -> Thumbnail:

@@ -19,7 +19,7 @@ CODECS = ("bytes", "zstd", "crc32c")
 def read_small_array(storage: Storage, volume: Volume, name: str) -> NDArray[np.uint8]:
     """Return a whole array, uint8; `StoreError` where its metadata is not what was committed, or its chunk is damaged.
 
-    Decoded here, which takes a fiftieth of zarr-python's time: training reads two maps of each volume at its start.
+    Decoded here, past zarr-python's set-up of an array: training reads two maps of each volume at its start.
     """
     key = f"{volume.prefix}/{name}"
     try:

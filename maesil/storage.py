@@ -18,7 +18,7 @@ from urllib.parse import unquote
 
 import zarr.storage
 
-from maesil.errors import ResourceError, StoreError, UsageError
+from maesil.errors import DISK_FULL, ResourceError, StoreError, UsageError
 
 _TEMPORARY = ".tmp-"
 _SYNCS_AT_ONCE = 8
@@ -202,6 +202,6 @@ def _full_disk_is_resource_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (28, 122):  # ENOSPC, EDQUOT
+        if error.errno in DISK_FULL:
             raise ResourceError(f"{path}: the disk is full; free space and run the same command again") from error
         raise

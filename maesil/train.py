@@ -23,7 +23,7 @@ import torch
 from rich.console import Console
 
 from maesil.cache.ram import budget_bytes
-from maesil.cache.uses import record_uses
+from maesil.cache.uses import record_uses, spacing_told
 from maesil.checkpoint import Run, has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.config import RunConfig
 from maesil.config_file import to_toml
@@ -176,8 +176,8 @@ def prepare(
     if ranks.first:
         _write_decisions(trainer, out)
     _announce(trainer, console)
-    if len(spacings := {str(use.recipe["spacing_zyx_mm"]) for use in sources.uses}) > 1:
-        console.print(f"the stores differ in spacing (z y x, mm): {', '.join(sorted(spacings))}", highlight=False)
+    if len(spacings := {spacing_told(use.recipe) for use in sources.uses}) > 1:
+        console.print(f"the stores differ in spacing (z, y, x): {', '.join(sorted(spacings))}", highlight=False)
     return trainer
 
 

@@ -6,9 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-from maesil.errors import ResourceError, UsageError
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+from maesil.errors import DISK_FULL, ResourceError, UsageError
 
 
 def make_folder(folder: Path) -> None:
@@ -16,7 +14,7 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise ResourceError(f"{folder}: the disk is full; free space and run the same command again") from error
         found = "a file" if error.errno in (errno.EEXIST, errno.ENOTDIR) else str(error.strerror).lower()
         raise UsageError(f"{folder}: expected a folder for the results, found: {found}; name another") from error

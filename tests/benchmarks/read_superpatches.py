@@ -32,8 +32,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from reading_ways import EDGE, LOADING, OURS, READING, SUPERPATCH_MB, THREADED, WRITING
+from reading_ways import LOADING, OURS, READING, SUPERPATCH_MB, THREADED
 from support.stores import add_volume
+from writing_ways import EDGE, WRITING
 
 from maesil.cache.reader import SuperpatchReader
 from maesil.recipe import CODECS, Recipe

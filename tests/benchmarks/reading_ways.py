@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from writing_ways import EDGE, WRITING, Round, save_nnunet
 
-EDGE = 128
 SUPERPATCH_MB = 2 * EDGE**3 / 1e6
 BATCH = 8
-Round = Callable[[], int]
-"""Does some work; returns how many superpatches it was."""
 
 
 # Reading: each superpatch once, on one thread.
@@ -264,23 +261,12 @@ def _monai_load() -> Any:
     return Compose([load, EnsureChannelFirst(channel_dim="no_channel")])
 
 
-def _save_nnunet(array: np.ndarray, name: Path) -> None:
-    """Save as nnU-Net's preprocessing does: float32, LZ4HC, chunks and blocks for this patch size; an empty label."""
-    from nnunetv2.training.dataloading import nnunet_dataset as nnunet
-
-    image = array[None].astype(np.float32)
-    blocks, chunks = nnunet.comp_blosc2_params(image.shape, (EDGE,) * 3, image.itemsize)
-    label = np.zeros(image.shape, np.int8)
-    properties = {"class_locations": {}}
-    nnunet.nnUNetDatasetBlosc2.save_case(image, label, properties, str(name), chunks=chunks, blocks=blocks)
-
-
 def _nnunet_cases(data: dict[str, Any]) -> Any:
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
     folder = Path(tempfile.mkdtemp(dir=data["work"]))
     for number, path in enumerate(data["volumes"]):
-        _save_nnunet(np.load(path), folder / f"case{number}")
+        save_nnunet(np.load(path), folder / f"case{number}")
     return nnUNetDatasetBlosc2(str(folder))
 
 
@@ -311,70 +297,6 @@ def nnunet_crop(data: dict[str, Any]) -> Round:
     return _pull(_endless(len(data["volumes"]), load), 8, 4)
 
 
-# Writing: some volumes of whole superpatches, synced to the disk.
-
-
-def _write(data: dict[str, Any], save: Callable[[np.ndarray, Path], None]) -> Round:
-    volumes = [np.load(path) for path in data["to_write"]]
-
-    def write() -> int:
-        folder = Path(tempfile.mkdtemp(dir=data["work"]))
-        started = time.perf_counter()
-        for number, volume in enumerate(volumes):
-            save(volume, folder / f"v{number}")
-        _sync(folder)
-        write.seconds = time.perf_counter() - started  # type: ignore[attr-defined]
-        shutil.rmtree(folder)
-        return sum(volume.size for volume in volumes) // EDGE**3
-
-    return write
-
-
-def _sync(folder: Path) -> None:
-    for path in [folder, *folder.rglob("*")]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
-def write_maesil(data: dict[str, Any]) -> Round:
-    """Write as ingest does: zarr-python, sync, everything read back and compared."""
-    from maesil.ingest.tile import Image, write_attempt
-    from maesil.storage import Storage
-
-    def save(volume: np.ndarray, path: Path) -> None:
-        cells = np.full([n // 8 for n in volume.shape], 255, np.uint8)
-        image = Image(hu=volume, affine=np.eye(4), valid=cells, body=cells)
-        write_attempt(Storage(path.parent), path.name * 8, "attempt", image, tile=EDGE, codec="fast")
-
-    return _write(data, save)
-
-
-def _superpatches_of(volume: np.ndarray) -> Iterator[np.ndarray]:
-    for z, y, x in np.ndindex(*(n // EDGE for n in volume.shape)):
-        yield volume[tuple(slice(i * EDGE, (i + 1) * EDGE) for i in (z, y, x))]
-
-
-def write_monai(data: dict[str, Any]) -> Round:
-    """Write each superpatch as `PersistentDataset` does: a float32 tensor through torch.save."""
-    from monai.data import PersistentDataset
-
-    def save(volume: np.ndarray, path: Path) -> None:
-        items = list(_superpatches_of(volume))
-        keys = iter(range(len(items)))
-        cached = PersistentDataset(
-            items, lambda a: a.astype(np.float32)[None], cache_dir=path, hash_func=lambda _: str(next(keys)).encode()
-        )
-        for number in range(len(items)):
-            cached[number]
-
-    return _write(data, save)
-
-
-def write_nnunet(data: dict[str, Any]) -> Round:
-    return _write(data, _save_nnunet)
-
-
 READING: dict[str, Callable[[dict[str, Any]], Round]] = {
     "memcpy": memcpy,
     "raw files, preadv": raw_files,
@@ -402,7 +324,6 @@ LOADING: dict[str, Callable[[dict[str, Any]], Round]] = {
     "nnU-Net's own loader, 2 processes": nnunet_loader,
     "DataLoader(2) + MONAI volume + crop": monai_volume_crop,
 }
-WRITING = {"maesil write": write_maesil, "MONAI write": write_monai, "nnU-Net write": write_nnunet}
 WAYS = READING | THREADED | LOADING | WRITING
 OURS = {name for name in WAYS if "maesil" in name}
 
