@@ -72,6 +72,9 @@ def test_one_patient_alone_is_cut_at_its_middle_block(world):
     task = choose_task(reader, labels, Patients(((volumes[2].volume_id,),), ()), 16, 0.25, 0)
     assert {place.origin[0] for place in task.test} == {16} and {place.origin[0] for place in task.train} == {0, 32}
     assert "one labelled patient: z 16 to 32 scored" in task.told
+    both = Patients((tuple(volume.volume_id for volume in volumes[2:4]),), ())
+    task = choose_task(reader, labels, both, 16, 0.25, 0)
+    assert len(ids(task.train) | ids(task.test)) == 1 and "1 more of its volumes not used" in task.told
 
 
 def test_a_batch_holds_the_labels_of_its_own_voxels_and_none_outside_the_scan(world):
