@@ -5,6 +5,8 @@ The folder written is an *attempt*, which nothing refers to until it is committe
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -12,13 +14,23 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from maesil.commit import Superpatch, attempt_prefix, volume_prefix
 from maesil.errors import StoreError
 from maesil.geometry import Affine, spacing_of
-from maesil.same_scan import THUMBNAIL, THUMBNAIL_MM, thumbnail
-from maesil.shard import compressors, decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
+from maesil.same_scan import THUMBNAIL, THUMBNAIL_MM, Thumbnail, thumbnail
+from maesil.shard import (
+    check_and_decode,
+    compressors,
+    encode,
+    locate,
+    read_shard_index,
+    shard_entry,
+    shard_parts,
+    tiles_per_shard,
+)
 from maesil.storage import Storage
 from maesil.store import GROUP_DOCUMENT, ZARR_DOCUMENT
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
@@ -46,11 +58,12 @@ class Image:
 
 
 def write_attempt(
-    storage: Storage, volume_id: str, attempt: str, image: Image, *, tile: int, codec: str
+    storage: Storage, volume_id: str, attempt: str, image: Image, *, tile: int, codec: str, threads: int = 1
 ) -> tuple[tuple[Superpatch, ...], dict[str, int]]:
     """Write, sync and read back one attempt; return its superpatches, and the crc32c of its Zarr documents.
 
-    `StoreError` if what was read back is not what was written.
+    Superpatches are encoded, and compared with what was written, on as many ``threads``. `StoreError` if what was read
+    back is not what was written.
     """
     prefix = attempt_prefix(volume_id, attempt)
     for folder in (f"volumes/{volume_id[:2]}", volume_prefix(volume_id)):
@@ -58,36 +71,97 @@ def write_attempt(
     group = zarr.create_group(
         storage.zarr(prefix, read_only=False), attributes=_ome_attributes(volume_id, image.affine)
     )
-    _write_hu(group, image, tile, codec)
-    cells = {"cell_voxels": MAP_CELL, "unit": "share of the cell, 0 to 255"}
-    small = thumbnail(image.hu, image.body, spacing_of(image.affine))
-    for name, values, attributes in (
-        ("valid", image.valid, cells),
-        ("body", image.body, cells),
-        (THUMBNAIL, small, {"cell_mm": THUMBNAIL_MM, "unit": "windowed HU, 0 to 255"}),
-    ):
-        if values.size:  # without a body there is nothing to make a thumbnail of
-            _write_map(group, name, values, attributes)
-    storage.sync(prefix)
+    tiles = _Tiles(storage, prefix, image, tile, codec)
+    with ThreadPoolExecutor(threads, thread_name_prefix="maesil-writer") as pool:
+        tiles.create(group)
+        small = pool.submit(thumbnail, image.hu, image.body, spacing_of(image.affine))
+        tiles.write(pool)
+        _write_maps(group, image, small.result())
+        with storage.syncing(prefix):  # the disk is at work meanwhile
+            superpatches = tiles.read_back(pool)
     written = [key for key in storage.list(prefix) if key.endswith(f"/{ZARR_DOCUMENT}")]
     documents = {key.removeprefix(f"{prefix}/"): google_crc32c.value(storage.read(key)) for key in written}
-    return tuple(_read_back(storage, prefix, image, tile, codec)), documents
+    return tuple(superpatches), documents
 
 
-def _write_hu(group: zarr.Group, image: Image, tile: int, codec: str) -> None:
-    grid = _grid(image.shape, tile)
-    array = group.create_array(
-        "0",
-        shape=image.shape,
-        chunks=(tile,) * 3,
-        shards=tuple(n * tile for n in tiles_per_shard(grid)),
-        dtype="int16",
-        fill_value=AIR_HU,
-        compressors=compressors(codec),
-        dimension_names=("z", "y", "x"),
-        config={"write_empty_chunks": True},  # an absent chunk must always mean damage
-    )
-    array[...] = image.hu
+class _Tiles:
+    """The superpatches of one attempt: written on a pool of threads, and read back on it."""
+
+    def __init__(self, storage: Storage, prefix: str, image: Image, edge: int, codec: str) -> None:
+        self.prefix = f"{prefix}/0"
+        self._storage, self._image, self._edge, self._codec = storage, image, edge, codec
+        z, y, x = (-(-n // edge) for n in image.shape)
+        self._per_shard = tiles_per_shard((z, y, x))
+        self._places = {index: locate(index, self._per_shard) for index in product(range(z), range(y), range(x))}
+        self._shards = sorted({shard for shard, _ in self._places.values()})
+        self._scratch = _Scratch(edge)
+
+    def create(self, group: zarr.Group) -> None:
+        """Write the metadata of the array."""
+        group.create_array(
+            "0",
+            shape=self._image.shape,
+            chunks=(self._edge,) * 3,
+            shards=tuple(n * self._edge for n in self._per_shard),
+            dtype="int16",
+            fill_value=AIR_HU,
+            compressors=compressors(self._codec),
+            dimension_names=("z", "y", "x"),
+        )
+
+    def write(self, pool: ThreadPoolExecutor) -> None:
+        """Write all superpatches, also empty ones: an absent one must always mean damage."""
+        for shard in self._shards:
+            held = {index: inner for index, (name, inner) in self._places.items() if name == shard}
+            encoded = zip(held.values(), pool.map(self._encode, held), strict=True)
+            self._storage.put_parts(f"{self.prefix}/{shard}", shard_parts(self._per_shard, encoded))
+
+    def read_back(self, pool: ThreadPoolExecutor) -> list[Superpatch]:
+        """Return all superpatches as they were found in the files; `StoreError` if one is not what was written."""
+        tables = {s: read_shard_index(self._storage, f"{self.prefix}/{s}", self._per_shard) for s in self._shards}
+        return list(pool.map(lambda index: self._read_back(index, tables), self._places))
+
+    def _encode(self, index: Zyx) -> tuple[bytes, bytes]:
+        np.copyto(self._scratch.decoded, self._voxels(index))
+        return encode(self._scratch.decoded, self._codec)
+
+    def _read_back(self, index: Zyx, tables: dict[str, NDArray[np.uint64]]) -> Superpatch:
+        shard, inner = self._places[index]
+        key = f"{self.prefix}/{shard}"
+        where = f"{self._storage.root}: {self.prefix}, superpatch {index}"
+        offset, length = shard_entry(tables[shard], inner, where)
+        encoded, found = np.frombuffer(self._storage.read_range(key, offset, length), np.uint8), self._scratch.decoded
+        crc = int.from_bytes(encoded[-4:], "little")
+        check_and_decode(encoded, crc, self._codec, found, where)
+        if not np.array_equal(found, self._voxels(index)):
+            raise StoreError(f"{where}: read back other voxels than were written; check disk and memory")
+        return Superpatch(index, key, offset, length, crc, *_shares(self._image, index, self._edge, found))
+
+    def _voxels(self, index: Zyx) -> HuArray:
+        """Return a superpatch, air beyond the volume; it holds until this thread asks for the next."""
+        part = self._image.hu[tuple(slice(i * self._edge, (i + 1) * self._edge) for i in index)]
+        if part.shape == (self._edge,) * 3:
+            return part
+        padded = self._scratch.padded
+        padded.fill(AIR_HU)
+        padded[tuple(slice(0, n) for n in part.shape)] = part
+        return padded
+
+
+class _Scratch(threading.local):
+    """Superpatches that each thread uses again: fresh memory would cost a page fault every 4 KiB."""
+
+    def __init__(self, edge: int) -> None:
+        self.padded: HuArray = np.empty((edge,) * 3, dtype=np.int16)
+        self.decoded: HuArray = np.empty((edge,) * 3, dtype=np.int16)
+
+
+def _write_maps(group: zarr.Group, image: Image, small: Thumbnail) -> None:
+    cells = {"cell_voxels": MAP_CELL, "unit": "share of the cell, 0 to 255"}
+    _write_map(group, "valid", image.valid, cells)
+    _write_map(group, "body", image.body, cells)
+    if small.size:  # without a body there is nothing to make a thumbnail of
+        _write_map(group, THUMBNAIL, small, {"cell_mm": THUMBNAIL_MM, "unit": "windowed HU, 0 to 255"})
 
 
 def _write_map(group: zarr.Group, name: str, cells: MapArray, attributes: dict[str, Any]) -> None:
@@ -105,29 +179,6 @@ def _write_map(group: zarr.Group, name: str, cells: MapArray, attributes: dict[s
     array[...] = cells
 
 
-def _read_back(storage: Storage, prefix: str, image: Image, tile: int, codec: str) -> list[Superpatch]:
-    grid = _grid(image.shape, tile)
-    per_shard = tiles_per_shard(grid)
-    tables = {}
-    found = np.empty((tile,) * 3, dtype=np.int16)
-    superpatches = []
-    for index in product(range(grid[0]), range(grid[1]), range(grid[2])):
-        shard, inner = locate(index, per_shard)
-        key = f"{prefix}/0/{shard}"
-        if key not in tables:
-            tables[key] = read_shard_index(storage, key, per_shard)
-        where = f"{storage.root}: {prefix}, superpatch {index}"
-        offset, length = shard_entry(tables[key], inner, where)
-        crc = int.from_bytes(storage.read_range(key, offset + length - 4, 4), "little")
-        expected = _padded_tile(image.hu, index, tile)
-        patch = Superpatch(index, key, offset, length, crc, *_shares(image, index, tile, expected))
-        decode_superpatch(storage, patch, codec, found, where)
-        if not np.array_equal(found, expected):
-            raise StoreError(f"{where}: read back other voxels than were written; check disk and memory")
-        superpatches.append(patch)
-    return superpatches
-
-
 def _shares(image: Image, index: Zyx, tile: int, hu: HuArray) -> tuple[float, float, float]:
     """Return the shares of valid and body voxels in a superpatch, and of air among the valid ones."""
     edge = tile // MAP_CELL
@@ -136,20 +187,6 @@ def _shares(image: Image, index: Zyx, tile: int, hu: HuArray) -> tuple[float, fl
     # Voxels outside the scan are air too; they are taken off again by their share.
     air = np.count_nonzero(hu <= _AIR_BELOW_HU) / hu.size - (1 - valid)
     return round(valid, 6), round(body, 6), round(min(1.0, max(0.0, air / valid)), 6) if valid else 0.0
-
-
-def _padded_tile(hu: HuArray, index: Zyx, tile: int) -> HuArray:
-    part = hu[tuple(slice(i * tile, (i + 1) * tile) for i in index)]
-    if part.shape == (tile,) * 3:
-        return part
-    out = np.full((tile,) * 3, AIR_HU, dtype=np.int16)
-    out[tuple(slice(0, n) for n in part.shape)] = part
-    return out
-
-
-def _grid(shape: Zyx, tile: int) -> Zyx:
-    z, y, x = (-(-n // tile) for n in shape)
-    return z, y, x
 
 
 def _ome_attributes(volume_id: str, affine: Affine) -> dict[str, object]:

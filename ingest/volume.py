@@ -84,7 +84,9 @@ def build(source: Source, order: BuildOrder) -> Volume:
         notes=tuple(sorted({*source.notes, *final.notes})),
     )
     storage = Storage(order.store)
-    patches, documents = write_attempt(storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec)
+    patches, documents = write_attempt(
+        storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec, threads=order.threads
+    )
     return replace(record, superpatches=patches, documents=documents)
 
 

@@ -38,7 +38,6 @@ _SAME_EXTENT = 2
 _SKETCH = 6
 _SKETCH_ABOVE = 0.95
 _ROWS_AT_ONCE = 256
-_PLANES_AT_ONCE = 4
 _THREADS = 4
 _SCHEMA = pa.schema(
     [
@@ -154,33 +153,45 @@ def _readable(storage: Storage, volume: Volume) -> Thumbnail:
 
 def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
     """Return the thumbnail of a volume: int16 HU ``[z, y, x]``, its body map, and its spacing (mm)."""
-    coarse = _bounds(body > 0)
-    if coarse is None:
+    cells = _box(_planes(body > 0))
+    if cells is None:
         return np.zeros((0, 0, 0), np.uint8)
-    near = tuple(slice(part.start * MAP_CELL, part.stop * MAP_CELL) for part in coarse)
-    inside = body[coarse] > 0
-    for axis in range(3):
-        inside = inside.repeat(MAP_CELL, axis=axis)
-    tissue = hu[near] > _TISSUE_ABOVE_HU
-    tissue &= inside[tuple(slice(0, n) for n in tissue.shape)]
-    box = _bounds(tissue)
+    near = hu[tuple(slice(part.start * MAP_CELL, part.stop * MAP_CELL) for part in cells)]
+    masses = _masses(near, body[cells] > 0)
+    box = _box(masses)
     if box is None:
         return np.zeros((0, 0, 0), np.uint8)
     low, high = _WINDOW
-    edges = [_edges(mass, THUMBNAIL_MM / mm) for mass, mm in zip(_masses(tissue[box]), spacing, strict=True)]
-    means = _averaged(hu[near][box], edges)
+    edges = [_edges(mass[part], THUMBNAIL_MM / mm) for mass, part, mm in zip(masses, box, spacing, strict=True)]
+    means = _averaged(near[box], edges)
     return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
 
 
-def _bounds(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
-    """Return the bounding box of what is True, None where nothing is."""
-    box = []
-    for axis in range(3):
-        inside = np.nonzero(mask.any(axis=tuple(other for other in range(3) if other != axis)))[0]
-        if not len(inside):
-            return None
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
+def _planes(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """Return how much is True in each plane across each axis."""
+    return mask.sum(axis=(1, 2)), mask.sum(axis=(0, 2)), mask.sum(axis=(0, 1))
+
+
+def _masses(hu: HuArray, body: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+    """Return the voxels of tissue, in cells of body, in each plane across each axis."""
+    along_z = np.zeros(len(hu), dtype=np.int64)
+    y, x = hu.shape[1:]
+    columns = np.zeros((y, x), dtype=np.int64)  # along z
+    for n, cells in enumerate(body):  # a layer of cells stays in the processor's cache
+        layer = slice(n * MAP_CELL, (n + 1) * MAP_CELL)
+        tissue = hu[layer] > _TISSUE_ABOVE_HU
+        tissue &= cells.repeat(MAP_CELL, axis=0).repeat(MAP_CELL, axis=1)[:y, :x]
+        along_z[layer] = [np.count_nonzero(plane) for plane in tissue]
+        columns += tissue.sum(axis=0, dtype=np.uint8)  # at most 8: no wider type is needed, and none is as fast
+    return along_z, columns.sum(axis=1), columns.sum(axis=0)
+
+
+def _box(planes: tuple[NDArray[np.int64], ...]) -> tuple[slice, ...] | None:
+    """Return the bounding box of what the planes across each axis count, None where they count nothing."""
+    if not planes[0].any():
+        return None
+    filled = [np.flatnonzero(plane) for plane in planes]
+    return tuple(slice(int(at[0]), int(at[-1]) + 1) for at in filled)
 
 
 def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
@@ -189,12 +200,6 @@ def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
         return False
     steps = sorted(range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1), key=abs)  # most copies lie where they lay
     return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
-
-
-def _masses(tissue: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
-    """Return the voxels of tissue in each plane across each axis."""
-    rows = tissue.sum(axis=2, dtype=np.int32)
-    return rows.sum(axis=1), rows.sum(axis=0), tissue.sum(axis=(0, 1), dtype=np.int32).astype(np.int64)
 
 
 def _edges(mass: NDArray[np.int64], factor: float) -> NDArray[np.float64]:
@@ -216,12 +221,15 @@ def _averaged(values: NDArray[Any], edges: Sequence[NDArray[np.float64]]) -> NDA
     What lies beyond the window of HU counts as its end.
     """
     along_z, along_y, along_x = (_averaging(n, borders) for n, borders in zip(values.shape, edges, strict=True))
-    planes = np.empty((len(values), len(along_y), len(along_x)), dtype=np.float32)
-    # A few planes at a time, in the cache: a float copy of a whole scan would cost more than all the rest.
-    for start in range(0, len(values), _PLANES_AT_ONCE):
-        few = slice(start, start + _PLANES_AT_ONCE)
-        planes[few] = along_y @ (np.clip(values[few], *_WINDOW).astype(np.float32) @ along_x.T)
-    return np.asarray(np.tensordot(along_z, planes, 1))
+    means = np.empty((len(along_z), len(along_y), len(along_x)), dtype=np.float32)
+    low, high = (np.float32(end) for end in _WINDOW)
+    # A layer of cells at a time, into memory that is used again: a float copy of a whole scan costs more than the rest.
+    planes = np.empty((int((along_z > 0).sum(axis=1).max()), *values.shape[1:]), dtype=np.float32)
+    for mean, weights in zip(means, along_z, strict=True):
+        covered = np.flatnonzero(weights)
+        clipped = np.clip(values[covered[0] : covered[-1] + 1], low, high, out=planes[: len(covered)])
+        mean[...] = along_y @ (np.tensordot(weights[covered], clipped, 1) @ along_x.T)
+    return means
 
 
 def _averaging(length: int, edges: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""Superpatches inside Zarr v3 shard files: which codecs, where each lies, and how one is checked and decoded.
+"""Superpatches inside Zarr v3 shard files: which codecs, where each lies, how one is written, checked and decoded.
 
 Layout: Zarr ``sharding_indexed`` codec, version 1.0. The last ``16 n + 4`` bytes of a shard are its index, the little
 endian (offset, length) pairs of its n chunks in C order, and a crc32c; the chunks themselves may lie in any order.
@@ -7,13 +7,14 @@ endian (offset, length) pairs of its n chunks in C order, and a crc32c; the chun
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, BloscShuffle, Crc32cCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from maesil.commit import Superpatch
 from maesil.errors import StoreError
@@ -24,19 +25,44 @@ from maesil.types import HuArray, Zyx
 _MAX_TILES_PER_SHARD = 64
 _LARGE_SHARD = (4, 4, 4)
 _ABSENT = 2**64 - 1
+_BLOSC: dict[str, dict[str, Any]] = {
+    "fast": {"cname": "lz4", "clevel": 5, "shuffle": "shuffle", "blocksize": 0},
+    # An automatic block size (0) halves the speed of decoding.
+    "compact": {"cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 2 << 20},
+}
+_SHUFFLES = {"shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 
 
 def compressors(codec: str) -> list[Any]:
     """Return the Zarr codecs after ``bytes`` for a codec name of the recipe: crc32c is always the last."""
-    if codec == "fast":
-        return [BloscCodec(cname="lz4", clevel=5, shuffle=BloscShuffle.shuffle, typesize=2), Crc32cCodec()]
-    if codec == "compact":
-        # An automatic block size halves the speed of decoding.
-        return [
-            BloscCodec(cname="zstd", clevel=1, shuffle=BloscShuffle.bitshuffle, typesize=2, blocksize=2 << 20),
-            Crc32cCodec(),
-        ]
-    return [Crc32cCodec()]
+    return [BloscCodec(typesize=2, **_BLOSC[codec]), Crc32cCodec()] if codec in _BLOSC else [Crc32cCodec()]
+
+
+def encode(hu: HuArray, codec: str) -> tuple[bytes, bytes]:
+    """Return one superpatch (int16, C-contiguous) as those codecs encode it: compressed bytes, and their crc32c."""
+    if codec in _BLOSC:
+        chosen = _BLOSC[codec]
+        shuffle, block = _SHUFFLES[chosen["shuffle"]], chosen["blocksize"]
+        compressed = blosc.compress(hu, chosen["cname"].encode(), chosen["clevel"], shuffle, block)
+    else:
+        compressed = hu.tobytes()
+    return compressed, struct.pack("<I", google_crc32c.value(compressed))
+
+
+def shard_parts(per_shard: Zyx, encoded: Iterable[tuple[Zyx, tuple[bytes, bytes]]]) -> Iterator[bytes]:
+    """Yield the bytes of a shard of ``per_shard`` superpatches (z, y, x): those given by their place in it, its index.
+
+    The others are absent: they lie beyond the volume.
+    """
+    table = np.full((*per_shard, 2), _ABSENT, dtype="<u8")
+    offset = 0
+    for inner, parts in encoded:
+        length = sum(len(part) for part in parts)
+        table[inner] = offset, length
+        offset += length
+        yield from parts
+    index = table.tobytes()
+    yield index + struct.pack("<I", google_crc32c.value(index))
 
 
 def tiles_per_shard(grid: Zyx) -> Zyx:

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import unquote
@@ -129,8 +129,18 @@ class Storage:
             os.replace(temporary, path)
             _sync(path.parent)
 
-    def sync(self, prefix: str) -> None:
-        """Make everything below a folder, and the folder's own entry, durable (fsync)."""
+    def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
+        """Write a file that must not exist yet, part by part. For what nothing refers to before it was synced."""
+        path = self.root / key
+        with _full_disk_is_resource_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                for part in parts:
+                    file.write(part)
+
+    @contextlib.contextmanager
+    def syncing(self, prefix: str) -> Iterator[None]:
+        """Make everything below a folder, and the folder's own entry, durable (fsync) before the block is left."""
         base = self.root / prefix
         files, folders = [], [base.parent]
         for folder, _, names in os.walk(base):
@@ -138,7 +148,9 @@ class Storage:
             files += [Path(folder) / name for name in names]
         # At once, since a file system that waits for several writes them together.
         with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
-            list(pool.map(_sync, files))
+            synced = pool.map(_sync, files)
+            yield
+            list(synced)
             list(pool.map(_sync, folders))
 
     def remove(self, key: str) -> None:

@@ -43,17 +43,22 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_maesil(data: dict[str, Any]) -> Round:
-    """Write as ingest does: zarr-python, sync, everything read back and compared."""
-    from maesil.ingest.tile import Image, write_attempt
-    from maesil.storage import Storage
+def write_maesil(threads: int) -> Callable[[dict[str, Any]], Round]:
+    """Write as ingest does: superpatches, maps and thumbnail, synced, everything read back and compared."""
 
-    def save(volume: np.ndarray, path: Path) -> None:
-        cells = np.full([n // 8 for n in volume.shape], 255, np.uint8)
-        image = Image(hu=volume, affine=np.eye(4), valid=cells, body=cells)
-        write_attempt(Storage(path.parent), path.name * 8, "attempt", image, tile=EDGE, codec="fast")
+    def prepare(data: dict[str, Any]) -> Round:
+        from maesil.ingest.tile import Image, write_attempt
+        from maesil.storage import Storage
 
-    return _write(data, save)
+        def save(volume: np.ndarray, path: Path) -> None:
+            cells = np.full([n // 8 for n in volume.shape], 255, np.uint8)
+            image = Image(hu=volume, affine=np.eye(4), valid=cells, body=cells)
+            store, volume_id = Storage(path.parent), path.name * 8
+            write_attempt(store, volume_id, "attempt", image, tile=EDGE, codec="fast", threads=threads)
+
+        return _write(data, save)
+
+    return prepare
 
 
 def _superpatches_of(volume: np.ndarray) -> Iterator[np.ndarray]:
@@ -92,4 +97,9 @@ def save_nnunet(array: np.ndarray, name: Path) -> None:
     nnunet.nnUNetDatasetBlosc2.save_case(image, label, properties, str(name), chunks=chunks, blocks=blocks)
 
 
-WRITING = {"maesil write": write_maesil, "MONAI write": write_monai, "nnU-Net write": write_nnunet}
+WRITING = {
+    "maesil write": write_maesil(threads=2),
+    "maesil write, one thread": write_maesil(threads=1),
+    "MONAI write": write_monai,
+    "nnU-Net write": write_nnunet,
+}

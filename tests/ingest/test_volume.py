@@ -9,6 +9,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+import zarr
 from support import ct_encodings, ct_unlisted  # noqa: F401 (they add their cases)
 from support.ct_cases import CASES
 from support.ct_phantom import base_affine
@@ -18,13 +19,13 @@ from support.stores import add_volume, make_store, synthetic_hu
 from maesil.cache.reader import SuperpatchReader
 from maesil.dicom_writer import SeriesIdentity, write_dicom_series
 from maesil.errors import Refused, StoreError
-from maesil.ingest import tile as tile_module
 from maesil.ingest.decode import read, source_hash
 from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import scan
 from maesil.ingest.source import Source
 from maesil.ingest.volume import BuildOrder, build
 from maesil.nifti_export import write_nifti
+from maesil.storage import Storage
 from maesil.store import Store
 from maesil.types import AIR_HU
 
@@ -126,13 +127,14 @@ def test_building_twice_gives_two_attempts_of_the_same_bytes(tmp_path, series):
 def test_other_voxels_read_back_than_written_are_noticed(tmp_path, monkeypatch):
     """A disk or memory that alters one voxel between writing and committing."""
     store = make_store(tmp_path / "s", [], superpatch=16)
-    real = tile_module._write_hu
+    real = Storage.put_parts
 
-    def altered(group, image, tile, codec):
-        real(group, image, tile, codec)
-        group["0"][3, 4, 5] = group["0"][3, 4, 5] + 1
+    def altered(storage, key, parts):
+        real(storage, key, parts)
+        hu = zarr.open_array(storage.root / key.removesuffix("/c/0/0/0"), mode="r+")
+        hu[3, 4, 5] = hu[3, 4, 5] + 1
 
-    monkeypatch.setattr(tile_module, "_write_hu", altered)
+    monkeypatch.setattr(Storage, "put_parts", altered)
     with pytest.raises(StoreError, match="read back other voxels"):
         add_volume(store, synthetic_hu((20, 20, 20)))
     assert store.volumes() == []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -16,11 +18,14 @@ from support.stores import make_store
 from maesil.errors import StoreError
 from maesil.recipe import CODECS
 from maesil.shard import (
+    check_and_decode,
     compressors,
     decode_superpatch,
+    encode,
     locate,
     read_shard_index,
     shard_entry,
+    shard_parts,
     tiles_per_shard,
 )
 from maesil.storage import Storage
@@ -45,16 +50,57 @@ def store(tmp_path_factory):
 
 
 @pytest.mark.parametrize("codec", CODECS)
-def test_codecs_end_with_a_checksum_and_zarr_undoes_them(tmp_path, codec):
-    rng = np.random.default_rng(0)
-    tile = rng.integers(-1024, 3072, (16, 16, 16)).astype(np.int16)
+@pytest.mark.parametrize("seed", range(3))
+def test_superpatches_are_encoded_as_zarr_encodes_them(tmp_path, codec, seed):
+    tile = superpatch(seed)
     array = zarr.create_array(
-        tmp_path, shape=tile.shape, chunks=tile.shape, dtype="int16", compressors=compressors(codec), filters=None
+        tmp_path,
+        shape=tile.shape,
+        chunks=tile.shape,
+        dtype="int16",
+        compressors=compressors(codec),
+        filters=None,
+        config={"write_empty_chunks": True},
     )
     array[...] = tile
-    data = (tmp_path / "c/0/0/0").read_bytes()
-    assert google_crc32c.value(data[:-4]) == struct.unpack("<I", data[-4:])[0]
-    np.testing.assert_array_equal(zarr.open_array(tmp_path, mode="r")[...], tile)
+    compressed, crc = encode(tile, codec)
+    assert (tmp_path / "c/0/0/0").read_bytes() == compressed + crc
+    assert google_crc32c.value(compressed) == struct.unpack("<I", crc)[0]
+    out = np.empty_like(tile)
+    check_and_decode(np.frombuffer(compressed + crc, np.uint8), google_crc32c.value(compressed), codec, out, "here")
+    np.testing.assert_array_equal(out, tile)
+
+
+def superpatch(seed: int) -> np.ndarray:
+    """Smooth, noisy or empty."""
+    rng = np.random.default_rng(seed)
+    noise = (0, 2000, 30)[seed] * rng.random((16, 16, 16))
+    return np.rint(noise + seed * 100 * np.sin(np.arange(16) / 3)).astype(np.int16)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.tuples(*[st.integers(1, 4)] * 3), st.sampled_from(CODECS), st.data())
+def test_zarr_finds_each_superpatch_of_a_shard_where_it_belongs(per_shard, codec, data):
+    """In whatever order they were written; those that were not are fill values to it, and an error here."""
+    places = list(np.ndindex(per_shard))
+    written = data.draw(st.lists(st.sampled_from(places), unique=True))
+    voxels = {inner: np.full((8, 8, 8), number, np.int16) for number, inner in enumerate(written)}
+    with tempfile.TemporaryDirectory() as folder:
+        shape = tuple(8 * n for n in per_shard)
+        array = zarr.create_array(
+            folder, shape=shape, shards=shape, chunks=(8, 8, 8), dtype="int16", compressors=compressors(codec),
+            fill_value=-1024,
+        )  # fmt: skip
+        parts = shard_parts(per_shard, ((inner, encode(hu, codec)) for inner, hu in voxels.items()))
+        Storage(Path(folder)).put_parts("c/0/0/0", parts)
+        table = read_shard_index(Storage(Path(folder)), "c/0/0/0", per_shard)
+        found = array[...]
+    for inner in places:
+        there = found[tuple(slice(8 * i, 8 * i + 8) for i in inner)]
+        np.testing.assert_array_equal(there, voxels.get(inner, np.int16(-1024)))
+        if inner not in voxels:
+            with pytest.raises(StoreError, match="missing"):
+                shard_entry(table, inner, "here")
 
 
 def test_an_index_leads_zarr_and_the_commit_to_the_same_bytes(store):

@@ -145,6 +145,45 @@ def test_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch, errno, put
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["one"]
 
 
+@pytest.mark.parametrize("errno", [28, 122])
+def test_a_disk_that_fills_up_between_two_parts_is_named(tmp_path, errno):
+    def parts():
+        yield b"1"
+        raise OSError(errno, os.strerror(errno))
+
+    with pytest.raises(ResourceError, match=r"c/two: the disk is full"):
+        Storage(tmp_path).put_parts("c/two", parts())
+
+
+def test_parts_become_one_new_file(tmp_path):
+    storage = Storage(tmp_path)
+    storage.put_parts("c/0/0", (bytes([n]) * n for n in range(5)))
+    assert storage.read("c/0/0") == b"\x01\x02\x02\x03\x03\x03\x04\x04\x04\x04"
+    with pytest.raises(FileExistsError):
+        storage.put_parts("c/0/0", [b"other"])
+
+
+def test_a_block_is_left_once_all_below_a_folder_is_synced(tmp_path, monkeypatch):
+    storage, synced = Storage(tmp_path), set()
+    for key in ("c/one", "c/d/two", "e/other"):
+        storage.put_parts(key, [b"1"])
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.add(str(Path(f"/proc/self/fd/{descriptor}").readlink())))
+    with storage.syncing("c"):
+        pass
+    assert synced == {str(tmp_path / key) for key in ("", "c", "c/one", "c/d", "c/d/two")}
+
+
+def test_what_cannot_be_synced_is_an_error_of_the_block(tmp_path, monkeypatch):
+    def broken(descriptor):
+        raise OSError(5, os.strerror(5))
+
+    storage = Storage(tmp_path)
+    storage.put_parts("c/one", [b"1"])
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"), storage.syncing("c"):
+        pass
+
+
 def test_delete_and_remove(tmp_path):
     storage = Storage(tmp_path)
     storage.put_new("v/a/1", b"")
