@@ -220,15 +220,26 @@ def _averaged(values: NDArray[Any], edges: Sequence[NDArray[np.float64]]) -> NDA
 
     What lies beyond the window of HU counts as its end.
     """
-    along_z, along_y, along_x = (_averaging(n, borders) for n, borders in zip(values.shape, edges, strict=True))
-    means = np.empty((len(along_z), len(along_y), len(along_x)), dtype=np.float32)
+    means = values
+    for axis, borders in enumerate(edges):
+        means = np.moveaxis(_averaged_planes(np.moveaxis(means, axis, 0), borders), 0, axis)
+    return means
+
+
+def _averaged_planes(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return means of planes between borders along the first axis.
+
+    A layer of cells at a time, into memory that is used again: a float copy of a whole scan costs more than the rest.
+    No matrix products: after one, the threads of a linear algebra library go on to spin.
+    """
+    averaging = _averaging(len(values), edges)
     low, high = (np.float32(end) for end in _WINDOW)
-    # A layer of cells at a time, into memory that is used again: a float copy of a whole scan costs more than the rest.
-    planes = np.empty((int((along_z > 0).sum(axis=1).max()), *values.shape[1:]), dtype=np.float32)
-    for mean, weights in zip(means, along_z, strict=True):
-        covered = np.flatnonzero(weights)
+    planes = np.empty((np.count_nonzero(averaging, axis=1).max(), *values.shape[1:]), dtype=np.float32)
+    means = np.empty((len(averaging), *values.shape[1:]), dtype=np.float32)
+    for mean, shares in zip(means, averaging, strict=True):
+        covered = np.flatnonzero(shares)
         clipped = np.clip(values[covered[0] : covered[-1] + 1], low, high, out=planes[: len(covered)])
-        mean[...] = along_y @ (np.tensordot(weights[covered], clipped, 1) @ along_x.T)
+        np.einsum("n,n...->...", shares[covered], clipped, out=mean)
     return means
 
 

@@ -101,9 +101,8 @@ class Turns:
             python, script = sys.executable if way in OURS else peers, Path(__file__).with_name("reading_ways.py")
             command = [python, str(script), way, str(data), str(cores)]
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-                env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # as Dask's workers have it
-            )  # fmt: skip
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
             if not any(line == "ready\n" for line in process.stdout or ()):
                 sys.exit(f"{way}: did not get ready")
             os.killpg(process.pid, signal.SIGSTOP)
