@@ -8,7 +8,7 @@ demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: .venv/.installed-test
 	$(BIN)/ruff check .
