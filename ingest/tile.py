@@ -63,33 +63,40 @@ def write_attempt(
     """Write, sync and read back one attempt; return its superpatches, and the crc32c of its Zarr documents.
 
     Superpatches are encoded, and compared with what was written, on as many ``threads``. `StoreError` if what was read
-    back is not what was written.
+    back is not what was written. An error leaves nothing of the attempt behind: the disk may be full.
     """
     prefix = attempt_prefix(volume_id, attempt)
     for folder in (f"volumes/{volume_id[:2]}", volume_prefix(volume_id)):
         storage.put_new(f"{folder}/{ZARR_DOCUMENT}", GROUP_DOCUMENT)
-    group = zarr.create_group(
-        storage.zarr(prefix, read_only=False), attributes=_ome_attributes(volume_id, image.affine)
-    )
     tiles = _Tiles(storage, prefix, image, tile, codec)
-    with ThreadPoolExecutor(threads, thread_name_prefix="maesil-writer") as pool:
-        tiles.create(group)
-        small = pool.submit(thumbnail, image.hu, image.body, spacing_of(image.affine))
-        tiles.write(pool)
-        _write_maps(group, image, small.result())
-        with storage.syncing(prefix):  # the disk is at work meanwhile
-            superpatches = tiles.read_back(pool)
-    written = [key for key in storage.list(prefix) if key.endswith(f"/{ZARR_DOCUMENT}")]
-    documents = {key.removeprefix(f"{prefix}/"): google_crc32c.value(storage.read(key)) for key in written}
-    return tuple(superpatches), documents
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="maesil-writer") as pool:
+            superpatches = _write(tiles, _ome_attributes(volume_id, image.affine), pool)
+        written = [key for key in storage.list(prefix) if key.endswith(f"/{ZARR_DOCUMENT}")]
+        documents = {key.removeprefix(f"{prefix}/"): google_crc32c.value(storage.read(key)) for key in written}
+    except BaseException:
+        storage.remove(prefix)
+        raise
+    return superpatches, documents
+
+
+def _write(tiles: _Tiles, attributes: dict[str, Any], pool: ThreadPoolExecutor) -> tuple[Superpatch, ...]:
+    storage, prefix, image = tiles.storage, tiles.prefix, tiles.image
+    group = zarr.create_group(storage.zarr(prefix, read_only=False), attributes=attributes)
+    tiles.create(group)
+    small = pool.submit(thumbnail, image.hu, image.body, spacing_of(image.affine))
+    tiles.write(pool)
+    _write_maps(group, image, small.result())
+    with storage.syncing(prefix):  # the disk is at work meanwhile
+        return tuple(tiles.read_back(pool))
 
 
 class _Tiles:
     """The superpatches of one attempt: written on a pool of threads, and read back on it."""
 
     def __init__(self, storage: Storage, prefix: str, image: Image, edge: int, codec: str) -> None:
-        self.prefix = f"{prefix}/0"
-        self._storage, self._image, self._edge, self._codec = storage, image, edge, codec
+        self.storage, self.prefix, self.image = storage, prefix, image
+        self._edge, self._codec = edge, codec
         z, y, x = (-(-n // edge) for n in image.shape)
         self._per_shard = tiles_per_shard((z, y, x))
         self._places = {index: locate(index, self._per_shard) for index in product(range(z), range(y), range(x))}
@@ -100,7 +107,7 @@ class _Tiles:
         """Write the metadata of the array."""
         group.create_array(
             "0",
-            shape=self._image.shape,
+            shape=self.image.shape,
             chunks=(self._edge,) * 3,
             shards=tuple(n * self._edge for n in self._per_shard),
             dtype="int16",
@@ -114,11 +121,11 @@ class _Tiles:
         for shard in self._shards:
             held = {index: inner for index, (name, inner) in self._places.items() if name == shard}
             encoded = zip(held.values(), pool.map(self._encode, held), strict=True)
-            self._storage.put_parts(f"{self.prefix}/{shard}", shard_parts(self._per_shard, encoded))
+            self.storage.put_parts(f"{self.prefix}/0/{shard}", shard_parts(self._per_shard, encoded))
 
     def read_back(self, pool: ThreadPoolExecutor) -> list[Superpatch]:
         """Return all superpatches as they were found in the files; `StoreError` if one is not what was written."""
-        tables = {s: read_shard_index(self._storage, f"{self.prefix}/{s}", self._per_shard) for s in self._shards}
+        tables = {s: read_shard_index(self.storage, f"{self.prefix}/0/{s}", self._per_shard) for s in self._shards}
         return list(pool.map(lambda index: self._read_back(index, tables), self._places))
 
     def _encode(self, index: Zyx) -> tuple[bytes, bytes]:
@@ -127,19 +134,19 @@ class _Tiles:
 
     def _read_back(self, index: Zyx, tables: dict[str, NDArray[np.uint64]]) -> Superpatch:
         shard, inner = self._places[index]
-        key = f"{self.prefix}/{shard}"
-        where = f"{self._storage.root}: {self.prefix}, superpatch {index}"
+        key = f"{self.prefix}/0/{shard}"
+        where = f"{self.storage.root}: {self.prefix}, superpatch {index}"
         offset, length = shard_entry(tables[shard], inner, where)
-        encoded, found = np.frombuffer(self._storage.read_range(key, offset, length), np.uint8), self._scratch.decoded
+        encoded, found = np.frombuffer(self.storage.read_range(key, offset, length), np.uint8), self._scratch.decoded
         crc = int.from_bytes(encoded[-4:], "little")
         check_and_decode(encoded, crc, self._codec, found, where)
         if not np.array_equal(found, self._voxels(index)):
             raise StoreError(f"{where}: read back other voxels than were written; check disk and memory")
-        return Superpatch(index, key, offset, length, crc, *_shares(self._image, index, self._edge, found))
+        return Superpatch(index, key, offset, length, crc, *_shares(self.image, index, self._edge, found))
 
     def _voxels(self, index: Zyx) -> HuArray:
         """Return a superpatch, air beyond the volume; it holds until this thread asks for the next."""
-        part = self._image.hu[tuple(slice(i * self._edge, (i + 1) * self._edge) for i in index)]
+        part = self.image.hu[tuple(slice(i * self._edge, (i + 1) * self._edge) for i in index)]
         if part.shape == (self._edge,) * 3:
             return part
         padded = self._scratch.padded

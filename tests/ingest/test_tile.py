@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -58,3 +60,19 @@ def test_threads_do_not_change_a_byte(tmp_path):
         made[threads] = (files, patches, documents)
     assert made[1] == made[2] == made[5]
     assert len(made[1][1]) == 6 * 5 * 10  # in several shards
+
+
+def test_a_disk_that_fills_up_keeps_nothing_of_the_attempt(tmp_path, monkeypatch):
+    """So that space which is freed afterwards is free for the next attempt."""
+    real = os.fsync
+
+    def full(descriptor: int) -> None:
+        if "/c/" in os.fsdecode(Path(f"/proc/self/fd/{descriptor}").readlink()):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    image = image_of(synthetic_hu((20, 20, 20)))
+    with pytest.raises(OSError, match="No space left"):
+        write_attempt(Storage(tmp_path), "ab" * 16, "attempt", image, tile=16, codec="raw")
+    assert not (tmp_path / "volumes/ab" / ("ab" * 16) / "attempt").exists()

@@ -138,6 +138,8 @@ def test_other_voxels_read_back_than_written_are_noticed(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="read back other voxels"):
         add_volume(store, synthetic_hu((20, 20, 20)))
     assert store.volumes() == []
+    folders = [path for path in (store.path / "volumes").rglob("*") if path.is_dir()]
+    assert len(folders) == 2  # the groups above: nothing of the attempt is left
 
 
 @pytest.mark.parametrize("name", ["enhanced", "enhanced_frames_shuffled", "enhanced_rescale_per_frame", "clean"])
