@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator
 from typing import Any
 
 import google_crc32c
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from maesil.commit import Volume, sealed, unsealed
 from maesil.errors import StoreError
-from maesil.parquet import read_parquet, to_parquet
+from maesil.parquet import parquet_metadata, read_parquet, to_parquet
 from maesil.same_scan import THUMBNAILS_KEY, merge_groups, patients, thumbnails, thumbnails_table
 from maesil.store import Store
 
@@ -81,7 +79,7 @@ def index_is_current(store: Store) -> bool:
 
 
 def _stated(store: Store, key: str) -> bytes | None:
-    metadata = pq.read_schema(io.BytesIO(store.storage.read(key))).metadata or {}
+    metadata = parquet_metadata(store.storage.read(key))
     return metadata.get(_STATE)
 
 

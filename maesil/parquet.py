@@ -22,5 +22,20 @@ def read_parquet(source: bytes | Path, columns: Sequence[str] | None = None) -> 
 
     Not by ``pyarrow.parquet.read_table``, which reads through Arrow's data sets (apache/arrow issue 34314).
     """
-    with pq.ParquetFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+    with _opened(source) as file:
         return file.read(columns=columns, use_threads=False)
+
+
+def parquet_metadata(source: bytes) -> dict[bytes, bytes]:
+    """Return what a table's schema says beside its columns; errors as of `read_parquet`."""
+    with _opened(source) as file:
+        return file.schema_arrow.metadata or {}
+
+
+def _opened(source: bytes | Path) -> pq.ParquetFile:
+    """Open a file that is read here and now: no reading ahead, and no memory of Python's for a thread to let go of."""
+    if isinstance(source, bytes):
+        copy = pa.allocate_buffer(len(source))
+        memoryview(copy).cast("B")[:] = source
+        source = pa.BufferReader(copy)
+    return pq.ParquetFile(source, pre_buffer=False)
