@@ -27,10 +27,10 @@ from typing import Any
 from maesil.cache.key import cache_folder
 from maesil.cache.lock import holder_of, locked, locked_now
 from maesil.errors import StoreError, UsageError
-from maesil.recipe import Recipe
+from maesil.recipe import Recipe, parsed_json
 from maesil.storage import local_path
 from maesil.store import Store
-from maesil.whole_file import write_whole
+from maesil.whole_file import require_folder_place, write_whole
 
 RUN_STORES = "stores.json"
 """What a run notes of its stores, in its own folder: the other end of a pin."""
@@ -118,11 +118,16 @@ class Catalogue:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or cache_folder()
+        require_folder_place(self.root)
 
     def entries(self) -> list[Entry]:
         """Return all stores, by name."""
         found = (self._entry(path.parent) for path in self.root.glob("stores/*/entry.json"))
         return sorted((entry for entry in found if entry is not None), key=lambda entry: entry.name)
+
+    def unreadable(self) -> list[Path]:
+        """Return the folders of stores whose entry is damaged, missing or of another version: nothing names them."""
+        return sorted(folder for folder in self.root.glob("stores/*/") if self._entry(folder) is None)
 
     def get(self, key: str) -> Entry | None:
         """Return the store of a key, or None."""
@@ -321,7 +326,7 @@ def _uses(run: Path, store: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parsed_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return document if isinstance(document, dict) else None

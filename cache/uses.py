@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from maesil.cache.catalogue import RUN_STORES, entry_of
+from maesil.recipe import parsed_json
 from maesil.store import Store
 from maesil.whole_file import write_whole
 
@@ -48,7 +49,7 @@ def record_uses(run: Path, uses: Sequence[StoreUse]) -> None:
 def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
     """Return what a run noted; nothing where it noted nothing, or the file is damaged."""
     try:
-        document = json.loads((run / RUN_STORES).read_text(encoding="utf-8"))
+        document = parsed_json((run / RUN_STORES).read_text(encoding="utf-8"))
         return tuple(StoreUse(**use) for use in document["stores"])
     except (OSError, ValueError, KeyError, TypeError):
         return ()

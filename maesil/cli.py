@@ -22,6 +22,7 @@ from maesil.errors import (
     EXIT_RESOURCES,
     EXIT_STORE,
     EXIT_USAGE,
+    NOT_ALLOWED,
     EndedWithOthers,
     MaesilError,
     UsageError,
@@ -40,11 +41,11 @@ class _ErrorMapping(TyperGroup):
             _end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:
             _end("interrupted; the same command goes on where it stopped (train: with --resume)", EXIT_INTERRUPTED)
-        except PermissionError as error:
-            _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
         except OSError as error:
             if error.errno in DISK_FULL:
                 _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)
+            if error.errno in NOT_ALLOWED:
+                _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
             raise
 
 
@@ -256,7 +257,7 @@ def train(
 
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
-        "ram": ram, "device_resident": "true" if device_resident else None,
+        "ram": None if ram is None else json.dumps(ram), "device_resident": "true" if device_resident else None,
         "where": None if where is None else json.dumps(where),
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]

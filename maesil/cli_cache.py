@@ -41,6 +41,7 @@ def list_stores(
         print_all(_table(documents), f"{len(documents)} stores, {_size(total)} in {catalogue.root}")
     else:
         typer.echo(f"no stores in {catalogue.root}; `maesil ingest SRC...` without --out makes one")
+    _tell_unreadable(catalogue)
 
 
 @app.command("path")
@@ -75,6 +76,7 @@ def prune(
         typer.echo(f"kept {entry.name} ({_size(size)}): {why}" if why else f"removed {entry.name} ({_size(size)})")
     left = sum(entry.bytes for entry in catalogue.entries())
     typer.echo(f"{_size(left)} left in {catalogue.root}")
+    _tell_unreadable(catalogue)
     if left > limit:
         raise typer.Exit(EXIT_REFUSED)
 
@@ -93,6 +95,11 @@ def remove(
     catalogue = Catalogue()
     for entry in [catalogue.named(name) for name in dict.fromkeys(names)]:
         typer.echo(f"removed {entry.name}, {_size(catalogue.remove(entry, force=force))} freed")
+
+
+def _tell_unreadable(catalogue: Any) -> None:
+    for folder in catalogue.unreadable():
+        typer.echo(f"{folder}: its entry.json cannot be read; ingest its sources again, or remove the folder", err=True)
 
 
 def parse_size(text: str) -> int:

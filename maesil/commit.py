@@ -5,7 +5,6 @@ Format: ``docs/reference/store-format.md``. A commit checksums itself, so a dama
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from maesil.errors import StoreError
 from maesil.geometry import Affine
-from maesil.recipe import canonical_json
+from maesil.recipe import canonical_json, parsed_json
 from maesil.types import Spacing, Zyx
 
 CHECKSUM = "checksum_crc32c"
@@ -153,7 +152,7 @@ def sealed(document: dict[str, Any]) -> bytes:
 
 def unsealed(data: bytes) -> dict[str, Any]:
     """Return the record that `sealed` wrote; ValueError unless every byte is as it was written."""
-    document = json.loads(data)
+    document = parsed_json(data)
     if not isinstance(document, dict):
         raise ValueError("expected a JSON object")
     document.pop(CHECKSUM, None)

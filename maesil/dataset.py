@@ -6,7 +6,6 @@ maesil's own trainer reads faster, into reused buffers (`maesil.data.CropLoader`
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from maesil.cache.reader import SuperpatchReader
 from maesil.data import blank_outside_scan
 from maesil.errors import StoreError, UsageError
 from maesil.index import index_is_current, superpatch_table
+from maesil.recipe import parsed_json
 from maesil.store import Store
 from maesil.where import filtered, parse
 
@@ -116,7 +116,7 @@ def _of_split(split: tuple[Path | str, str] | None) -> pc.Expression | None:
         raise UsageError(f'split: expected a file and one of its parts, ("run/split.json", "train"), found {split!r}')
     path, part = Path(split[0]), split[1]
     try:
-        groups = json.loads(path.read_text(encoding="utf-8"))[part]
+        groups = parsed_json(path.read_text(encoding="utf-8"))[part]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"{path}: expected a split file with a part {part!r} (train, validation, test): {error!r}"

@@ -18,6 +18,8 @@ EXIT_INTERRUPTED = 130
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """What an OSError says when there is no room left, on the disk or for this user."""
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""What an OSError says when a file or folder may not be used in this way."""
 
 
 class MaesilError(Exception):

@@ -23,7 +23,7 @@ from maesil.config import RunConfig
 from maesil.config_file import from_document, to_document
 from maesil.encoder import Encoder, encoder_of
 from maesil.errors import CheckpointError, UsageError
-from maesil.recipe import Recipe
+from maesil.recipe import Recipe, parsed_json
 from maesil.store import Store
 from maesil.types import Intensity
 from maesil.whole_file import write_whole
@@ -92,7 +92,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """Return ``card.json`` of an exported encoder; CheckpointError if there is none."""
     path = folder / CARD
     try:
-        card: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        card: dict[str, Any] = parsed_json(path.read_text(encoding="utf-8"))
         known = (card["format"], card["version"]) == (FORMAT, VERSION)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found no {CARD}") from error

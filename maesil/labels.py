@@ -7,7 +7,6 @@ they may have the grid of the source or that of the store. ``classes.json`` may 
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import Iterable, Sequence
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from maesil.commit import Volume
 from maesil.errors import NoInputError, UsageError
 from maesil.geometry import Affine, from_nifti
+from maesil.recipe import parsed_json
 from maesil.types import Zyx
 
 LabelArray = NDArray[np.uint8]
@@ -170,7 +170,7 @@ def _class_names(source: Path, paths: Iterable[Path]) -> dict[int, str]:
         return dict(enumerate(masks, start=1))
     listed = (source if source.is_dir() else source.parent) / "classes.json"
     try:
-        named: dict[str, Any] = json.loads(listed.read_text(encoding="utf-8")) if listed.exists() else {}
+        named: dict[str, Any] = parsed_json(listed.read_text(encoding="utf-8")) if listed.exists() else {}
         names = {int(number): str(name) for number, name in named.items()}
     except (ValueError, AttributeError) as error:
         raise UsageError(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import google_crc32c
 import numpy as np
 from numcodecs import zstd
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 
 from maesil.commit import Volume
 from maesil.errors import StoreError
+from maesil.recipe import parsed_json
 from maesil.storage import Storage
 
 CODECS = ("bytes", "zstd", "crc32c")
@@ -38,7 +37,7 @@ def _shape(document: bytes, crc32c: int | None) -> tuple[int, ...]:
     """Return the shape from an array's metadata, once it is what this module can decode."""
     if google_crc32c.value(document) != crc32c:
         raise ValueError("its metadata is not what was committed")
-    metadata = json.loads(document)
+    metadata = parsed_json(document)
     codecs = tuple(codec["name"] for codec in metadata["codecs"])
     if codecs != CODECS:
         raise ValueError(f"expected the codecs {', '.join(CODECS)}, found {', '.join(map(str, codecs))}")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from maesil.errors import UsageError
+from maesil.recipe import parsed_json
 from maesil.whole_file import write_whole
 
 
@@ -51,7 +52,8 @@ def split_by_shares(patients: Mapping[str, str], shares: Sequence[float], seed: 
 
     UsageError for other shares, or fewer patients than parts.
     """
-    if len(shares) not in (2, 3) or any(share < 0 for share in shares) or abs(sum(shares) - 1) > 1e-6 or not shares[0]:
+    sum_to_1 = abs(sum(shares) - 1) <= 1e-6  # those with a NaN do not
+    if len(shares) not in (2, 3) or min(shares) < 0 or not shares[0] or not sum_to_1:
         raise UsageError(f"--shares: expected two or three shares that sum to 1, as 0.8,0.1,0.1, found {shares}")
     shares = [*shares, 0.0][:3]
     ranked = _ranked(patients.values(), seed)
@@ -105,7 +107,7 @@ def read_split(path: Path, patients: Mapping[str, str]) -> tuple[Split, int]:
 
 def _parts_by_group(path: Path) -> dict[str, str]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = parsed_json(path.read_text(encoding="utf-8"))
         parts = {name: list(document[name]) for name in PARTS if name in document or name != "test"}
         listed = [group for groups in parts.values() for group in groups]
         if not all(isinstance(group, str) for group in listed):

@@ -182,13 +182,18 @@ class Storage:
 def _make_folder(folder: Path) -> None:
     """Create a folder and the missing ones above it, durably: a file is not safe before the way to it is."""
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{folder}: expected a folder of the store here, found a file; move it away") from error
     for path in missing:
         _sync(path.parent)
 
 
 def _unless_missing(error: OSError) -> None:
     """A folder that cannot be listed must not pass for an empty one."""
+    if isinstance(error, NotADirectoryError):
+        raise StoreError(f"{error.filename}: expected a folder of the store here, found a file; move it away")
     if not isinstance(error, FileNotFoundError):
         raise error
 

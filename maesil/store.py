@@ -14,7 +14,7 @@ from typing import Any
 
 from maesil.commit import CHECKSUM, Volume, commit_key, quarantine_key, sealed, unsealed
 from maesil.errors import StoreError, UsageError
-from maesil.recipe import Recipe, canonical_json
+from maesil.recipe import Recipe, canonical_json, parsed_json
 from maesil.storage import Storage, local_path
 
 FORMAT_NAME = "maesil-superpatch-store"
@@ -48,7 +48,7 @@ class Store:
             raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
         try:
             document = storage.read(_ROOT_KEY)
-            attributes = json.loads(document)["attributes"]["maesil"]
+            attributes = parsed_json(document)["attributes"]["maesil"]
             name, version = attributes["format"], attributes["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
@@ -105,7 +105,7 @@ class Store:
         """The live recipe."""
         damaged = f"{self.path}: the record of recipe {self.recipe_hash[:12]} is damaged"
         try:
-            recipe = Recipe.from_document(json.loads(self.storage.read(f"recipes/{self.recipe_hash}.json")))
+            recipe = Recipe.from_document(parsed_json(self.storage.read(f"recipes/{self.recipe_hash}.json")))
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
             raise StoreError(f"{damaged} ({error})") from error
         if recipe.hash != self.recipe_hash:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from maesil.cache.reader import MAPS, load_map
 from maesil.commit import Volume
 from maesil.errors import StoreError
 from maesil.index import index_problems
+from maesil.recipe import parsed_json
 from maesil.same_scan import THUMBNAIL, read_thumbnail
 from maesil.shard import decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
 from maesil.store import GROUP_DOCUMENT, ZARR_DOCUMENT, Store
@@ -133,7 +133,7 @@ def _metadata_problems(
     store: Store, key: str, found_in: Callable[[Any], tuple[Any, ...]], expected: tuple[Any, ...]
 ) -> Iterator[str]:
     try:
-        found = found_in(json.loads(store.storage.read(key)))
+        found = found_in(parsed_json(store.storage.read(key)))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         yield f"{store.path}: {key}: damaged ({error})"
         return

@@ -121,7 +121,8 @@ def _membership(left: ast.expr, right: ast.expr) -> pc.Expression:
     if not isinstance(left, ast.Name) or not isinstance(right, ast.Tuple | ast.List):
         raise SyntaxError("expected COLUMN in ('a', 'b'), or 'code' in notes")
     name = _column(left)
-    return pc.field(name).isin([_constant(name, item) for item in right.elts])
+    kind = pa.string() if name in _TEXT else pa.float64()  # an empty list has none of its own
+    return pc.field(name).isin(pa.array([_constant(name, item) for item in right.elts], kind))
 
 
 def _column(node: ast.Name) -> str:

@@ -146,11 +146,18 @@ def test_a_store_that_is_being_built_is_not_removed(catalogue):
         catalogue.remove(entry, force=True)
 
 
-@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"built": {}}'])
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"built": {}}', "[" * 100_000], ids=lambda text: text[:9])
 def test_a_damaged_entry_is_no_entry(catalogue, damage):
     entry = add(catalogue, "a" * 16)
     (entry.folder / "entry.json").write_text(damage)
     assert catalogue.entries() == [] and catalogue.get(entry.key) is None
+    assert catalogue.unreadable() == [entry.folder]
+
+
+def test_a_file_is_no_cache(tmp_path):
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UsageError, match="cache: expected a folder"):
+        Catalogue(tmp_path / "cache")
 
 
 def test_a_store_knows_its_entry(catalogue, tmp_path):

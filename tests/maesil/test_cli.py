@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -261,7 +262,7 @@ def test_a_run_that_is_none(tmp_path, store, kind):
         ("--preset", "gigantic"), ("--preset", "tiny", "--steps", "-1"), ("--preset", "tiny", "--device", "abacus"),
         ("--preset", "tiny", "--set", "train.nonsense=1"), ("--preset", "tiny", "--set", "nonsense"),
         ("--preset", "tiny", "--set", "train.lr=fast"), ("--preset", "tiny", "--config", "/nowhere.toml"),
-        ("--preset", "tiny", "--validation", "2"),
+        ("--preset", "tiny", "--validation", "2"), ("--preset", "tiny", "--ram", "5"),
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -282,6 +283,38 @@ def test_a_full_disk_is_5(tmp_path, sources, monkeypatch):
 
     monkeypatch.setattr(Storage, "put_new", full)
     fails(errors.EXIT_RESOURCES, *ingest(sources, tmp_path / "s.zarr"))
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_what_may_not_be_written_is_told_in_one_line(tmp_path, sources, monkeypatch, number):
+    from maesil.storage import Storage
+
+    def forbidden(self, key, data):
+        raise OSError(number, os.strerror(number), key)
+
+    monkeypatch.setattr(Storage, "put_new", forbidden)
+    assert os.strerror(number) in fails(errors.EXIT_USAGE, *ingest(sources, tmp_path / "s.zarr"))
+
+
+def test_a_file_in_place_of_the_index_is_told_in_one_line(tmp_path, store):
+    shutil.copytree(store, tmp_path / "s.zarr")
+    shutil.rmtree(tmp_path / "s.zarr" / "index")
+    (tmp_path / "s.zarr" / "index").write_text("x")
+    for command in ("verify", "index"):
+        assert "found a file" in fails(errors.EXIT_STORE, "store", command, tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize("what", ["commit", "root", "recipe"])
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_records_nested_too_deeply_are_damage(tmp_path, store, what, command):
+    from maesil.store import Store
+
+    shutil.copytree(store, tmp_path / "s.zarr")
+    opened = Store.open(tmp_path / "s.zarr")
+    keys = {"commit": opened.volumes()[0].key, "root": "zarr.json", "recipe": f"recipes/{opened.recipe_hash}.json"}
+    (opened.path / keys[what]).write_text("[" * 100_000)
+    code, stdout, stderr = run("store", command, opened.path)
+    assert code == errors.EXIT_STORE and "Traceback" not in stdout + stderr
 
 
 def test_an_interrupt_is_130(tmp_path, sources, monkeypatch):

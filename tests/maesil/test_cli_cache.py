@@ -58,6 +58,11 @@ def test_built_found_named_listed_and_removed(home, tmp_path):
     )
 
     assert run("cache", "prune", "--max-size", "1GB")[0] == 0
+    unnamed = home / "cache" / "stores" / "0123"
+    unnamed.mkdir()
+    for command in (["list"], ["prune", "--max-size", "1GB"]):
+        assert f"{unnamed}: its entry.json cannot be read" in run("cache", *command)[2]
+    unnamed.rmdir()
     code, stdout, _ = run("cache", "rm", "mine")
     assert code == 0 and "removed mine" in stdout
     assert "no stores" in run("cache", "list")[1]

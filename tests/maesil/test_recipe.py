@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.errors import UsageError
-from maesil.recipe import CODECS, Recipe, canonical_json, parse_spacing
+from maesil.recipe import CODECS, Recipe, canonical_json, parse_spacing, parsed_json
 
 RECIPE = Recipe(spacing=(2.0, 1.5, 1.5), superpatch=64)
 
@@ -89,6 +89,12 @@ def test_impossible_superpatches_are_refused_by_name(superpatch):
 def test_unknown_codec_is_refused_by_name():
     with pytest.raises(UsageError, match="--codec"):
         Recipe(codec="gzip")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, b"\xff"])
+def test_what_is_no_json_or_nested_too_deeply_is_a_value_error(text):
+    with pytest.raises(ValueError):
+        parsed_json(text)
 
 
 def test_canonical_json_knows_no_order_and_no_nan():

@@ -45,7 +45,9 @@ def test_a_split_for_training_keeps_patients_together_and_is_that_of_groups_wher
     assert split_patients(alone, 0.2, seed=3) == split_groups(PATIENTS, 0.2, seed=3)
 
 
-@pytest.mark.parametrize("shares", ["", "a", "0.5", "0.5,0.4", "1.2,-0.2", "0,0.5,0.5", "0.25,0.25,0.25,0.25"])
+@pytest.mark.parametrize(
+    "shares", ["", "a", "0.5", "0.5,0.4", "1.2,-0.2", "0,0.5,0.5", "0.25,0.25,0.25,0.25", "nan,0.5,0.5"]
+)
 def test_other_shares_are_refused(shares):
     with pytest.raises(UsageError, match="--shares"):
         split_by_shares(PATIENTS, parse_shares(shares), seed=0)

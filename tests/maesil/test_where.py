@@ -35,6 +35,8 @@ leaf = st.one_of(
     st.builds("{} {} {}".format, constant, sign, number),
     st.builds("{} < {} <= {}".format, constant, number, constant),
     st.builds("{} in ({}, {})".format, number, constant, constant),
+    st.builds("{} not in []".format, number),
+    st.sampled_from(["volume_id in ()", "notes not in []", "codec in []"]),
     st.sampled_from(["group == 'g'", "group not in ['g', 'h']", "codec != 'fast'", "'lossy' in notes"]),
 )
 filters = st.recursive(
