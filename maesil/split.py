@@ -74,8 +74,14 @@ def parse_shares(text: str) -> list[float]:
 
 
 def write_split(path: Path, split: Split, stores: Sequence[str]) -> None:
-    """Freeze a split to a JSON file: keyed hashes of patients, no identity; ``stores`` are fingerprints."""
-    write_whole(path, json.dumps({**asdict(split), "stores": list(stores)}, indent=2) + "\n")
+    """Freeze a split to a JSON file: keyed hashes of patients, no identity; ``stores`` are fingerprints.
+
+    UsageError where the file holds anything else already: scores hang on a frozen split.
+    """
+    text = json.dumps({**asdict(split), "stores": list(stores)}, indent=2) + "\n"
+    if path.is_file() and path.read_bytes() != text.encode():
+        raise UsageError(f"{path}: expected no file, or this very split, found another; remove it, or name another")
+    write_whole(path, text)
 
 
 def read_split(path: Path, patients: Mapping[str, str]) -> tuple[Split, int]:

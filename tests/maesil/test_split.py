@@ -73,6 +73,16 @@ def test_a_frozen_split_comes_back_whoever_came_since(frozen):
     assert set(read_split(path, some)[0].train) == set(split.train) & set(some)
 
 
+def test_a_frozen_split_is_not_replaced(tmp_path):
+    path = tmp_path / "split.json"
+    for _ in range(2):
+        write_split(path, split_by_shares(PATIENTS, [0.5, 0.5], seed=0), ["f"])
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="found another"):
+        write_split(path, split_by_shares(PATIENTS, [0.5, 0.5], seed=1), ["f"])
+    assert path.read_bytes() == before
+
+
 def test_one_scan_on_both_sides_is_refused(frozen):
     path, split = frozen
     one = {**PATIENTS, **dict.fromkeys((split.train[0], split.test[0]), "z")}
