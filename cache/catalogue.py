@@ -26,11 +26,12 @@ from typing import Any
 
 from maesil.cache.key import cache_folder
 from maesil.cache.lock import holder_of, locked, locked_now
+from maesil.documents import parsed_json
 from maesil.errors import StoreError, UsageError
-from maesil.recipe import Recipe, parsed_json
-from maesil.storage import local_path
-from maesil.store import Store
-from maesil.whole_file import require_folder_place, write_whole
+from maesil.files import require_folder_place, write_whole
+from maesil.store.recipe import Recipe
+from maesil.store.storage import local_path
+from maesil.store.store import Store
 
 RUN_STORES = "stores.json"
 """What a run notes of its stores, in its own folder: the other end of a pin."""

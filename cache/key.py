@@ -12,7 +12,7 @@ from pathlib import Path
 
 import platformdirs
 
-from maesil.recipe import canonical_json
+from maesil.documents import canonical_json
 
 CACHE_VARIABLE = "MAESIL_CACHE"
 _HEX_DIGITS = 16

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.commit import Superpatch, Volume
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Superpatch, Volume
+from maesil.store.store import Store
 from maesil.types import HuArray
 
 _Place = tuple[str, int]

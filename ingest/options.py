@@ -1,4 +1,4 @@
-"""How to run an ingest; nothing here changes a voxel (see `maesil.recipe.Recipe` for what does)."""
+"""How to run an ingest; nothing here changes a voxel (see `maesil.store.recipe.Recipe` for what does)."""
 
 from __future__ import annotations
 

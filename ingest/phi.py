@@ -14,7 +14,7 @@ from maesil.errors import Refused
 from maesil.ingest.header import tags_of, without_warnings
 from maesil.ingest.source_file import MAX_HEADER_BYTES, open_source, read_dataset
 from maesil.parquet import read_parquet
-from maesil.store import Store
+from maesil.store.store import Store
 
 _TAGS_BY_WORD = (
     "PatientName",

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maesil.commit import Volume
 from maesil.errors import InterruptedRun, MaesilError, NoInputError, Refused
-from maesil.index import index_is_current, write_index
 from maesil.ingest import stop
 from maesil.ingest.execute import Executor, executor
 from maesil.ingest.failures import MAY_PASS, as_refusal, json_ready
@@ -20,14 +18,16 @@ from maesil.ingest.isolated import source_hash
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths, write_id_map
-from maesil.ingest.report import Summary
 from maesil.ingest.scan import scan
 from maesil.ingest.series import SeriesRules
 from maesil.ingest.source_cache import SourceCache
+from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.index import index_is_current, write_index
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.store import Store
 
 __all__ = ["IngestOptions", "ingest"]
 

@@ -13,7 +13,6 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from maesil.commit import Volume
 from maesil.errors import Refused
 from maesil.geometry import spacing_of
 from maesil.ingest import isolated
@@ -22,9 +21,10 @@ from maesil.ingest.maps import body_map, valid_map
 from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import to_canonical, to_grid
 from maesil.ingest.source import Source
-from maesil.ingest.tile import Image, write_attempt
-from maesil.recipe import Recipe
-from maesil.storage import Storage
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.storage import Storage
+from maesil.store.writer import Image, write_attempt
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray
 
 _HISTOGRAM_OFFSET = 1 << 15

@@ -5,13 +5,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from maesil.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from maesil.dataset import SuperpatchDataset as SuperpatchDataset
-    from maesil.export import load_encoder as load_encoder
+    from maesil.data.dataset import SuperpatchDataset as SuperpatchDataset
+    from maesil.downstream.export import load_encoder as load_encoder
 
-__version__ = "0.1.0"
-
-_LAZY = {"SuperpatchDataset": "maesil.dataset", "load_encoder": "maesil.export"}
+_LAZY = {"SuperpatchDataset": "maesil.data.dataset", "load_encoder": "maesil.downstream.export"}
 """Where the names live that need torch: `import maesil` alone stays light."""
 
 

@@ -14,8 +14,8 @@ import torch
 from rich.table import Table
 
 from maesil.kernels import can_run_triton
-from maesil.store import Store
-from maesil.store_info import describe
+from maesil.store.store import Store
+from maesil.store.summary import describe
 
 _PACKAGES = ("maesil", "torch", "triton", "numpy", "zarr", "numcodecs", "SimpleITK", "pydicom", "dask", "monai")
 _COMPILERS = ("g++", "c++", "clang++")

@@ -11,8 +11,8 @@ import pytest
 import typer
 
 from maesil.cli import app
-from maesil.config import MASK_KINDS, MaskConfig
-from maesil.masking import make_masks
+from maesil.config.schema import MASK_KINDS, MaskConfig
+from maesil.models.masking import make_masks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -20,12 +20,12 @@ NO_CODE = {"__pycache__", ".DS_Store"}
 
 
 def tree() -> dict[str, Path]:
-    """Every file of the four folders by the name it must have inside the package."""
+    """Every file of the four folders, and of the rooms in them, by the name it must have inside the package."""
     found = {}
     for package, folder in FOLDERS.items():
-        for path in sorted((ROOT / folder).iterdir()):
-            if path.is_file() and path.name not in NO_CODE and path.suffix != ".pyc":
-                found[f"{package}/{path.name}"] = path
+        for path in sorted((ROOT / folder).rglob("*")):  # it follows no links
+            if path.is_file() and path.suffix != ".pyc" and not NO_CODE & set(path.parts):
+                found[f"{package}/{path.relative_to(ROOT / folder).as_posix()}"] = path
     return found
 
 
@@ -116,10 +116,10 @@ def test_every_module_of_the_installed_wheel_imports(wheel, tmp_path):
 
 
 def test_this_installation_is_the_tree(tmp_path):
-    code = "import maesil, maesil.ingest, maesil.kernels, maesil.cache.reader as r\n"
+    code = "import maesil, maesil.ingest, maesil.kernels, maesil.store.reader as r\n"
     code += "print(maesil.__file__, maesil.ingest.__file__, maesil.kernels.__file__, r.__file__, sep='\\n')"
     found = [Path(line).resolve() for line in run(sys.executable, "-c", code, cwd=tmp_path).splitlines()]
-    wanted = ("maesil/__init__.py", "ingest/__init__.py", "kernels/__init__.py", "cache/reader.py")
+    wanted = ("maesil/__init__.py", "ingest/__init__.py", "kernels/__init__.py", "maesil/store/reader.py")
     assert found == [ROOT / name for name in wanted]
 
 

@@ -1,7 +1,7 @@
 """Draw ``masks.png``: one mask of each kind over a small grid of tokens.
 
 Run from the root of the repository: ``python docs/explanation/draw_masks.py``. The masks are those that training
-draws (`maesil.masking.make_masks`); nothing here knows how they are made.
+draws (`maesil.models.masking.make_masks`); nothing here knows how they are made.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from maesil.config import MaskConfig
-from maesil.masking import make_masks
+from maesil.config.schema import MaskConfig
+from maesil.models.masking import make_masks
 
 GRID, SEED = (8, 8, 8), 0
 """The token grid of ``tiny``: 64 voxels in patches of 8."""

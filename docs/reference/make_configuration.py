@@ -11,8 +11,8 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from maesil import config
-from maesil.config import PRESETS, RunConfig
+from maesil.config import schema as config
+from maesil.config.schema import PRESETS, RunConfig
 
 PAGE = Path(__file__).with_name("configuration.md")
 

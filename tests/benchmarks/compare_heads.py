@@ -13,10 +13,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.config import HEADS
-from maesil.config_file import load_config
-from maesil.evaluate import evaluate
-from maesil.train import train
+from maesil.config.schema import HEADS
+from maesil.config.toml import load_config
+from maesil.evaluation.evaluate import evaluate
+from maesil.training.train import train
 
 
 def main() -> None:

@@ -35,11 +35,11 @@ from peer_readers import NIFTI_AXES, NIFTI_PEERS, PEERS
 from support.ct_cases import CASES, Case, everything
 from support.ct_phantom import analytic_hu, grid_points, score_world
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.geometry import from_nifti
 from maesil.ingest.run import IngestOptions, ingest
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 OUTCOMES = ("correct", "refused", "wrong, warned", "wrong, silent", "lost or mixed")
 _TRIES = 8

@@ -30,16 +30,16 @@ import pydicom
 import SimpleITK as sitk
 from numcodecs import blosc
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.geometry import orthogonal_grid
 from maesil.ingest.isolated import read
 from maesil.ingest.plan import make_plan
 from maesil.ingest.privacy import load_or_create_key
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.ingest.scan import scan
-from maesil.nifti_export import export_volume
-from maesil.recipe import Recipe, parse_spacing
-from maesil.store import Store
+from maesil.store.nifti import export_volume
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe, parse_spacing
+from maesil.store.store import Store
 
 TILE = 128
 

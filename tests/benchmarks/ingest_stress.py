@@ -29,9 +29,9 @@ from pathlib import Path
 
 import numpy as np
 
-from maesil.dicom_writer import SeriesIdentity, ct_slice, write_dicom_series
-from maesil.store import Store
-from maesil.verify import verify
+from maesil.store.store import Store
+from maesil.store.verify import verify
+from maesil.synthetic.dicom import SeriesIdentity, ct_slice, write_dicom_series
 
 SLICES = 16
 FIRST = 900_000

@@ -30,13 +30,13 @@ import torch._functorch.config
 import triton
 from torch import Tensor
 
-import maesil.masked_input
-import maesil.model
+import maesil.models.masked_autoencoder
+import maesil.models.masked_input
 from maesil import kernels
-from maesil.config import PRESETS, MaskConfig, ModelConfig
+from maesil.config.schema import PRESETS, MaskConfig, ModelConfig
 from maesil.kernels import reference
-from maesil.masking import Masks, make_masks
-from maesil.optim import make_optimizer
+from maesil.models.masking import Masks, make_masks
+from maesil.training.optim import make_optimizer
 from maesil.types import Intensity
 
 Call = Callable[[], object]
@@ -251,8 +251,8 @@ def whole_step(smoke: bool, device: str) -> list[dict[str, object]]:
         gc.collect()
         batch, steps = (2, 2) if smoke else (8, 20)
         with (
-            mock.patch.object(maesil.model, "kernels", operators),
-            mock.patch.object(maesil.masked_input, "kernels", operators),
+            mock.patch.object(maesil.models.masked_autoencoder, "kernels", operators),
+            mock.patch.object(maesil.models.masked_input, "kernels", operators),
         ):
             step = training_step(batch, compiled, smoke, device)
             for _ in range(3):
@@ -285,14 +285,14 @@ def training_step(batch: int, compiled: bool, smoke: bool, device: str) -> Call:
     masks = make_masks(MaskConfig(), config.grid, range(batch), device)
     weight = torch.rand(masks.ids_masked.shape, device=device)
     intensity = Intensity((-1000.0, 1000.0), 0.3, 0.2)
-    model = maesil.model.MaskedAutoencoder(config)
+    model = maesil.models.masked_autoencoder.MaskedAutoencoder(config)
     model.init_weights(torch.Generator().manual_seed(0))
     model.to(device)
     optimizer = make_optimizer(model, PRESETS["base"].train)
 
     def loss_of(ids_keep: Tensor, ids_masked: Tensor, ids_restore: Tensor, mask: Tensor) -> Tensor:
         chosen = Masks(ids_keep, ids_masked, ids_restore, mask)
-        inputs = maesil.masked_input.MaskedInput(volume, chosen, intensity, config.patch)
+        inputs = maesil.models.masked_input.MaskedInput(volume, chosen, intensity, config.patch)
         with torch.autocast(device, dtype=torch.bfloat16):
             pred = model(inputs).patches_BSV
         return inputs.loss(pred, weight)

@@ -36,9 +36,9 @@ from reading_ways import LOADING, OURS, READING, SUPERPATCH_MB, THREADED
 from support.stores import add_volume
 from writing_ways import EDGE, WRITING
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.recipe import CODECS, Recipe
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import CODECS, Recipe
+from maesil.store.store import Store
 
 COUNT, ROUNDS = 64, {"reading": 9, "loading": 5, "writing": 3}
 MUST_REACH = [

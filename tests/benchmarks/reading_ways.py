@@ -48,8 +48,8 @@ def maesil(codec: str, threads: int = 1) -> Callable[[dict[str, Any]], Round]:
     def prepare(data: dict[str, Any]) -> Round:
         from concurrent.futures import ThreadPoolExecutor
 
-        from maesil.cache.reader import SuperpatchReader
-        from maesil.store import Store
+        from maesil.store.reader import SuperpatchReader
+        from maesil.store.store import Store
 
         reader, pool = SuperpatchReader(Store.open(data["stores"][codec])), ThreadPoolExecutor(threads)
         places = [(place["volume"], tuple(place["index"])) for place in data["places"]]
@@ -68,8 +68,8 @@ def bare_threads(data: dict[str, Any]) -> Round:
     """Read superpatches in random order into the batches of a ring on two threads, and nothing else."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from maesil.cache.reader import SuperpatchReader
-    from maesil.store import Store
+    from maesil.store.reader import SuperpatchReader
+    from maesil.store.store import Store
 
     reader, pool = SuperpatchReader(Store.open(data["stores"]["fast"])), ThreadPoolExecutor(2)
     order = np.random.default_rng(0).integers(0, len(data["places"]), 32 * BATCH)
@@ -164,10 +164,10 @@ def _pull(batches: Iterator[Any], count: int, ahead: int) -> Round:
 
 def maesil_loader(offsets: str, ram: int = 0, crops: int = 8) -> Callable[[dict[str, Any]], Round]:
     def prepare(data: dict[str, Any]) -> Round:
-        from maesil.config import ModelConfig, TrainConfig
-        from maesil.data import Sources
-        from maesil.loader import CropLoader
-        from maesil.sampler import CropSampler
+        from maesil.config.schema import ModelConfig, TrainConfig
+        from maesil.data.loader import CropLoader
+        from maesil.data.sampler import CropSampler
+        from maesil.data.sources import Sources
 
         model = ModelConfig(crop=EDGE, width=64, depth=1, decoder_width=64, decoder_depth=1)
         sources = Sources.open([Path(data["stores"]["fast"])], model, ram=ram)
@@ -197,8 +197,8 @@ def _endless(items: int, load: Callable[[int], Any]) -> Iterator[Any]:
 def dataloader_maesil(data: dict[str, Any]) -> Round:
     import torch
 
-    from maesil.cache.reader import SuperpatchReader
-    from maesil.store import Store
+    from maesil.store.reader import SuperpatchReader
+    from maesil.store.store import Store
 
     reader = SuperpatchReader(Store.open(data["stores"]["fast"]))
     places = [(place["volume"], tuple(place["index"])) for place in data["places"]]

@@ -33,18 +33,18 @@ import naive
 import torch
 from torch import Tensor, nn
 
-import maesil.masked_input
-import maesil.model
+import maesil.models.masked_autoencoder
+import maesil.models.masked_input
 from maesil import kernels
-from maesil.config import PRESETS, ModelConfig, RunConfig
-from maesil.flops import count_flops
-from maesil.learner import Learner, Part
-from maesil.masked_input import MaskedInput
-from maesil.masking import draw_targets, make_masks
-from maesil.model import MaskedAutoencoder
-from maesil.optim import make_optimizer
-from maesil.patches import patchify
-from maesil.speed import flops_per_crop, measure_peak, wait_for
+from maesil.config.schema import PRESETS, ModelConfig, RunConfig
+from maesil.models.masked_autoencoder import MaskedAutoencoder
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import draw_targets, make_masks
+from maesil.models.patches import patchify
+from maesil.training.flops import count_flops
+from maesil.training.learner import Learner, Part
+from maesil.training.optim import make_optimizer
+from maesil.training.throughput import flops_per_crop, measure_peak, wait_for
 from maesil.types import Intensity
 
 INTENSITY = Intensity((-1000.0, 1000.0), 0.3, 0.2)
@@ -179,7 +179,7 @@ def seconds_of(row: Row, steps: int, device: torch.device) -> float:
     """Take steps, and return what one took."""
     with ExitStack() as stack:
         stack.enter_context(kernels.use_kernels(row.chosen))
-        for module in (maesil.model, maesil.masked_input):
+        for module in (maesil.models.masked_autoencoder, maesil.models.masked_input):
             stack.enter_context(mock.patch.object(module, "kernels", row.operators))
         wait_for(device)
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""How the figures in ``maesil/paper.toml`` were found: steps that take equal time, and trials of the learning rate.
+"""How ``maesil/evaluation/paper.toml`` was found: steps that take equal time, and trials of the learning rate.
 
     python tests/benchmarks/tune_paper.py steps STORE --budget tiny --seconds 100
     python tests/benchmarks/tune_paper.py trials STORE --budget tiny --table A --lr 1e-3 3e-3 6e-3
@@ -16,12 +16,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.config import RunConfig
-from maesil.experiment import MODELS, TABLES, Budget, split_for
-from maesil.same_scan import patients
-from maesil.split import Split
-from maesil.store import Store
-from maesil.train import prepare, steps_that_fit, train
+from maesil.config.schema import RunConfig
+from maesil.data.split import Split
+from maesil.evaluation.experiment import MODELS, TABLES, Budget, split_for
+from maesil.store.duplicates import patients
+from maesil.store.store import Store
+from maesil.training.setup import prepare, steps_that_fit
+from maesil.training.train import train
 
 QUIET = Console(quiet=True)
 

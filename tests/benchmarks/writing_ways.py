@@ -47,8 +47,8 @@ def write_maesil(threads: int) -> Callable[[dict[str, Any]], Round]:
     """Write as ingest does: superpatches, maps and thumbnail, synced, everything read back and compared."""
 
     def prepare(data: dict[str, Any]) -> Round:
-        from maesil.ingest.tile import Image, write_attempt
-        from maesil.storage import Storage
+        from maesil.store.storage import Storage
+        from maesil.store.writer import Image, write_attempt
 
         def save(volume: np.ndarray, path: Path) -> None:
             cells = np.full([n // 8 for n in volume.shape], 255, np.uint8)

@@ -1,4 +1,4 @@
-"""The catalogue as such: names, pins, pruning. What ingest makes of it is in tests/maesil/test_cached_ingest.py."""
+"""The catalogue as such: names, pins, pruning. What ingest makes of it is in tests/test_build.py."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from support.stores import make_store
 
 from maesil.cache.catalogue import RUN_STORES, Built, Catalogue, entry_of, find_store, state_of_commits
 from maesil.errors import StoreError, UsageError
-from maesil.recipe import Recipe
-from maesil.storage import local_path
-from maesil.store import Store
+from maesil.store.recipe import Recipe
+from maesil.store.storage import local_path
+from maesil.store.store import Store
 
 RECIPE = Recipe(spacing=(1.5, 1.5, 1.5))
 

@@ -7,8 +7,8 @@ import pytest
 from support.stores import make_store
 
 from maesil.cache.ram import available_memory, budget_bytes, ram_readers
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import StoreError
+from maesil.store.reader import SuperpatchReader
 
 EDGE, DECODED = 16, 2 * 16**3
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from numcodecs import blosc
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import StoreError
-from maesil.recipe import CODECS
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import CODECS
+from maesil.store.store import Store
 from maesil.types import AIR_HU
 
 SHAPES = [(1, 1, 1), (16, 16, 16), (17, 31, 8), (40, 36, 33), (3, 70, 9), (130, 4, 4)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.uses import notes_on_spacing, record_uses, recorded_uses, use_of, what_changed
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.cache.provenance import notes_on_spacing, record_uses, recorded_uses, use_of, what_changed
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ from pydicom.dataset import FileDataset
 from support.ct_phantom import base_affine
 from support.sources import phantom_hu
 
-from maesil.dicom_writer import SeriesIdentity, ct_series, save_all
+from maesil.documents import canonical_json
 from maesil.errors import Refused
 from maesil.ingest.dicom import pixel_digest, read_slice_hu
 from maesil.ingest.header import read_headers, technical_tags
-from maesil.recipe import canonical_json
+from maesil.synthetic.dicom import SeriesIdentity, ct_series, save_all
 from maesil.types import AIR_HU
 
 HU = phantom_hu()[12:13]

@@ -10,11 +10,11 @@ from support.ct_cases import CASES, Case, everything
 from support.ct_encodings import outside_circle
 from support.ct_phantom import SHAPE, score_world, valid_voxels
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.ingest.verdict import STATUSES
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 
 class Ingested:

@@ -10,12 +10,12 @@ import support.nifti_unlisted  # noqa: F401  (registers its cases)
 from support.ct_phantom import SHAPE, score_world
 from support.nifti_cases import CASES
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.geometry import spacing_of
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.ingest.verdict import STATUSES
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 
 class Ingested:

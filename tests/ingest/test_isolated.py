@@ -17,13 +17,13 @@ from support.bombs import BOMBS
 from support.ct_phantom import base_affine
 from support.sources import phantom_hu
 
-from maesil.dicom_writer import SeriesIdentity, write_dicom_series
 from maesil.errors import Refused
 from maesil.ingest import decode, isolated
 from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import scan
 from maesil.ingest.source import Source
-from maesil.nifti_export import write_nifti
+from maesil.store.nifti import write_nifti
+from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maesil.documents import canonical_json
 from maesil.errors import Refused
 from maesil.geometry import from_nifti
 from maesil.ingest.nifti import read_nifti
-from maesil.recipe import canonical_json
 
 RNG = np.random.default_rng(0)
 DATA = RNG.integers(-1000, 1500, (9, 8, 7)).astype(np.int16)

@@ -27,12 +27,12 @@ from support.sources import (
     write_sources,
 )
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.dicom_writer import SeriesIdentity, write_dicom_series
 from maesil.errors import SecurityError, UsageError
 from maesil.ingest.options import IngestOptions, parse_partition
 from maesil.ingest.phi import findings, patient_words
-from maesil.recipe import Recipe
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 
 everything()
 

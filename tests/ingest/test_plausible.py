@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from maesil.documents import canonical_json
 from maesil.errors import Refused
 from maesil.ingest.plausible import check_plausible, plausible
 from maesil.ingest.scanned import Scanned
-from maesil.recipe import canonical_json
 
 
 def mixture(shares: dict[tuple[float, float], float], n: int = 200_000, seed: int = 0) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from support.stores import make_store
 
-from maesil.ingest.report import Summary
+from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES, FileVerdict
 
 verdicts = st.builds(

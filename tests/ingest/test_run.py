@@ -27,11 +27,11 @@ from support.sources import (
     snapshot,
 )
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import NoInputError, UsageError
-from maesil.index import index_is_current
-from maesil.nifti_export import write_nifti
-from maesil.verify import verify
+from maesil.store.index import index_is_current
+from maesil.store.nifti import write_nifti
+from maesil.store.reader import SuperpatchReader
+from maesil.store.verify import verify
 
 
 def test_voxels_and_positions_are_those_of_the_sources(first):

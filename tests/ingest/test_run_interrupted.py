@@ -19,14 +19,14 @@ from support.sources import (
     contents,
 )
 
-from maesil.index import index_is_current
-from maesil.verify import verify
+from maesil.store.index import index_is_current
+from maesil.store.verify import verify
 
 
 def forked():
     """Processes that start at once: everything heavy is imported before they fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maesil.storage", "maesil.ingest.run"])
+    context.set_forkserver_preload(["maesil.store.storage", "maesil.ingest.run"])
     return context
 
 

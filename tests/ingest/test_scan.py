@@ -13,13 +13,13 @@ import pytest
 from support.ct_phantom import SHAPE, base_affine
 from support.sources import phantom_hu, write_sources
 
-from maesil.dicom_writer import SeriesIdentity, ct_series
 from maesil.errors import MaesilError, NoInputError
 from maesil.ingest.isolated import source_hash
 from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import find_files, scan
 from maesil.ingest.verdict import STATUSES
-from maesil.nifti_export import write_nifti
+from maesil.store.nifti import write_nifti
+from maesil.synthetic.dicom import SeriesIdentity, ct_series
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maesil.documents import canonical_json
 from maesil.geometry import shear_mm, world_of
 from maesil.ingest.header import CT_IMAGE, InstanceHeader
 from maesil.ingest.passes import MIN_SLICES
 from maesil.ingest.series import Outcome, group_series, outcomes_of_blank_series, outcomes_of_series
-from maesil.recipe import canonical_json
 
 
 def header(k: int, position, orientation=(1, 0, 0, 0, 1, 0), **more) -> InstanceHeader:

@@ -15,12 +15,12 @@ import pydicom
 import pytest
 from support.ct_phantom import valid_voxels
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.ingest.header import tags_of
 from maesil.ingest.plain_file import read_plain
 from maesil.ingest.run import IngestOptions, ingest
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 DATA = Path(os.environ.get("MAESIL_TEST_DATA", "no such folder"))
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason="MAESIL_TEST_DATA names no folder")

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.stores import cells, synthetic_hu
 
-from maesil.ingest.tile import Image, write_attempt
-from maesil.recipe import CODECS
-from maesil.storage import Storage
+from maesil.store.recipe import CODECS
+from maesil.store.storage import Storage
+from maesil.store.writer import Image, write_attempt
 
 SHAPES = st.tuples(*[st.integers(1, 70)] * 3)
 

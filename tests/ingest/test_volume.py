@@ -16,17 +16,17 @@ from support.ct_phantom import base_affine
 from support.sources import NATIVE, edit_pixel, phantom_hu
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.dicom_writer import SeriesIdentity, write_dicom_series
 from maesil.errors import Refused, StoreError
 from maesil.ingest.decode import read, source_hash
 from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import scan
 from maesil.ingest.source import Source
 from maesil.ingest.volume import BuildOrder, build
-from maesil.nifti_export import write_nifti
-from maesil.storage import Storage
-from maesil.store import Store
+from maesil.store.nifti import write_nifti
+from maesil.store.reader import SuperpatchReader
+from maesil.store.storage import Storage
+from maesil.store.store import Store
+from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 from maesil.types import AIR_HU
 
 

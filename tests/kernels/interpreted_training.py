@@ -13,8 +13,8 @@ from support.kernel_cases import PatchSpec, make_patches
 from support.stores import make_store
 
 from maesil import kernels
-from maesil.config import ModelConfig, RunConfig, TrainConfig
-from maesil.train import train
+from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
+from maesil.training.train import train
 
 
 def losses_of_steps(choice: str) -> list[float]:

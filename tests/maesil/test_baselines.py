@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maesil.config import MaskConfig, ModelConfig
-from maesil.masked_input import MaskedInput
-from maesil.masking import draw_noise, make_masks
-from maesil.patches import patchify, tokens_at, unpatchify
+from maesil.config.schema import MaskConfig, ModelConfig
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import draw_noise, make_masks
+from maesil.models.patches import patchify, tokens_at, unpatchify
+from maesil.models.registry import make_model
 from maesil.types import Intensity
-from maesil.zoo import make_model
 
 CONFIG = ModelConfig(
     crop=32, width=24, depth=1, decoder_width=16, decoder_depth=1, channels=4, latent=6, codes=12, penalty=0.5

@@ -12,12 +12,12 @@ from dataclasses import replace
 import pytest
 from support.sources import NATIVE, PATIENTS, Workplace, contents, edit_pixel, slices_of, snapshot, write_sources
 
-from maesil import recipe as recipes
+from maesil.build import Cached, ingest_into_cache
 from maesil.cache.catalogue import Catalogue
-from maesil.cached_ingest import Cached, ingest_into_cache
 from maesil.errors import NoInputError, UsageError
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store import recipe as recipes
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 
 class Cache:

@@ -6,12 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from maesil.checkpoint import CHECKPOINT, load_run, require_resumable, restore_rng, save_checkpoint
-from maesil.config import MaskConfig, ModelConfig, RunConfig, TrainConfig
+from maesil.config.schema import MaskConfig, ModelConfig, RunConfig, TrainConfig
+from maesil.data.split import Split
 from maesil.errors import CheckpointError, ResourceError
-from maesil.model import MaskedAutoencoder
-from maesil.optim import make_optimizer
-from maesil.split import Split
+from maesil.models.masked_autoencoder import MaskedAutoencoder
+from maesil.training.checkpoint import CHECKPOINT, load_run, require_resumable, restore_rng, save_checkpoint
+from maesil.training.optim import make_optimizer
 from maesil.types import Intensity
 
 CONFIG = RunConfig(

@@ -203,7 +203,7 @@ def test_ingest_never_writes_into_what_is_no_store(tmp_path, sources, kind):
 
 @pytest.mark.parametrize("damage", ["shard", "commit", "map", "recipe"])
 def test_a_damaged_store(tmp_path, store, damage):
-    from maesil.store import Store
+    from maesil.store.store import Store
 
     shutil.copytree(store, tmp_path / "s.zarr")
     opened = Store.open(tmp_path / "s.zarr")
@@ -276,7 +276,7 @@ def test_a_model_larger_than_the_superpatches(tmp_path, store):
 
 
 def test_a_full_disk_is_5(tmp_path, sources, monkeypatch):
-    from maesil.storage import Storage
+    from maesil.store.storage import Storage
 
     def full(self, key, data):
         raise OSError(28, "No space left on device")
@@ -287,7 +287,7 @@ def test_a_full_disk_is_5(tmp_path, sources, monkeypatch):
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_what_may_not_be_written_is_told_in_one_line(tmp_path, sources, monkeypatch, number):
-    from maesil.storage import Storage
+    from maesil.store.storage import Storage
 
     def forbidden(self, key, data):
         raise OSError(number, os.strerror(number), key)
@@ -307,7 +307,7 @@ def test_a_file_in_place_of_the_index_is_told_in_one_line(tmp_path, store):
 @pytest.mark.parametrize("what", ["commit", "root", "recipe"])
 @pytest.mark.parametrize("command", ["info", "verify"])
 def test_records_nested_too_deeply_are_damage(tmp_path, store, what, command):
-    from maesil.store import Store
+    from maesil.store.store import Store
 
     shutil.copytree(store, tmp_path / "s.zarr")
     opened = Store.open(tmp_path / "s.zarr")

@@ -10,7 +10,7 @@ from support.command_line import fails, run
 from support.sources import write_sources
 
 from maesil import errors
-from maesil.cli_cache import parse_size
+from maesil.cli.cache import parse_size
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,8 @@ from support.runs import save_run
 from typer.testing import CliRunner
 
 from maesil.cli import app
-from maesil.nifti_export import write_nifti
-from maesil.split import Split
+from maesil.data.split import Split
+from maesil.store.nifti import write_nifti
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maesil.commit import Superpatch, Volume
+from maesil.documents import canonical_json
 from maesil.errors import StoreError
-from maesil.recipe import canonical_json
+from maesil.store.records import Superpatch, Volume
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 share = st.floats(0, 1)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maesil.config import PRESETS, MaskConfig, ModelConfig, RunConfig, TrainConfig, require_tile
-from maesil.config_file import from_document, load_config, to_document, to_toml
+from maesil.config.schema import PRESETS, MaskConfig, ModelConfig, RunConfig, TrainConfig, require_tile
+from maesil.config.toml import from_document, load_config, to_document, to_toml
 from maesil.errors import UsageError
 
 
@@ -131,5 +131,5 @@ def test_crops_must_fit_the_superpatches_of_the_store():
 
 
 def test_config_imports_no_torch():
-    code = "import sys, maesil.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, maesil.config.schema; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,19 +8,15 @@ import pytest
 import torch
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.config import ModelConfig, TrainConfig
-from maesil.data import (
-    Sources,
-    grid_crops,
-    measure_intensity,
-    patch_shares,
-    validation_crops,
-)
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.data.crops import grid_crops, patch_shares, validation_crops
+from maesil.data.intensity import measure_intensity
+from maesil.data.sampler import CropSampler
+from maesil.data.sources import Sources
+from maesil.data.split import split_groups
 from maesil.errors import NoInputError, StoreError, UsageError
-from maesil.patches import patchify
-from maesil.sampler import CropSampler
-from maesil.split import split_groups
-from maesil.store import Store
+from maesil.models.patches import patchify
+from maesil.store.store import Store
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)

@@ -14,9 +14,9 @@ from support.stores import add_volume, make_store, synthetic_hu
 from torch.utils.data import DataLoader
 
 import maesil
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import StoreError, UsageError
-from maesil.index import write_index
+from maesil.store.index import write_index
+from maesil.store.reader import SuperpatchReader
 
 PAGE = snippets("how-to/dataset.md")
 

@@ -17,10 +17,10 @@ import pydicom
 import pytest
 
 from maesil import SuperpatchDataset
-from maesil.dicom_writer import SeriesIdentity, ct_slice, grid_affine, save_all, write_dicom_series
-from maesil.nifti_export import write_nifti
-from maesil.phantom import ORGANS, ChestPhantom, sample_on_grid
-from maesil.store import Store
+from maesil.store.nifti import write_nifti
+from maesil.store.store import Store
+from maesil.synthetic.dicom import SeriesIdentity, ct_slice, grid_affine, save_all, write_dicom_series
+from maesil.synthetic.phantom import ORGANS, ChestPhantom, sample_on_grid
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "datasets.md"
 SHAPE, SPACING = (24, 32, 44), (9.0, 8.0, 8.0)

@@ -15,9 +15,9 @@ import pydicom
 import pytest
 from rich.console import Console
 
-from maesil.demo import DemoPlan, StepFailed, commands, run_command, run_demo, scan, write_patient
 from maesil.errors import UsageError
 from maesil.geometry import to_nifti
+from maesil.synthetic.demo import DemoPlan, StepFailed, commands, run_command, run_demo, scan, write_patient
 
 SMALL = DemoPlan(
     dicom_patients=2,
@@ -120,7 +120,8 @@ def test_an_interrupt_ends_the_demo_and_its_command(tmp_path: Path, number: sign
     The command run is a demo itself: it has patients to write for far longer than this test takes.
     """
     script = (
-        "import sys; import maesil.demo as demo; from rich.console import Console; demo._SIGINT_GRACE_S = 0.5\n"
+        "import sys; import maesil.synthetic.demo as demo; from rich.console import Console\n"
+        "demo._SIGINT_GRACE_S = 0.5\n"
         "try:\n with demo._terminate_interrupts(): demo.run_command(sys.argv[1:], Console())\n"
         "except demo.StepFailed as stop: print(stop, flush=True); sys.exit(stop.exit_code)\n"
     )

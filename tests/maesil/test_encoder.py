@@ -8,14 +8,14 @@ import pytest
 import torch
 from support.runs import SMALL
 
-from maesil.config import MODEL_KINDS, MaskConfig
-from maesil.encoder import encoder_of, untrained_encoder
-from maesil.masked_input import MaskedInput
-from maesil.masking import make_masks
-from maesil.model import sincos_positions
-from maesil.patches import patchify
+from maesil.config.schema import MODEL_KINDS, MaskConfig
+from maesil.models.encoders import encoder_of, untrained_encoder
+from maesil.models.masked_autoencoder import sincos_positions
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import make_masks
+from maesil.models.patches import patchify
+from maesil.models.registry import make_model
 from maesil.types import Intensity
-from maesil.zoo import make_model
 
 INTENSITY = Intensity((-900.0, 700.0), 0.4, 0.3)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -9,23 +9,16 @@ import torch
 from support.runs import save_run
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.checkpoint import load_run
-from maesil.data import grid_crops
+from maesil.data.crops import grid_crops
+from maesil.data.split import Split
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
-from maesil.evaluate import (
-    ModelPredictor,
-    choose_volumes,
-    evaluate,
-    make_predictors,
-    mask_seed,
-    reconstruct,
-    taken,
-)
-from maesil.masked_input import MaskedInput
-from maesil.masking import make_masks
-from maesil.metrics import expand_cells
-from maesil.same_scan import patients
-from maesil.split import Split
+from maesil.evaluation.evaluate import choose_volumes, evaluate, taken
+from maesil.evaluation.predict import ModelPredictor, make_predictors, mask_seed, reconstruct
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import make_masks
+from maesil.models.patches import expand_cells
+from maesil.store.duplicates import patients
+from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,7 +81,7 @@ def test_interpolation_beats_the_mean_and_an_untrained_model(world):
 def test_rows_are_means_over_volumes_of_independent_sums(world):
     """The mean floor, once more, by NumPy, from crops and maps alone."""
     _, store, run, report, trained = world
-    from maesil.cache.reader import SuperpatchReader
+    from maesil.store.reader import SuperpatchReader
 
     reader, config = SuperpatchReader(store), load_run(run).config
     scores = []
@@ -156,7 +149,7 @@ def test_equal_seeds_give_equal_scores_and_voxels_outside_the_scan_do_not_count(
 
 def test_another_seed_hides_other_patches(world):
     _, store, run, _, _ = world
-    from maesil.cache.reader import SuperpatchReader
+    from maesil.store.reader import SuperpatchReader
 
     loaded, reader, volume = load_run(run), SuperpatchReader(store), store.volumes()[0]
     first, same, other = (

@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.checkpoint import load_run
-from maesil.config import RunConfig
+from maesil.config.schema import RunConfig
 from maesil.errors import UsageError
-from maesil.experiment import MODELS, TABLES, Budget, run_paper_experiment
-from maesil.scores import SCORES
+from maesil.evaluation.experiment import MODELS, TABLES, Budget, run_paper_experiment
+from maesil.evaluation.scores import SCORES
+from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -150,7 +150,7 @@ def test_another_experiment_in_the_folder_and_too_few_patients_are_refused(world
 
 
 def test_every_budget_of_the_file_makes_configurations():
-    names = tomllib.loads((files("maesil") / "paper.toml").read_text("utf-8"))
+    names = tomllib.loads((files("maesil.evaluation") / "paper.toml").read_text("utf-8"))
     assert set(names) == {"tiny", "h100-10min", "paper"}
     for name in names:
         for model in MODELS:

@@ -18,15 +18,15 @@ from support.runs import SMALL, save_run
 from support.stores import make_store
 
 import maesil
-from maesil.checkpoint import load_run
-from maesil.config import MODEL_KINDS, RunConfig, TrainConfig
-from maesil.encoder import encoder_of
+from maesil.config.schema import MODEL_KINDS, RunConfig, TrainConfig
+from maesil.data.split import Split
+from maesil.downstream.export import export_encoder
+from maesil.downstream.monai import load_into_monai_vit, monai_vit_state
 from maesil.errors import CheckpointError, UsageError
-from maesil.export import export_encoder
-from maesil.monai_weights import load_into_monai_vit, monai_vit_state
-from maesil.split import Split
-from maesil.store import Store
-from maesil.train import train
+from maesil.models.encoders import encoder_of
+from maesil.store.store import Store
+from maesil.training.checkpoint import load_run
+from maesil.training.train import train
 
 PAGE = snippets("how-to/use-encoder.md")
 MODEL = replace(SMALL, width=128, decoder_width=64, depth=2)  # of two heads

@@ -9,11 +9,11 @@ import torch
 from support.runs import SMALL, save_run
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.reader import SuperpatchReader
+from maesil.data.split import Split
+from maesil.downstream.export import export_encoder
+from maesil.downstream.features import open_encoder, write_features
 from maesil.errors import CheckpointError, NoInputError, UsageError
-from maesil.export import export_encoder
-from maesil.features import open_encoder, write_features
-from maesil.split import Split
+from maesil.store.reader import SuperpatchReader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

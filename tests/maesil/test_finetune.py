@@ -12,11 +12,8 @@ from safetensors.torch import load_file
 from support.labelled import labelled_store
 from support.runs import save_run
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.checkpoint import load_run
-from maesil.encoder import encoder_of
-from maesil.errors import UsageError
-from maesil.finetune import (
+from maesil.data.split import Split
+from maesil.downstream.finetune import (
     Budget,
     Place,
     Task,
@@ -28,10 +25,13 @@ from maesil.finetune import (
     score_segmenter,
     train_segmenter,
 )
-from maesil.folds import Patients, patients_of
-from maesil.labels import load_labels
-from maesil.phantom import ORGANS
-from maesil.split import Split
+from maesil.downstream.folds import Patients, patients_of
+from maesil.downstream.labels import load_labels
+from maesil.errors import UsageError
+from maesil.models.encoders import encoder_of
+from maesil.store.reader import SuperpatchReader
+from maesil.synthetic.phantom import ORGANS
+from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,9 +6,9 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
-from maesil.floors import InterpolationFloor, MeanFloor, _prolong, _restrict, spline_in_tension
-from maesil.masking import masks_from_hidden
-from maesil.metrics import expand_cells
+from maesil.evaluation.naive import InterpolationFloor, MeanFloor, _prolong, _restrict, spline_in_tension
+from maesil.models.masking import masks_from_hidden
+from maesil.models.patches import expand_cells
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
+from maesil.downstream.folds import longest_axis, patients_of
 from maesil.errors import UsageError
-from maesil.folds import longest_axis, patients_of
 
 
 @pytest.fixture(scope="module")

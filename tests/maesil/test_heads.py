@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from maesil.config import HEADS, MaskConfig, ModelConfig
-from maesil.heads import Cubes, Known, make_head, neighbours, sharing_out, voxels_of_faces
-from maesil.masking import make_masks
-from maesil.metrics import BorderSums
-from maesil.patches import patchify, tokens_at, unpatchify
+from maesil.config.schema import HEADS, MaskConfig, ModelConfig
+from maesil.evaluation.metrics import BorderSums
+from maesil.models.heads import Cubes, Known, make_head, neighbours, sharing_out, voxels_of_faces
+from maesil.models.masking import make_masks
+from maesil.models.patches import patchify, tokens_at, unpatchify
 
 CONFIG = ModelConfig(crop=32, width=16, depth=1, decoder_width=12, decoder_depth=1)
 GRID = CONFIG.grid

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.index import SUPERPATCHES_KEY, VOLUMES_KEY, index_is_current, write_index
-from maesil.shard import decode_superpatch
-from maesil.store import Store
+from maesil.store.index import SUPERPATCHES_KEY, VOLUMES_KEY, index_is_current, write_index
+from maesil.store.reader import SuperpatchReader
+from maesil.store.shard import decode_superpatch
+from maesil.store.store import Store
 
 KEYS = (VOLUMES_KEY, SUPERPATCHES_KEY)
 
@@ -46,7 +46,7 @@ def test_rows_equal_the_commits(store):
 def test_a_row_alone_is_enough_to_read_a_superpatch(store):
     import numpy as np
 
-    from maesil.commit import Superpatch
+    from maesil.store.records import Superpatch
 
     row = rows(store, SUPERPATCHES_KEY)[3]
     fields = ("path", "offset", "length", "crc32c", "valid", "body", "air")

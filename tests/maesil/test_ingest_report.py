@@ -15,9 +15,9 @@ from support.sources import Workplace, write_sources
 from typer.testing import CliRunner
 
 from maesil.cli import app
-from maesil.explain import NOTES, explanation, lines, note_in_words
-from maesil.ingest.report import Summary
+from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES, FileVerdict
+from maesil.store.explain import NOTES, explanation, lines, note_in_words
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -90,7 +90,7 @@ def test_the_page_needs_nothing_else_and_shows_every_volume(ingested):
 
 
 def test_names_are_escaped(tmp_path, ingested):
-    from maesil.ingest_page import _verdict_table
+    from maesil.ingest.page import _verdict_table
 
     files = [FileVerdict(tmp_path / "<script>x", "ignored", "not_medical", detail="a & b")]
     assert "<script>" not in _verdict_table(Summary(files=files))

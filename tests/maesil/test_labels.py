@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.labelled import affine_of, labelled_store, phantom
 
+from maesil.downstream.labels import UNLABELLED, load_labels, nearest_on_grid
 from maesil.errors import NoInputError, UsageError
 from maesil.geometry import to_nifti, world_of
-from maesil.labels import UNLABELLED, load_labels, nearest_on_grid
-from maesil.nifti_export import write_nifti
-from maesil.phantom import ORGANS
+from maesil.store.nifti import write_nifti
+from maesil.synthetic.phantom import ORGANS
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maesil.linear_probe import PENALTIES, Moments, auroc, fit, r_squared, ridge, sum_of
+from maesil.downstream.ridge import PENALTIES, Moments, auroc, fit, r_squared, ridge, sum_of
 
 
 @pytest.fixture

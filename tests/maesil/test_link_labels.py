@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from maesil.downstream.link_labels import link_labels
 from maesil.errors import NoInputError, UsageError
-from maesil.link_labels import link_labels
 
 
 @pytest.fixture

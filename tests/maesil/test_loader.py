@@ -17,11 +17,12 @@ import pytest
 import torch
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.config import ModelConfig, TrainConfig
-from maesil.data import Sources, grid_crops
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.data.crops import grid_crops
+from maesil.data.loader import CropLoader, samples_of_rank
+from maesil.data.sampler import CropSampler
+from maesil.data.sources import Sources
 from maesil.errors import StoreError, UsageError
-from maesil.loader import CropLoader, samples_of_rank
-from maesil.sampler import CropSampler
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
@@ -212,7 +213,7 @@ import os, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 import test_loader as t
-from maesil.loader import CropLoader
+from maesil.data.loader import CropLoader
 
 sampler = t.make_sampler(Path(sys.argv[2]))
 """
@@ -233,12 +234,12 @@ with CropLoader(sampler, batch=3) as loader:
 """
 
 RAISES = """
-import maesil.visit
-read = maesil.visit._read_maps
+import maesil.data.blocks
+read = maesil.data.blocks._read_maps
 def fail(draws, buffers):
     if failing: raise ZeroDivisionError("in a thread")
     read(draws, buffers)
-maesil.visit._read_maps, failing = fail, False
+maesil.data.blocks._read_maps, failing = fail, False
 with CropLoader(sampler, batch=3) as loader:
     for step, _ in enumerate(loader.batches(0, 10**9)):
         failing = step >= 5

@@ -22,10 +22,10 @@ from torch import nn
 from torch.nn import functional
 from torchmetrics.functional.image import lpips as peer
 
+from maesil.data.split import Split
 from maesil.errors import UsageError
-from maesil.evaluate import evaluate
-from maesil.lpips import Lpips, body_slices
-from maesil.split import Split
+from maesil.evaluation.evaluate import evaluate
+from maesil.evaluation.lpips import Lpips, body_slices
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

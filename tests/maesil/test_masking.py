@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maesil.config import MaskConfig, hidden_count
-from maesil.masking import complementary_masks, draw_targets, make_masks, masks_from_hidden
+from maesil.config.schema import MaskConfig, hidden_count
+from maesil.models.masking import complementary_masks, draw_targets, make_masks, masks_from_hidden
 
 GRID = (4, 6, 5)
 

@@ -7,16 +7,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from maesil.metrics import (
-    BorderSums,
-    ErrorSums,
-    expand_cells,
-    patch_rmse,
-    psnr,
-    region_voxels,
-    ssim,
-    ssim_map,
-)
+from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, psnr, region_voxels, ssim, ssim_map
+from maesil.models.patches import expand_cells
 
 WINDOW = (-1000.0, 1000.0)
 WIDTH = 2000.0

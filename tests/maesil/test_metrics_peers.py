@@ -10,7 +10,7 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from maesil.metrics import SSIM_RADIUS, ErrorSums, ssim, ssim_map
+from maesil.evaluation.metrics import SSIM_RADIUS, ErrorSums, ssim, ssim_map
 
 WINDOW = (-1000.0, 1000.0)
 WIDTH = 2000.0

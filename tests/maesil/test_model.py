@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from maesil import kernels
-from maesil.config import PRESETS, MaskConfig, ModelConfig
-from maesil.masked_input import MaskedInput
-from maesil.masking import Masks, draw_targets, make_masks
-from maesil.model import MaskedAutoencoder, sincos_positions
-from maesil.patches import patchify, to_hu, tokens_at, unpatchify
+from maesil.config.schema import PRESETS, MaskConfig, ModelConfig
+from maesil.models.masked_autoencoder import MaskedAutoencoder, sincos_positions
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import Masks, draw_targets, make_masks
+from maesil.models.patches import patchify, to_hu, tokens_at, unpatchify
 from maesil.types import Intensity
 
 SMALL = ModelConfig(crop=32, width=24, depth=2, decoder_width=16, decoder_depth=1)

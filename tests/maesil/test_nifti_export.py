@@ -8,10 +8,10 @@ import pytest
 import SimpleITK as sitk
 from support.stores import make_store
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import UsageError
 from maesil.geometry import world_of
-from maesil.nifti_export import export_volume, write_nifti
+from maesil.store.nifti import export_volume, write_nifti
+from maesil.store.reader import SuperpatchReader
 
 
 def random_affine(seed: int, shear: float = 0.0) -> np.ndarray:

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from maesil.config import ModelConfig, TrainConfig
-from maesil.model import MaskedAutoencoder
-from maesil.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate, update_average
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.models.masked_autoencoder import MaskedAutoencoder
+from maesil.training.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate, update_average
 
 SMALL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 from support.stores import add_volume, cells, make_store, synthetic_hu
 
-from maesil import data, visit
-from maesil.cache.reader import SuperpatchReader
-from maesil.checkpoint import load_run
-from maesil.config import MaskConfig, ModelConfig, RunConfig, TrainConfig
-from maesil.evaluate import ModelPredictor, evaluate
-from maesil.reconstruct import predict_while_hidden
-from maesil.store import Store
-from maesil.train import train
+from maesil.config.schema import MaskConfig, ModelConfig, RunConfig, TrainConfig
+from maesil.data import blocks, crops
+from maesil.evaluation.evaluate import evaluate
+from maesil.evaluation.predict import ModelPredictor
+from maesil.evaluation.reconstruct import predict_while_hidden
+from maesil.store.reader import SuperpatchReader
+from maesil.store.store import Store
+from maesil.training.checkpoint import load_run
+from maesil.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -106,7 +107,7 @@ def test_the_stores_do_differ_and_it_is_the_loader_that_makes_up_for_it(stores, 
         clean, noisy = (reader.read_region(volume_id, (0, 0, 0), volume.shape) for reader in readers)
         assert (clean != noisy).mean() > 0.02
         assert np.array_equal(readers[0].read_map(volume_id, "valid"), readers[1].read_map(volume_id, "valid"))
-    for module in (data, visit):
+    for module in (crops, blocks):
         monkeypatch.setattr(module, "blank_outside_scan", lambda hu, valid: None)
     config = CONFIGS["maesil"]
     assert run(stores[0], tmp_path / "clean", config) != run(stores[1], tmp_path / "noisy", config)

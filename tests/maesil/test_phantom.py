@@ -7,8 +7,8 @@ import pydicom
 import pytest
 from support.ct_phantom import rotated
 
-from maesil.dicom_writer import SeriesIdentity, add_noise, grid_affine, write_dicom_series
-from maesil.phantom import ORGANS, ChestPhantom, sample_on_grid
+from maesil.synthetic.dicom import SeriesIdentity, add_noise, grid_affine, write_dicom_series
+from maesil.synthetic.phantom import ORGANS, ChestPhantom, sample_on_grid
 
 COARSE = (10.0, 5.0, 5.0)
 

@@ -13,19 +13,19 @@ from support.labelled import SPACING, affine_of, labelled_store, phantom
 from support.runs import SMALL, save_run
 from support.stores import add_volume
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.checkpoint import load_run
-from maesil.config import MaskConfig
-from maesil.encoder import encoder_of
+from maesil.config.schema import MaskConfig
+from maesil.data.split import Split
+from maesil.downstream.labels import load_labels
+from maesil.downstream.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
 from maesil.errors import UsageError
-from maesil.index import write_index
-from maesil.labels import load_labels
-from maesil.nifti_export import write_nifti
-from maesil.phantom import ORGANS
-from maesil.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
-from maesil.recipe import Recipe
-from maesil.split import Split
-from maesil.store import Store
+from maesil.models.encoders import encoder_of
+from maesil.store.index import write_index
+from maesil.store.nifti import write_nifti
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
+from maesil.synthetic.phantom import ORGANS
+from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPLIT = Split(("patient-0",), ("patient-1",))

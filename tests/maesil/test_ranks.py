@@ -14,10 +14,10 @@ import pytest
 import torch
 from support.stores import make_store
 
-from maesil import ranks
-from maesil.checkpoint import load_run
+from maesil import distributed as ranks
 from maesil.errors import EndedWithOthers, MaesilError, ResourceError, StoreError, UsageError
-from maesil.store import Store
+from maesil.store.store import Store
+from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.slow
 TINY = [
@@ -179,7 +179,7 @@ def test_what_one_rank_meets_is_told_once_and_what_all_meet_as_well(store, alone
     _, told = started.communicate(timeout=60)
     assert started.returncode != 0
     assert told.count("error: ") - told.count("error: another rank") in (1, 2)
-    assert "maesil/train.py" not in told  # no traceback of ours, whatever torchrun prints
+    assert "maesil/training/" not in told  # no traceback of ours, whatever torchrun prints
 
 
 def test_alone_everything_is_answered_at_once(monkeypatch):

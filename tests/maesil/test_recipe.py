@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from maesil.documents import canonical_json, parsed_json
 from maesil.errors import UsageError
-from maesil.recipe import CODECS, Recipe, canonical_json, parse_spacing, parsed_json
+from maesil.store.recipe import CODECS, Recipe, parse_spacing
 
 RECIPE = Recipe(spacing=(2.0, 1.5, 1.5), superpatch=64)
 

@@ -15,17 +15,23 @@ from support.runs import SMALL, save_run
 from support.stores import add_volume, make_store, synthetic_hu
 from typer.testing import CliRunner
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.checkpoint import load_run
 from maesil.cli import app
-from maesil.config import MaskConfig, ModelConfig, RunConfig
+from maesil.config.schema import MaskConfig, ModelConfig, RunConfig
+from maesil.data.split import Split
 from maesil.errors import StoreError, UsageError
-from maesil.evaluate import ModelPredictor
+from maesil.evaluation.metrics import region_voxels
+from maesil.evaluation.predict import ModelPredictor
+from maesil.evaluation.reconstruct import (
+    blending_weights,
+    overlapping_origins,
+    predict_while_hidden,
+    reconstruct_volume,
+)
 from maesil.geometry import to_nifti
-from maesil.metrics import expand_cells, region_voxels
-from maesil.nifti_export import export_volume
-from maesil.reconstruct import blending_weights, overlapping_origins, predict_while_hidden, reconstruct_volume
-from maesil.split import Split
+from maesil.models.patches import expand_cells
+from maesil.store.nifti import export_volume
+from maesil.store.reader import SuperpatchReader
+from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -132,7 +138,9 @@ def test_no_voxel_is_predicted_from_itself(world, tmp_path, kind, mask, monkeypa
     if kind == "vqvae":  # an untrained codebook is empty
         torch.nn.init.normal_(run.model.codebook_Kc, generator=torch.Generator().manual_seed(0))
     reader, predictor = SuperpatchReader(store), ModelPredictor(run.model, run.intensity)
-    monkeypatch.setattr("maesil.reconstruct.mask_seed", lambda seed, volume_id, origin: sum(origin))  # alike for both
+    monkeypatch.setattr(
+        "maesil.evaluation.reconstruct.mask_seed", lambda seed, volume_id, origin: sum(origin)
+    )  # alike for both
     first, second = (
         predict_while_hidden(reader, volume, predictor, run.config, 0, CPU).hu_ZYX for volume in (twin, changed)
     )

@@ -7,11 +7,11 @@ import pytest
 import torch
 from support.stores import make_store
 
-from maesil.config import ModelConfig, TrainConfig
-from maesil.data import Sources
-from maesil.loader import CropLoader
-from maesil.resident import ResidentLoader, open_loader
-from maesil.sampler import CropSampler
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.data.loader import CropLoader
+from maesil.data.resident import ResidentLoader, open_loader
+from maesil.data.sampler import CropSampler
+from maesil.data.sources import Sources
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
 

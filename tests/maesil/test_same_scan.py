@@ -11,12 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from support.stores import add_volume, make_store
 
-from maesil.index import VOLUMES_KEY, write_index
 from maesil.ingest.run import IngestOptions, ingest
-from maesil.nifti_export import write_nifti
-from maesil.recipe import Recipe
-from maesil.same_scan import THUMBNAILS_KEY, _averaging, merge_groups, patients, same_scan, thumbnails
-from maesil.store import Store
+from maesil.store.duplicates import merge_groups, patients, same_scan
+from maesil.store.index import VOLUMES_KEY, write_index
+from maesil.store.nifti import write_nifti
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
+from maesil.store.thumbnails import THUMBNAILS_KEY, _averaging, thumbnails
 
 
 def patient(seed: int, spacing: tuple[float, float, float], start: float = 0.0) -> np.ndarray:
@@ -53,7 +54,7 @@ def test_a_scan_is_known_again_resampled_and_moved_and_others_are_not(store):
 def test_the_index_keeps_thumbnails_and_says_who_is_whom(store, monkeypatch):
     before = thumbnails(store)
     write_index(store)
-    monkeypatch.setattr("maesil.same_scan.read_thumbnail", None)  # nothing is read but the table
+    monkeypatch.setattr("maesil.store.thumbnails.read_thumbnail", None)  # nothing is read but the table
     kept = thumbnails(Store.open(store.path))
     assert list(kept) == list(before) and all(np.array_equal(kept[name], before[name]) for name in before)
     table = pq.read_table(store.path / VOLUMES_KEY).to_pylist()
@@ -84,7 +85,7 @@ def test_many_are_compared_without_comparing_all_pairs_in_full(monkeypatch):
     rng = np.random.default_rng(0)
     many = [rng.integers(0, 255, (20, 20, 20), np.uint8).repeat(2, 0)[:20] for _ in range(300)]
     compared = []
-    monkeypatch.setattr("maesil.same_scan.same_scan", lambda a, b: compared.append(1) or same_scan(a, b))
+    monkeypatch.setattr("maesil.store.duplicates.same_scan", lambda a, b: compared.append(1) or same_scan(a, b))
     names = [str(n) for n in range(301)]
     assert merge_groups(names, [*many, many[7]]) == {name: name for name in names} | {"300": "300", "7": "300"}
     assert len(compared) < 10

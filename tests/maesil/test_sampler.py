@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from support.stores import add_volume, make_store
 
-from maesil.config import ModelConfig, TrainConfig
-from maesil.data import Sources
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.data.sampler import CropSampler, window_sums
+from maesil.data.sources import Sources
 from maesil.errors import NoInputError
-from maesil.sampler import CropSampler, window_sums
 from maesil.types import AIR_HU
 
 MODEL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)

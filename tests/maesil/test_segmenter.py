@@ -8,9 +8,9 @@ import pytest
 import torch
 from support.runs import SMALL
 
-from maesil.encoder import untrained_encoder
-from maesil.labels import UNLABELLED
-from maesil.segmenter import WINDOWS, DiceSums, Segmenter, segmentation_loss, windowed
+from maesil.downstream.labels import UNLABELLED
+from maesil.downstream.segmenter import WINDOWS, DiceSums, Segmenter, segmentation_loss, windowed
+from maesil.models.encoders import untrained_encoder
 from maesil.types import Intensity
 
 pytestmark = pytest.mark.usefixtures("one_thread")

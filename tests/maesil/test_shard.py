@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from support.stores import make_store
 
 from maesil.errors import StoreError
-from maesil.recipe import CODECS
-from maesil.shard import (
+from maesil.store.recipe import CODECS
+from maesil.store.shard import (
     check_and_decode,
     compressors,
     decode_superpatch,
@@ -28,7 +28,7 @@ from maesil.shard import (
     shard_parts,
     tiles_per_shard,
 )
-from maesil.storage import Storage
+from maesil.store.storage import Storage
 
 grids = st.tuples(*[st.integers(1, 12)] * 3)
 

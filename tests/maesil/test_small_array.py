@@ -11,8 +11,8 @@ from numcodecs import zstd
 from support.stores import cells, make_store, synthetic_hu
 
 from maesil.errors import StoreError
-from maesil.small_array import read_small_array
-from maesil.store import Store
+from maesil.store.arrays import read_small_array
+from maesil.store.store import Store
 
 SHAPE = (20, 24, 40)
 

@@ -16,16 +16,16 @@ from support.stores import make_store
 from torch.nn import functional
 
 from maesil import kernels
-from maesil.config import ModelConfig, RunConfig, TrainConfig
-from maesil.flops import count_flops
-from maesil.learner import Learner, Part
-from maesil.masked_input import MaskedInput
-from maesil.masking import make_masks
-from maesil.optim import make_optimizer
-from maesil.speed import Pace, flops_per_crop, measure_peak
-from maesil.train import train
+from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import make_masks
+from maesil.models.registry import make_model
+from maesil.training.flops import count_flops
+from maesil.training.learner import Learner, Part
+from maesil.training.optim import make_optimizer
+from maesil.training.throughput import Pace, flops_per_crop, measure_peak
+from maesil.training.train import train
 from maesil.types import Intensity
-from maesil.zoo import make_model
 
 ROOT = Path(__file__).parents[2]
 SMALL = ModelConfig(crop=16, width=16, depth=2, decoder_width=8, decoder_depth=1, head="linear", channels=4, latent=4)

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from maesil.errors import UsageError
-from maesil.split import (
+from maesil.data.split import (
     PARTS,
     Split,
     parse_shares,
@@ -17,6 +16,7 @@ from maesil.split import (
     split_patients,
     write_split,
 )
+from maesil.errors import UsageError
 
 PATIENTS = {f"g{n:02}": f"g{n - n % 2:02}" for n in range(40)}
 """Twenty patients of two groups each."""

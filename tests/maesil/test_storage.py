@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from maesil.errors import ResourceError, StoreError
-from maesil.storage import Storage
+from maesil.store.storage import Storage
 
 KEYS = [f"a/b/record-{number}.json" for number in range(12)]
 
@@ -29,7 +29,7 @@ def _content(writer: int) -> bytes:
 @pytest.mark.parametrize("pool", ["threads", "processes"])
 def test_one_of_eight_writers_wins_each_record(tmp_path, pool):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["maesil.storage"])
+    context.set_forkserver_preload(["maesil.store.storage"])
     with ThreadPoolExecutor(8) if pool == "threads" else ProcessPoolExecutor(8, mp_context=context) as executor:
         won = list(executor.map(_claim_all, [tmp_path] * 8, range(8)))
     assert sorted(key for keys in won for key in keys) == sorted(KEYS)

@@ -13,10 +13,11 @@ import pytest
 import zarr
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.cache.reader import SuperpatchReader
+from maesil.documents import canonical_json
 from maesil.errors import StoreError, UsageError
-from maesil.recipe import Recipe, canonical_json
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
 
 RECIPE = Recipe(spacing=None, superpatch=32)
 KEY = "0" * 16

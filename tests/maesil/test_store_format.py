@@ -14,10 +14,10 @@ import pytest
 import zarr
 from pydantic import ValidationError
 
-from maesil.cache.reader import SuperpatchReader
 from maesil.errors import StoreError
-from maesil.store import FORMAT_VERSION, Store
-from maesil.verify import verify
+from maesil.store.reader import SuperpatchReader
+from maesil.store.store import FORMAT_VERSION, Store
+from maesil.store.verify import verify
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "data").glob("store-*.tar.gz"))
 CODECS = ("fast", "compact", "raw")

@@ -9,9 +9,9 @@ from typer.testing import CliRunner
 
 from maesil.cli import app
 from maesil.errors import StoreError
-from maesil.store import Store
-from maesil.store_gc import find_garbage, remove_garbage
-from maesil.verify import verify
+from maesil.store.garbage import find_garbage, remove_garbage
+from maesil.store.store import Store
+from maesil.store.verify import verify
 
 HOURS = 3600
 

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from support.stores import make_store
 
-from maesil.store_info import describe, tables
+from maesil.store.summary import describe, tables
 
 
 @pytest.fixture(scope="module")

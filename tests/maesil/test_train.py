@@ -20,13 +20,15 @@ from support.stores import add_volume, make_store, synthetic_hu
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from maesil import kernels
-from maesil.checkpoint import CHECKPOINT, load_run
-from maesil.config import KERNELS, ModelConfig, RunConfig, TrainConfig
-from maesil.config_file import from_document
+from maesil.config.schema import KERNELS, ModelConfig, RunConfig, TrainConfig
+from maesil.config.toml import from_document
+from maesil.devices import pick_device
 from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
-from maesil.runlog import RunLog, truncate_metrics
-from maesil.store import Store
-from maesil.train import interrupts_deferred, pick_device, train
+from maesil.signals import interrupts_deferred
+from maesil.store.store import Store
+from maesil.training.checkpoint import CHECKPOINT, load_run
+from maesil.training.log import RunLog, truncate_metrics
+from maesil.training.train import train
 
 CONFIG = RunConfig(
     ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1),
@@ -113,7 +115,7 @@ sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from rich.console import Console
 import test_train
-from maesil.train import train
+from maesil.training.train import train
 
 train([Path(sys.argv[2])], test_train.with_train(steps=400, checkpoint_every=7), Path(sys.argv[3]),
       resume=sys.argv[4] == "resume", console=Console(file=io.StringIO()))

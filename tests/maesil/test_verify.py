@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from support.stores import make_store
 
-from maesil.cache.reader import MAPS, SuperpatchReader
 from maesil.errors import StoreError
-from maesil.index import write_index
-from maesil.store import Store
-from maesil.verify import verify
+from maesil.store.index import write_index
+from maesil.store.reader import MAPS, SuperpatchReader
+from maesil.store.store import Store
+from maesil.store.verify import verify
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.stores import make_store
 
-from maesil.config import ModelConfig, TrainConfig
-from maesil.data import Sources, read_crop
-from maesil.sampler import CropSampler
-from maesil.visit import CropBuffer, work_of_visit
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.data.blocks import CropBuffer, work_of_visit
+from maesil.data.crops import read_crop
+from maesil.data.sampler import CropSampler
+from maesil.data.sources import Sources
 
 CROP, TILE, CROPS = 16, 32, 5
 

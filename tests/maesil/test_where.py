@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.errors import UsageError
-from maesil.index import SUPERPATCHES_KEY, superpatch_table
-from maesil.where import COLUMNS, parse, select
+from maesil.store.filters import COLUMNS, parse, select
+from maesil.store.index import SUPERPATCHES_KEY, superpatch_table
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from maesil.errors import UsageError
-from maesil.whole_file import make_folder, require_file_place, require_folder_place, write_whole
+from maesil.files import make_folder, require_file_place, require_folder_place, write_whole
 
 
 def test_a_file_is_written_with_the_folders_above_it_and_replaced_whole(tmp_path):

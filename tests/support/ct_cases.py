@@ -17,7 +17,7 @@ import pydicom
 from pydicom.dataset import FileDataset
 from support.ct_phantom import SHAPE, SPACING, base_affine, rotated, sample
 
-from maesil.dicom_writer import SeriesIdentity, ct_series, save_all, set_pixels
+from maesil.synthetic.dicom import SeriesIdentity, ct_series, save_all, set_pixels
 
 Builder = Callable[[Path, str], None]
 ROUNDING = 0.51

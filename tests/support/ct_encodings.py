@@ -24,7 +24,7 @@ from pydicom.uid import (
 from support.ct_cases import case, refused, series, stored_of
 from support.ct_phantom import SHAPE, base_affine, sample
 
-from maesil.dicom_writer import save_all, set_pixels
+from maesil.synthetic.dicom import save_all, set_pixels
 
 ENCODED_FRAMES = Path(__file__).with_name("encoded_frames.npz")
 """The clean series' frames in encodings that no encoder at hand writes: see `write_encoded_frames`."""

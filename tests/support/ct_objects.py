@@ -12,7 +12,7 @@ from pydicom.dataset import FileDataset
 from support.ct_cases import case, refused, renew_uid, series
 from support.ct_phantom import SHAPE, base_affine
 
-from maesil.dicom_writer import save_all
+from maesil.synthetic.dicom import save_all
 
 # Identity ------------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from maesil.cache.reader import SuperpatchReader
-from maesil.store import Store
+from maesil.store.reader import SuperpatchReader
+from maesil.store.store import Store
 from maesil.types import MAP_CELL
 
 SHAPE = (24, 40, 48)

@@ -12,7 +12,7 @@ from support.ct_cases import CASES, case, move, refused, renew_uid, series, stor
 from support.ct_encodings import enhanced_ct, outside_circle
 from support.ct_phantom import SHAPE, SPACING, base_affine, sample
 
-from maesil.dicom_writer import save_all, set_pixels
+from maesil.synthetic.dicom import save_all, set_pixels
 
 HALF_STEP = (0.0, 0.0, SPACING[0] / 2)
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from support.stores import add_volume
 
-from maesil.commit import Volume
-from maesil.index import write_index
-from maesil.nifti_export import write_nifti
-from maesil.phantom import ORGANS, ChestPhantom, sample_on_grid
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.index import write_index
+from maesil.store.nifti import write_nifti
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.synthetic.phantom import ORGANS, ChestPhantom, sample_on_grid
 
 SPACING = (7.0, 7.0, 7.0)
 

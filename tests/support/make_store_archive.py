@@ -21,12 +21,12 @@ sys.path.insert(0, str(ROOT))
 
 from support.ct_phantom import SHAPE, SPACING, base_affine, sample  # noqa: E402
 
-from maesil.dicom_writer import SeriesIdentity, write_dicom_series  # noqa: E402
 from maesil.ingest.options import IngestOptions  # noqa: E402
 from maesil.ingest.run import ingest  # noqa: E402
-from maesil.nifti_export import write_nifti  # noqa: E402
-from maesil.recipe import CODECS, Recipe  # noqa: E402
-from maesil.store import FORMAT_VERSION, Store  # noqa: E402
+from maesil.store.nifti import write_nifti  # noqa: E402
+from maesil.store.recipe import CODECS, Recipe  # noqa: E402
+from maesil.store.store import FORMAT_VERSION, Store  # noqa: E402
+from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series  # noqa: E402
 
 GRIDS = {"dicom": (18, 33, 21), "nifti": (20, 37, 41)}
 """Odd shapes of the two volumes; the second has more superpatches of 8^3 than one shard holds."""

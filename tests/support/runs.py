@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from maesil.checkpoint import save_checkpoint
-from maesil.config import MaskConfig, ModelConfig, RunConfig
-from maesil.split import Split
+from maesil.config.schema import MaskConfig, ModelConfig, RunConfig
+from maesil.data.split import Split
+from maesil.models.registry import make_model
+from maesil.training.checkpoint import save_checkpoint
 from maesil.types import Intensity
-from maesil.zoo import make_model
 
 SMALL = ModelConfig(crop=32, patch=8, width=48, depth=1, decoder_width=48, decoder_depth=1)
 

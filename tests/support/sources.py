@@ -15,12 +15,12 @@ import numpy as np
 import pydicom
 from support.ct_phantom import SHAPE, base_affine, sample
 
-from maesil.dicom_writer import SeriesIdentity, write_dicom_series
-from maesil.ingest.report import Summary
 from maesil.ingest.run import IngestOptions, ingest
-from maesil.nifti_export import write_nifti
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.ingest.summary import Summary
+from maesil.store.nifti import write_nifti
+from maesil.store.recipe import Recipe
+from maesil.store.store import Store
+from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 
 NATIVE = Recipe(spacing=None, superpatch=32)
 PATIENTS = ("DOE-JANE-4711", "ROE-RICHARD-0815")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from maesil.commit import Volume
-from maesil.index import write_index
-from maesil.ingest.tile import Image, write_attempt
-from maesil.recipe import Recipe
-from maesil.store import Store
+from maesil.store.index import write_index
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.store.writer import Image, write_attempt
 from maesil.types import AIR_HU, MAP_CELL
 
 

@@ -1,0 +1,102 @@
+"""What a run notes of the stores it was trained on, to say later what became of them: ``RUN/stores.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from maesil.cache.catalogue import RUN_STORES, entry_of
+from maesil.documents import parsed_json
+from maesil.files import write_whole
+from maesil.store.store import Store
+
+
+@dataclass(frozen=True)
+class StoreUse:
+    """One store as a run found it."""
+
+    path: str
+    name: str | None
+    """In the catalogue, if it is there."""
+    weight: float | None
+    fingerprint: str
+    recipe: dict[str, Any]
+    volumes: dict[str, tuple[str, str]]
+    """Source hash and patient group of each volume."""
+
+
+def use_of(store: Store, weight: float | None) -> StoreUse:
+    """Return how a store is now."""
+    volumes = {volume.volume_id: (volume.source_hash, volume.group) for volume in store.volumes()}
+    path = store.path.resolve()
+    entry = entry_of(path)
+    recipe = store.recipe.document()
+    return StoreUse(str(path), entry.name if entry else None, weight, store.fingerprint, recipe, volumes)
+
+
+def record_uses(run: Path, uses: Sequence[StoreUse]) -> None:
+    """Write ``RUN/stores.json``, and pin those stores that are in the catalogue."""
+    write_whole(run / RUN_STORES, json.dumps({"stores": [asdict(use) for use in uses]}, indent=1) + "\n")
+    for use in uses:
+        if (entry := entry_of(Path(use.path))) is not None:
+            entry.pin(run, use.fingerprint)
+            entry.touch()
+
+
+def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
+    """Return what a run noted; nothing where it noted nothing, or the file is damaged."""
+    try:
+        document = parsed_json((run / RUN_STORES).read_text(encoding="utf-8"))
+        return tuple(StoreUse(**use) for use in document["stores"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:
+    """Return a note where a run was trained at other spacings than a store has; none where the run noted nothing."""
+    trained = {spacing_told(use.recipe) for use in recorded_uses(run)}
+    here = spacing_told(store.recipe.document())
+    if not trained or here in trained:
+        return ()
+    return (f"{run} was trained at {' and '.join(sorted(trained))}, {store.path} is at {here}: other voxels to it",)
+
+
+def spacing_told(recipe: dict[str, Any]) -> str:
+    """Return the spacing of a recipe in words (z, y, x)."""
+    spacing = recipe.get("spacing_zyx_mm")
+    return " x ".join(f"{mm:g}" for mm in spacing) + " mm" if isinstance(spacing, list) else "native spacing"
+
+
+def what_changed(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> str:
+    """Return in words what sets the stores of a run apart from those at hand; empty where nothing was noted."""
+    then = {use.path: use for use in before}
+    told = []
+    for use in now:
+        old = then.pop(use.path, None)
+        if old is None:
+            same = next((path for path, other in then.items() if other.fingerprint == use.fingerprint), None)
+            if same is None and before:
+                told.append(f"{use.path} was not among its stores")
+            then.pop(same or "", None)
+        elif old.fingerprint != use.fingerprint:
+            told.append(f"{use.name or use.path}: {_difference(old, use)}")
+    return "; ".join([*told, *(f"{path} is missing" for path in then)])
+
+
+def _difference(old: StoreUse, new: StoreUse) -> str:
+    parts = []
+    if old.recipe != new.recipe:
+        names = sorted(name for name in {*old.recipe, *new.recipe} if old.recipe.get(name) != new.recipe.get(name))
+        parts.append(f"another recipe ({', '.join(names)})")
+    shared = old.volumes.keys() & new.volumes.keys()
+    counts = {
+        "added": len(new.volumes.keys() - old.volumes.keys()),
+        "removed": len(old.volumes.keys() - new.volumes.keys()),
+        "rebuilt from a changed source": sum(old.volumes[v][0] != new.volumes[v][0] for v in shared),
+        "of another patient group": sum(old.volumes[v][1] != new.volumes[v][1] for v in shared),
+    }
+    parts += [f"{count} {'volume' if count == 1 else 'volumes'} {what}" for what, count in counts.items() if count]
+    return ", ".join(parts)

@@ -1,0 +1,5 @@
+"""The command line: thin commands, a file for each group of them."""
+
+from maesil.cli.program import app, main
+
+__all__ = ["app", "main"]

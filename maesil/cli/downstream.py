@@ -1,0 +1,159 @@
+"""Commands that use what was trained: ``export``, ``features``, ``probe``, ``finetune``, ``link-labels``.
+
+Heavy packages are imported inside the commands only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from maesil.cli.options import AsJson, Device, RunPath, StorePath
+from maesil.cli.output import print_all
+
+LabelFolder = Annotated[
+    Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; of one volume, a file.")
+]
+Classes = Annotated[list[str] | None, typer.Option(help="Only this class; may be repeated (default: all).")]
+IncludeTrained = Annotated[
+    bool, typer.Option("--include-trained", help="Score patients that an encoder was trained on, too.")
+]
+
+
+def export(
+    run: RunPath,
+    out: Annotated[Path, typer.Option(help="Folder for weights and card.")],
+    stores: Annotated[
+        list[Path] | None,
+        typer.Option("--store", help="A store it was trained on: only for runs that keep no recipe; may be repeated."),
+    ] = None,
+    licence: Annotated[str, typer.Option(help="Terms of the weights, said on the card as they are.")] = "",
+) -> None:
+    """Hand the encoder of a run on: weights (safetensors) and a card, for maesil, PyTorch and MONAI.
+
+    Example: maesil export run --out encoder --licence "CC BY 4.0"
+    """
+    from maesil.downstream.export import export_encoder
+
+    export_encoder(run, out, stores=stores or (), licence=licence)
+    typer.echo(f"{out}: encoder.safetensors, card.json, README.md; next: maesil.load_encoder({str(out)!r})")
+
+
+def features(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of `maesil export`.")],
+    store: StorePath,
+    out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    device: Device = "auto",
+) -> None:
+    """Write one embedding a superpatch: the mean of its tokens, weighted by their share of body.
+
+    Example: maesil features run store.zarr --out features.parquet
+    """
+    from maesil.cache.provenance import notes_on_spacing
+    from maesil.downstream.features import write_features
+    from maesil.store.store import Store
+
+    for note in notes_on_spacing(run, Store.open(store)):
+        typer.echo(note, err=True)
+    rows = write_features(run, store, out, device=device)
+    typer.echo(f"{out}: {rows} superpatches")
+
+
+def probe(
+    run: RunPath,
+    store: StorePath,
+    labels: LabelFolder,
+    against: Annotated[
+        list[Path] | None, typer.Option(help="Another run to compare with, such as an AE; may be repeated.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for probe.json (default: RUN/probe).")] = None,
+    classes: Classes = None,
+    folds: Annotated[int, typer.Option(help="Folds by patient, at most.", min=2)] = 5,
+    patches: Annotated[
+        int, typer.Option(help="Patches in all, at most; of each volume equally many.", min=1)
+    ] = 100_000,
+    seed: Annotated[int, typer.Option(help="Seed of folds, patches and untrained weights.")] = 0,
+    include_trained: IncludeTrained = False,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Ask the frozen encoder by linear regression what is in a patch, beside an untrained one and the bare voxels.
+
+    Labels are files named after volume ids, see `maesil link-labels`.
+
+    Example: maesil probe run store.zarr --labels labels --against run_ae
+    """
+    from maesil.downstream.probe import probe as run_probe
+
+    report = run_probe(
+        run, store, labels, out=out, against=against or (), classes=classes or (), folds=folds, patches=patches,
+        seed=seed, device=device, include_trained=include_trained,
+    )  # fmt: skip
+    _show(report, as_json)
+
+
+def finetune(
+    run: RunPath,
+    store: StorePath,
+    labels: LabelFolder,
+    out: Annotated[Path, typer.Option(help="Folder for finetune.json and the weights.")],
+    classes: Classes = None,
+    steps: Annotated[int, typer.Option(help="Steps of each of the two starts.", min=1)] = 300,
+    batch: Annotated[int, typer.Option(help="Crops a step.", min=1)] = 2,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
+    seeds: Annotated[int, typer.Option(help="Repetitions, each of both starts.", min=1)] = 2,
+    test: Annotated[float, typer.Option(help="Share of the unseen labelled patients that is scored.")] = 0.25,
+    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    include_trained: IncludeTrained = False,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Learn segmentation from the pre-trained encoder and from scratch, with the same budget; Dice by class.
+
+    Labels are files named after volume ids, see `maesil link-labels`.
+
+    Example: maesil finetune run store.zarr --labels labels --out segmentation
+    """
+    from maesil.downstream.finetune import Budget
+    from maesil.downstream.finetune import finetune as run_finetune
+
+    report = run_finetune(
+        run, store, labels, out, budget=Budget(steps, batch, lr, seeds), classes=classes or (), test=test, seed=seed,
+        device=device, include_trained=include_trained,
+    )  # fmt: skip
+    _show(report, as_json)
+
+
+def _show(report: Any, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report.document(), indent=1))
+    else:
+        print_all(*report.table())
+
+
+def link_labels(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="The report folder of `maesil ingest`.")],
+    image: Annotated[str, typer.Option(help="Regular expression found in the path of an ingested file.")],
+    label: Annotated[str, typer.Option(help="What it becomes in the path of its label; \\1 for groups.")],
+    out: Annotated[Path, typer.Option(help="Folder for the links, for --labels.")],
+) -> None:
+    r"""Link label files under the ids that their scans have in the store.
+
+    Example: maesil link-labels btcv.report --image 'img/img(\d+)' --label 'label/label\1' --out labels
+    """
+    from maesil.downstream.link_labels import link_labels as make_links
+
+    linked = make_links(report, out, image, label)
+    for path, volumes in linked.shared:
+        typer.echo(f"{path}: label of {volumes} volumes; right only if they are of one scan, else look at --image")
+    without = f": {', '.join(linked.without[:3])}{', ...' * (len(linked.without) > 3)}" if linked.without else ""
+    typer.echo(f"{out}: labels of {linked.volumes} volumes, {len(linked.without)} volumes without{without}")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    for command in (export, features, probe, finetune, link_labels):
+        app.command(command.__name__.replace("_", "-"))(command)

@@ -1,0 +1,88 @@
+"""The command line as a whole: its commands, and errors mapped to exit codes in one place.
+
+Heavy packages are imported inside the commands only, so that ``maesil --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from maesil.cli import cache, demo, doctor, downstream, evaluate, ingest, store, train
+from maesil.errors import (
+    DISK_FULL,
+    EXIT_INTERRUPTED,
+    EXIT_RESOURCES,
+    EXIT_USAGE,
+    NOT_ALLOWED,
+    EndedWithOthers,
+    MaesilError,
+    UsageError,
+)
+
+
+class _ErrorMapping(TyperGroup):
+    """Ends every foreseen error with one line on standard error and its documented exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EndedWithOthers as error:
+            raise typer.Exit(error.exit_code) from error
+        except MaesilError as error:
+            _end(f"error: {error}", error.exit_code)
+        except KeyboardInterrupt:
+            _end("interrupted; the same command goes on where it stopped (train: with --resume)", EXIT_INTERRUPTED)
+        except OSError as error:
+            if error.errno in DISK_FULL:
+                _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)
+            if error.errno in NOT_ALLOWED:
+                _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
+            raise
+
+
+def _end(message: str, code: int) -> NoReturn:
+    typer.echo(message, err=True)
+    raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=_ErrorMapping,
+    name="maesil",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From folders of CT to a pre-trained 3D masked autoencoder.\n\n"
+    "Start with `maesil demo`, or: maesil ingest SCANS --out store.zarr; maesil train store.zarr --out run; "
+    "maesil evaluate run store.zarr",
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and end.")] = False,
+) -> None:
+    command, ranks = context.invoked_subcommand, os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and ranks != "1" and command not in (None, "train", "doctor"):
+        raise UsageError(f"maesil {command}: started by {ranks} ranks, expected one process; only train takes several")
+    if version:
+        from maesil import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+ingest.register(app)
+app.add_typer(store.app, name="store")
+app.add_typer(cache.app, name="cache")
+for group in (train, evaluate, downstream, doctor, demo):
+    group.register(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,156 @@
+"""``maesil store``: look into a store, check it, take volumes out of it.
+
+Heavy packages are imported inside the commands only.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from maesil.cli.options import WHERE, AsJson, StoreName, opened
+from maesil.cli.output import print_all
+from maesil.errors import (
+    EXIT_STORE,
+)
+
+app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
+
+
+@app.command("info")
+def store_info(store: StoreName, where: Annotated[str, typer.Option(help=WHERE)] = "", as_json: AsJson = False) -> None:
+    """Summarise a store: recipe, volumes, patients, superpatches, size.
+
+    Example: maesil store info store.zarr
+    """
+    from maesil.store.summary import describe, tables
+
+    here = opened(store)
+    if as_json:
+        typer.echo(json.dumps(describe(here, where), indent=1))
+    else:
+        print_all(*tables(here, where))
+
+
+@app.command("verify")
+def store_verify(store: StoreName, as_json: AsJson = False) -> None:
+    """Read and check every superpatch and map; exit code 4 if anything is damaged.
+
+    Example: maesil store verify store.zarr
+    """
+    from maesil.progress import progress
+    from maesil.store.verify import verify
+
+    here = opened(store)
+    with progress({"verify": "volumes"}) as report:
+        verified = verify(here, lambda done, total: report("verify", done, total))
+    if as_json:
+        typer.echo(json.dumps(asdict(verified), indent=1))
+    else:
+        for problem in verified.problems:
+            typer.echo(f"damaged: {problem}")
+        found = f"{len(verified.problems)} problems found" if verified.problems else "all intact"
+        typer.echo(f"{verified.volumes} volumes, {verified.superpatches} superpatches: {found}")
+    if verified.problems:
+        raise typer.Exit(EXIT_STORE)
+
+
+@app.command("export")
+def store_export(
+    store: StoreName,
+    out: Annotated[Path, typer.Option(help="Folder for the NIfTI files.")],
+    volume_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[VOLUME_ID]...", help="Default: all volumes.")
+    ] = None,
+) -> None:
+    """Write volumes as NIfTI (VOLUME_ID.nii.gz, int16 HU), every voxel where it was in the patient.
+
+    Example: maesil store export store.zarr --out nifti 1882660a
+    """
+    from maesil.store.nifti import export_volume
+    from maesil.store.reader import SuperpatchReader
+
+    here = opened(store)
+    wanted = [here.volume(name) for name in volume_ids] if volume_ids else here.volumes()
+    reader = SuperpatchReader(here)
+    for volume in wanted:
+        typer.echo(str(export_volume(reader, volume.volume_id, out)))
+
+
+@app.command("index")
+def store_index(store: StoreName) -> None:
+    """Make the Parquet tables of a store anew from its commits.
+
+    Example: maesil store index store.zarr
+    """
+    from maesil.store.index import write_index
+
+    volumes, superpatches = write_index(opened(store))
+    typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
+
+
+@app.command("gc")
+def store_gc(
+    store: StoreName,
+    older_than: Annotated[float, typer.Option(min=0, help="Hours that nothing has touched it.")] = 24.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+) -> None:
+    """Remove what no volume needs: attempts replaced or never committed, and files left by killed processes.
+
+    Example: maesil store gc store.zarr --dry-run
+    """
+    from maesil.store.garbage import find_garbage, remove_garbage
+
+    here = opened(store)
+    found = find_garbage(here, older_than)
+    for garbage in found:
+        typer.echo(f"{garbage.key} ({garbage.bytes / 1e6:.1f} MB): {garbage.why}")
+        if not dry_run:
+            remove_garbage(here, garbage)
+    freed = sum(garbage.bytes for garbage in found) / 1e6
+    typer.echo(f"{len(found)} pieces, {freed:.1f} MB {'to be freed' if dry_run else 'freed'}")
+
+
+@app.command("split")
+def store_split(
+    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores: paths or names in the cache.")],
+    out: Annotated[Path, typer.Option(help="The file to write.")],
+    shares: Annotated[str, typer.Option(help="Of training, validation and test patients.")] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(help="Who falls where.")] = 0,
+) -> None:
+    """Split the patients of stores by hash and freeze the split to a file; copies of one scan stay together.
+
+    Example: maesil store split store.zarr --out split.json --shares 0.8,0.1,0.1
+    """
+    from maesil.data.split import PARTS, parse_shares, split_by_shares, write_split
+    from maesil.store.duplicates import patients
+
+    those = [opened(store) for store in stores]
+    leaders = patients(those)
+    split = split_by_shares(leaders, parse_shares(shares), seed)
+    write_split(out, split, [store.fingerprint for store in those])
+    counts = (f"{len({leaders[group] for group in getattr(split, part)})} {part}" for part in PARTS)
+    typer.echo(f"{out}: patients: {', '.join(counts)}; use it with maesil train --split {out}")
+
+
+@app.command("explain")
+def explain(
+    store: StoreName,
+    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or its beginning.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a volume is made of, or why its source was split, repaired or refused.
+
+    Example: maesil store explain store.zarr 3f2a
+    """
+    from maesil.store.explain import explanation, lines
+
+    told = explanation(opened(store), volume)
+    if as_json:
+        typer.echo(json.dumps(told, indent=1))
+    else:
+        print_all(*lines(told))

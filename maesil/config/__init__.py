@@ -1,0 +1,1 @@
+"""Configuration: frozen dataclasses, presets, TOML. No torch."""

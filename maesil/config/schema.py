@@ -1,0 +1,294 @@
+"""Configuration: frozen dataclasses and presets; `maesil.config.toml` reads and writes them.
+
+No torch in here. What leaves this module is consistent: an impossible value ends in a `UsageError` that names
+the option, the value found and what would do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from dataclasses import dataclass, field
+
+from maesil.errors import UsageError
+from maesil.types import MAP_CELL, Window, Zyx
+
+HEAD_WIDTH = 64
+"""Channels of one attention head: what flash attention likes, and half the cost of 32 in the decoder."""
+
+MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
+DECODERS = ("full", "subset", "cross")
+HEADS = ("linear", "overlap", "interpolate", "refine")
+MASK_KINDS = ("dual", "random", "tube", "slab", "none")
+OFFSETS = ("across", "inside")
+KERNELS = ("auto", "reference", "triton")
+
+
+def hidden_count(share: float, of: int) -> int:
+    """Return how many of ``of`` positions a hidden share means: rounded, halves up."""
+    return math.floor(share * of + 0.5)
+
+
+def _heads(width: int) -> int:
+    return max(1, width // HEAD_WIDTH)
+
+
+def _require(condition: bool, name: str, found: object, expected: str) -> None:
+    if not condition:
+        raise UsageError(f"{name}={found}: expected {expected}")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model: input edge and patch edge in voxels, widths in channels, depths in blocks."""
+
+    kind: str = "maesil"
+    """``maesil``, the masked autoencoder; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
+    crop: int = 64
+    """Edge of the cube the model sees (voxels); divides the store's superpatch."""
+    patch: int = 8
+    """Edge of one patch, one token (voxels); a multiple of 8, or 1, 2 or 4, so that it lies on the maps."""
+    width: int = 128
+    depth: int = 4
+    decoder_width: int = 128
+    decoder_depth: int = 1
+    decoder: str = "full"
+    """Which tokens the decoder sees: ``full``, all; ``subset``, the visible ones and a share of the hidden ones;
+    ``cross``, a share of the hidden ones, which only look at the visible ones (``maesil`` only)."""
+    decoded: float = 0.25
+    """Share of the hidden tokens that one training step of ``subset`` and ``cross`` decodes and scores."""
+    head: str = "refine"
+    """From tokens to voxels: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see `maesil.models.heads`."""
+    channels: int = 16
+    """Of the first stage of ``ae``, ``vae`` and ``vqvae``; doubled with every halving of the edge."""
+    latent: int = 128
+    """Channels of their code, one code a patch."""
+    codes: int = 512
+    """Codebook entries of ``vqvae``."""
+    penalty: float = 0.001
+    """Weight of the latent penalty: Kullback-Leibler divergence of ``vae`` (warmed up), commitment of ``vqvae``."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("kind", MODEL_KINDS), ("decoder", DECODERS), ("head", HEADS)):
+            _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
+        on_maps = self.patch > 0 and (MAP_CELL % self.patch == 0 or self.patch % MAP_CELL == 0)
+        _require(on_maps, "model.patch", self.patch, f"a multiple or a divisor of {MAP_CELL}")
+        edge = math.lcm(self.patch, MAP_CELL)
+        fits = self.crop >= 2 * self.patch and self.crop % edge == 0
+        _require(fits, "model.crop", self.crop, f"a multiple of {edge}, at least two patches of {self.patch}")
+        for name, width in (("width", self.width), ("decoder_width", self.decoder_width)):
+            whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
+            expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
+            _require(whole_heads, f"model.{name}", width, expected)
+        for name in ("depth", "decoder_depth", "channels", "latent"):
+            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        _require(self.codes >= 2, "model.codes", self.codes, "at least 2")
+        _require(self.penalty >= 0, "model.penalty", self.penalty, "at least 0")
+        _require(0 < self.decoded <= 1, "model.decoded", self.decoded, "above 0 and at most 1")
+        on_all = self.decoder == "full" or self.head != "interpolate"
+        _require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
+        smooth = self.head != "interpolate" or (self.patch >= 4 and self.patch.bit_count() == 1)
+        _require(smooth, "model.patch", self.patch, f"a power of 2, at least 4, with model.head={self.head}")
+        halved = self.kind not in ("ae", "vae", "vqvae") or (self.patch >= 2 and self.patch.bit_count() == 1)
+        _require(halved, "model.patch", self.patch, f"a power of 2, at least 2, with model.kind={self.kind}")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the encoder."""
+        return _heads(self.width)
+
+    @property
+    def decoder_heads(self) -> int:
+        """Attention heads of the decoder."""
+        return _heads(self.decoder_width)
+
+    @property
+    def grid(self) -> Zyx:
+        """Tokens along z, y, x."""
+        return (self.crop // self.patch,) * 3
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one crop, visible and hidden."""
+        return math.prod(self.grid)
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens are hidden. Ratios are hidden shares."""
+
+    kind: str = "dual"
+    """``dual``, ``random``, ``tube``, ``slab``, or ``none`` (nothing is hidden, all is scored)."""
+    plane: float = 0.5
+    """Share of the (y, x) positions hidden in all z layers alike (``dual``, ``tube``, ``slab``; ours)."""
+    axis: float = 0.5
+    """``dual``: of the positions left, the share that each z layer hides on its own (ours). ``slab``: the share of z
+    layers hidden whole."""
+    share: float = 0.75
+    """Share of all tokens hidden by ``random``."""
+
+    def __post_init__(self) -> None:
+        _require(self.kind in MASK_KINDS, "mask.kind", self.kind, f"one of {', '.join(MASK_KINDS)}")
+        for name in ("plane", "axis", "share"):
+            _require(0 < getattr(self, name) < 1, f"mask.{name}", getattr(self, name), "between 0 and 1")
+
+    def parts(self, grid: Zyx) -> dict[str, tuple[int, int]]:
+        """Return, for each ratio that this kind uses, how many positions it hides of how many."""
+        gz, gy, gx = grid
+        columns = hidden_count(self.plane, gy * gx)
+        left = gy * gx - columns
+        return {
+            "dual": {"plane": (columns, gy * gx), "axis": (hidden_count(self.axis, left), left)},
+            "tube": {"plane": (columns, gy * gx)},
+            "slab": {"plane": (columns, gy * gx), "axis": (hidden_count(self.axis, gz), gz)},
+            "random": {"share": (hidden_count(self.share, gz * gy * gx), gz * gy * gx)},
+            "none": {},
+        }[self.kind]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Whatever changes the loss is a function of these values, the model and the stores alone."""
+
+    seed: int = 0
+    steps: int = 500
+    batch: int = 8
+    """Crops a step, over all ranks."""
+    accumulate: int = 1
+    """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step."""
+    lr: float = 5e-3
+    """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    warmup: float = 0.1
+    """Share of the steps in which the learning rate rises from 0."""
+    clip: float = 1.0
+    """Largest gradient norm; longer gradients are scaled down to it."""
+    window: Window = (-1000.0, 1000.0)
+    """Intensity window (HU), see `maesil.types.Intensity`."""
+    min_body: float = 0.1
+    """Least body share of a crop that is trained on (0..1)."""
+    offsets: str = "across"
+    """Where crops lie, in whole 8^3 cells: ``across``, anywhere in a volume, superpatches read 2x2x2 at a time (ours);
+    ``inside``, each within one superpatch: the paper's grid where crops are as large as superpatches."""
+    crops_per_visit: int = 8
+    """Crops cut, in as many steps, from superpatches that ``across`` reads together; fewer read more and mix better."""
+    flips: str = "x"
+    """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
+    window_jitter: float = 0.0
+    """Each end of the window is moved at random, crop by crop, by up to this share of the window's width (ours)."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that validation, evaluation and export use; 0 keeps none."""
+    minutes: float = 0.0
+    """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
+    compile: bool = False
+    """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
+    where: str = ""
+    """Filter on the superpatches that are trained and validated on, such as ``body > 0.3 and spacing_z <= 2``."""
+    validation: float = 0.2
+    """Share of the patients held out (at least one, if there are two or more); 0 holds out none."""
+    validation_crops: int = 64
+    """Most crops that one validation looks at, spread evenly over the held-out volumes."""
+    log_every: int = 1
+    """Steps between lines in ``metrics.jsonl``."""
+    validate_every: int = 200
+    checkpoint_every: int = 200
+    picture_every: int = 0
+    """Steps between reconstruction pictures; 0 draws one at the end only."""
+    ram: str = ""
+    """Memory for superpatches that were read once, shared by the ranks of a machine: ``8GB``; ``auto``: half of what
+    is free. Losses stay."""
+    device_resident: bool = False
+    """Keep the training scans themselves on the device and cut crops there. Losses stay."""
+    readers: int = 2
+    """Threads that read superpatches ahead of the step."""
+    threads: int = 0
+    """CPU threads for the model; 0 leaves it to torch. Losses are equal to the bit for equally many threads."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    kernels: str = "auto"
+    """``auto``: Triton on a GPU, else plain PyTorch; ``reference``: plain PyTorch; ``triton``: Triton or an error."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps", "batch", "accumulate", "crops_per_visit", "validation_crops", "log_every", "validate_every",
+            "checkpoint_every",
+            "readers",
+        ):  # fmt: skip
+            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        _require(self.batch % self.accumulate == 0, "train.accumulate", self.accumulate, f"a divisor of {self.batch}")
+        for name in ("seed", "picture_every", "threads", "weight_decay", "minutes"):
+            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
+        for name in ("lr", "clip"):
+            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
+        for name in ("warmup", "validation", "min_body", "ema"):
+            _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1")
+        _require(0 <= self.window_jitter < 0.5, "train.window_jitter", self.window_jitter, "at least 0 and below 0.5")
+        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
+        _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
+        _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
+        _require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
+        size = re.fullmatch(r"|auto|\d+(\.\d+)?GB", self.ram)
+        _require(size is not None, "train.ram", repr(self.ram), "auto, or a size such as 8GB or 0.5GB")
+        known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
+        _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
+        _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run is made from, apart from its stores; written to ``RUN/config.toml``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        for name, (hidden, of) in self.mask.parts(self.model.grid).items():
+            found = getattr(self.mask, name)
+            _require(0 < hidden < of, f"mask.{name}", found, f"a share that hides some, not all, of {of} positions")
+        by_layer = self.model.kind != "mae2d" or self.mask.kind in ("dual", "tube", "none")
+        _require(by_layer, "mask.kind", self.mask.kind, "dual, tube or none with model.kind=mae2d (layers hide alike)")
+        at_once = self.model.kind != "vqvae" or self.train.accumulate == 1
+        _require(at_once, "train.accumulate", self.train.accumulate, "1 with model.kind=vqvae (its codebook follows "
+                 "whole steps); more ranks need less memory too")  # fmt: skip
+
+
+PRESETS: dict[str, RunConfig] = {
+    "tiny": RunConfig(),
+    "small": RunConfig(
+        ModelConfig(crop=128, width=384, depth=12, decoder_width=256, decoder_depth=2),
+        train=TrainConfig(steps=50_000, batch=16, lr=4e-4, log_every=10, validate_every=1000,
+                          checkpoint_every=1000, picture_every=5000, readers=4),
+    ),
+    "base": RunConfig(
+        ModelConfig(crop=128, width=768, depth=12, decoder_width=384, decoder_depth=4),
+        train=TrainConfig(steps=100_000, batch=16, lr=2e-4, log_every=10, validate_every=1000,
+                          checkpoint_every=1000, picture_every=5000, readers=4),
+    ),
+    "large": RunConfig(
+        ModelConfig(crop=128, width=1024, depth=24, decoder_width=512, decoder_depth=4),
+        train=TrainConfig(steps=200_000, batch=16, lr=1e-4, log_every=10, validate_every=1000,
+                          checkpoint_every=1000, picture_every=5000, readers=4),
+    ),
+}  # fmt: skip
+"""Model sizes (those of ViT-Ti, S, B, L with a light decoder, ours) with budgets that suit them."""
+
+
+def require_tile(config: ModelConfig, tile: int, store: object) -> None:
+    """Raise UsageError unless crops of ``config`` fit the store's superpatches of edge ``tile`` (voxels)."""
+    if tile % config.crop:
+        fitting = [str(edge) for edge in range(tile, 0, -1) if tile % edge == 0 and edge % config.patch == 0]
+        raise UsageError(
+            f"{store}: its superpatches have an edge of {tile} voxels, not divisible by model.crop={config.crop}; "
+            f"set model.crop to one of {', '.join(fitting[:4]) or '(none)'}, or ingest with another --superpatch"
+        )
+
+
+def require_known(name: str, known: list[str], what: str) -> None:
+    """Raise UsageError unless ``name`` is one of ``known``, and say which one may have been meant."""
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"{name}: no such {what}; {hint}there are {', '.join(known)}")

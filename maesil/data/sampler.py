@@ -1,0 +1,183 @@
+"""Which crops a step sees: a function of (seed, step, sample), so that a resumed run goes on exactly where it was.
+
+Crops are drawn in visits to *blocks*. With ``offsets="across"`` a block is all crops that begin in one superpatch and
+may reach into the next one along each axis: 2x2x2 superpatches are read once, and a visit cuts several crops of them.
+With ``"inside"`` it is the crops within one superpatch, and a visit cuts one. Why so: ``docs/decisions/0009``.
+
+Shapes: c crop edge (voxels), k = c / 8 cells of the maps, T superpatch edge, t = T / 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maesil.config.schema import TrainConfig
+from maesil.data.sources import Sources
+from maesil.errors import NoInputError
+from maesil.store.grid import tile_start
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Volume
+from maesil.types import MAP_CELL, MapArray, Zyx
+
+_EPOCH, _VISIT, _SAMPLE = range(3)
+"""What random numbers are drawn for."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one sample of one step is: a crop, how it is mirrored, and the seed of its mask."""
+
+    reader: SuperpatchReader
+    volume: Volume
+    origin: Zyx
+    """First voxel of the crop in the volume; multiples of 8."""
+    visit: int
+    """Number of the visit that cuts it; crops of one visit share what is read."""
+    flip: tuple[bool, bool, bool]
+    mask_seed: int
+    window_shift: tuple[float, float] = (0.0, 0.0)
+    """How the ends of the intensity window are moved, -1..1 of the most that is allowed."""
+
+    def __str__(self) -> str:
+        return f"volume {self.volume.volume_id}, crop at {self.origin}"
+
+
+@dataclass(frozen=True)
+class _Block:
+    """The crops of a volume that begin in one superpatch."""
+
+    reader: SuperpatchReader
+    volume: Volume
+    index: Zyx
+
+
+class CropSampler:
+    """Draws training crops, each in proportion to its body share, among those with enough body.
+
+    Blocks are visited epoch by epoch, in a seeded order. In an epoch of n visits to n blocks each is visited in
+    proportion to its weight (the body shares of all its crops together), rounded up or down at random: blocks of equal
+    weight exactly once each. Each place in the batch works through a visit of its own, ``crops_per_visit`` steps long,
+    and the places change visits at different steps, so that a batch mixes as many blocks as it has crops.
+    """
+
+    def __init__(self, sources: Sources, groups: Iterable[str], crop: int, config: TrainConfig) -> None:
+        self.crop, self.seed, self.batch = crop, config.seed, config.batch
+        self.across = config.offsets == "across"
+        self.crops_per_visit = config.crops_per_visit if self.across else 1
+        self.min_body, self.flips = config.min_body, tuple(axis in config.flips for axis in "zyx")
+        self._blocks: list[_Block] = []
+        weights = []
+        for reader, volume in sources.volumes(groups):
+            for patch in volume.superpatches:
+                block = _Block(reader, volume, patch.index)
+                if weight := int(self._crops(block)[1].sum()):
+                    self._blocks.append(block)
+                    weights.append(weight)
+        if not self._blocks:
+            raise NoInputError(
+                f"no crop of {crop} voxels in the training volumes has a body share of {config.min_body}; "
+                "lower train.min_body, or train on other stores"
+            )
+        self._weights = sources.by_weight(
+            [(block.reader, weight) for block, weight in zip(self._blocks, weights, strict=True)]
+        )
+        # A few epochs and visits are in use at any time; drawing one anew gives the same.
+        self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
+        self._origins = lru_cache(maxsize=4 * self.batch)(self._draw_origins)
+
+    @property
+    def volumes(self) -> list[tuple[SuperpatchReader, Volume]]:
+        """The volumes that crops come from."""
+        return list({block.volume.volume_id: (block.reader, block.volume) for block in self._blocks}.values())
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps in which as many visits end as there are blocks."""
+        return len(self._blocks) * self.crops_per_visit / self.batch
+
+    def draw(self, step: int, sample: int) -> Draw:
+        """Draw sample number ``sample`` of step ``step``: the same for equal seeds, whatever came before."""
+        visit, turn = self.visit(step, sample)
+        block = self._block(visit)
+        flip_raw, mask_raw, lo_raw, hi_raw = self._random(4, _SAMPLE, step, sample).tolist()
+        flip_z, flip_y, flip_x = (on and bool(flip_raw >> axis & 1) for axis, on in enumerate(self.flips))
+        shift = (lo_raw / 2**63 - 1, hi_raw / 2**63 - 1)
+        origin = self._origins(visit)[turn]
+        return Draw(block.reader, block.volume, origin, visit, (flip_z, flip_y, flip_x), mask_raw >> 1, shift)
+
+    def visit(self, step: int, sample: int) -> tuple[int, int]:
+        """Return the visit that place ``sample`` of the batch is at in ``step``, and how many crops it has cut."""
+        head_start = sample * self.crops_per_visit // self.batch
+        round_, turn = divmod(step + head_start, self.crops_per_visit)
+        return round_ * self.batch + sample, turn
+
+    def _block(self, visit: int) -> _Block:
+        epoch, place = divmod(visit, len(self._blocks))
+        return self._blocks[int(self._epoch(epoch)[place])]
+
+    def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Order the visits of an epoch: systematic sampling by weight over shuffled blocks, then shuffled."""
+        n = len(self._blocks)
+        raw = self._random(2 * n + 1, _EPOCH, epoch)
+        shuffled = np.argsort(raw[:n], kind="stable")
+        ends = np.cumsum(self._weights[shuffled])
+        marks = (np.arange(n) + int(raw[-1]) / 2**64) * (ends[-1] / n)
+        visited = shuffled[np.searchsorted(ends, marks, side="right").clip(max=n - 1)]
+        order: NDArray[np.int64] = visited[np.argsort(raw[n : 2 * n], kind="stable")]
+        return order
+
+    def _draw_origins(self, visit: int) -> list[Zyx]:
+        """Draw the crops of a visit: their first voxels, each in proportion to its body share."""
+        block = self._block(visit)
+        if not self.across and self.crop == block.volume.tile:
+            return [tile_start(block.volume, block.index)]  # there is no other
+        cells, body = self._crops(block)
+        ends = np.cumsum(body)
+        marks = [raw * int(ends[-1]) // 2**64 for raw in self._random(self.crops_per_visit, _VISIT, visit).tolist()]
+        chosen = cells[np.searchsorted(ends, marks, side="right")] * MAP_CELL + tile_start(block.volume, block.index)
+        return [(z, y, x) for z, y, x in chosen.tolist()]
+
+    def _crops(self, block: _Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """List a block's crops with enough body: first cells in the block ``[n, 3]``, body (sum of cells) ``[n]``."""
+        start, k = tile_start(block.volume, block.index), self.crop // MAP_CELL
+        z, y, x = (min(e, block.volume.tile + self.crop - MAP_CELL) for e in self._extent(block.volume, start))
+        if min(z, y, x) < self.crop:
+            return np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64)
+        sums = window_sums(block.reader.read_map_region(block.volume.volume_id, "body", start, (z, y, x)), k)
+        cells = np.argwhere(sums >= max(self.min_body * 255 * k**3, 1))
+        return cells, sums[tuple(cells.T)]
+
+    def _extent(self, volume: Volume, start: Zyx) -> Zyx:
+        """Return how far the crops of a block may reach from its first voxel."""
+        if not self.across:
+            return (volume.tile,) * 3
+        z, y, x = (end - s for end, s in zip(self.reach(volume), start, strict=True))
+        return z, y, x
+
+    def reach(self, volume: Volume) -> Zyx:
+        """Return where the last crops of a volume end: beyond it by less than a cell, or as far as one crop needs."""
+        if not self.across:
+            z, y, x = (n * volume.tile for n in volume.grid)
+        else:
+            z, y, x = (max(-(-n // MAP_CELL) * MAP_CELL, self.crop) for n in volume.shape)
+        return z, y, x
+
+    def _random(self, count: int, *key: int) -> NDArray[np.uint64]:
+        """Return raw Philox numbers of this key, since numpy keeps those equal from version to version (NEP 19)."""
+        return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)
+
+
+def window_sums(cells: MapArray, k: int) -> NDArray[np.int64]:
+    """Sum every k^3 window of a 3D array by cumulative sums: ``[t, t, t]`` to ``[t - k + 1, ...]``."""
+    sums = cells.astype(np.int64)
+    for axis in range(3):
+        ends = np.cumsum(sums, axis=axis)
+        ends = np.concatenate([np.zeros_like(ends.take([0], axis)), ends], axis)
+        last = np.arange(k, ends.shape[axis])
+        sums = ends.take(last, axis) - ends.take(last - k, axis)
+    return sums

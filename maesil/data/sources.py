@@ -1,0 +1,107 @@
+"""Stores and their patients: who is held out, how HU are normalised, the grid that evaluation goes over.
+
+Everything a step sees is a function of (seed, step, sample), so that a resumed run goes on exactly where it was.
+Shapes: B samples, c crop edge (voxels), k = c / 8 cells of the maps, T superpatch edge, t = T / 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from maesil.cache.provenance import StoreUse, use_of
+from maesil.cache.ram import ram_readers
+from maesil.config.schema import ModelConfig, require_tile
+from maesil.errors import NoInputError
+from maesil.store.duplicates import patients
+from maesil.store.filters import parse, select
+from maesil.store.index import superpatch_table
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.types import Zyx
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The stores of a run, in an order that does not depend on how they were named."""
+
+    readers: tuple[SuperpatchReader, ...]
+    fingerprints: tuple[str, ...]
+    weights: tuple[float, ...] = ()
+    """Relative share of the crops that each store gives; empty: by the body it holds."""
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """For each patient group the one that stands for it: groups that share a scan are one patient."""
+    selected: tuple[Set[tuple[str, Zyx]] | None, ...] = ()
+    """Of each store the superpatches that a filter takes, by volume and index; None takes all."""
+    uses: tuple[StoreUse, ...] = ()
+    """What the run is to note of its stores."""
+
+    @classmethod
+    def open(
+        cls, paths: Sequence[Path], model: ModelConfig, *, where: str = "", weights: Sequence[float] = (), ram: int = 0
+    ) -> Sources:
+        """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails.
+
+        ``where`` takes some of the superpatches (`maesil.store.filters`); ``weights`` are one a path, or none. Up to
+        ``ram`` bytes of superpatches stay in memory once they were read.
+        """
+        if where:
+            parse(where)
+        given: Sequence[float | None] = weights or [None] * len(paths)
+        pairs = zip(map(Store.open, paths), given, strict=True)
+        stores, shares = zip(*sorted(pairs, key=lambda pair: pair[0].fingerprint), strict=True)
+        for store in stores:
+            require_tile(model, store.superpatch, store.path)
+        sources = cls(
+            ram_readers(stores, ram) if ram else tuple(SuperpatchReader(store) for store in stores),
+            tuple(store.fingerprint for store in stores),
+            tuple(share for share in shares if share is not None),
+            patients(stores),
+            tuple(select(superpatch_table(store), where) if where else None for store in stores),
+            tuple(map(use_of, stores, shares)),
+        )
+        if not sources.groups:
+            asked = f" that --where {where!r} takes; change it" if where else "; run `maesil ingest` first"
+            raise NoInputError(f"{', '.join(map(str, paths))}: no volumes to train on{asked}")
+        return sources
+
+    @property
+    def groups(self) -> set[str]:
+        """All patient groups."""
+        return {volume.group for reader in self.readers for volume in self._volumes_of(reader)}
+
+    def volumes(self, groups: Iterable[str]) -> Iterator[tuple[SuperpatchReader, Volume]]:
+        """Yield the volumes of these patient groups, each with its reader, in a fixed order.
+
+        Where there is a filter they hold only the superpatches it takes, and those without any are left out.
+        """
+        wanted = set(groups)
+        for reader in self.readers:
+            yield from ((reader, volume) for volume in self._volumes_of(reader) if volume.group in wanted)
+
+    def takes(self, reader: SuperpatchReader, volume: Volume, index: Zyx) -> bool:
+        """Return whether the filter takes a superpatch."""
+        selected = self.selected[self.readers.index(reader)] if self.selected else None
+        return selected is None or (volume.volume_id, index) in selected
+
+    def _volumes_of(self, reader: SuperpatchReader) -> Iterator[Volume]:
+        selected = self.selected[self.readers.index(reader)] if self.selected else None
+        for _, volume in sorted(reader.volumes.items()):
+            if selected is not None:
+                kept = tuple(patch for patch in volume.superpatches if (volume.volume_id, patch.index) in selected)
+                volume = replace(volume, superpatches=kept)
+            if volume.superpatches:
+                yield volume
+
+    def by_weight(self, tiles: Sequence[tuple[SuperpatchReader, float]]) -> NDArray[np.float64]:
+        """Return the weights of superpatches, scaled so that each store has its own share where shares are given."""
+        scaled = np.array([weight for _, weight in tiles], dtype=np.float64)
+        for reader, weight in zip(self.readers, self.weights, strict=False):
+            of_store = np.array([owner is reader for owner, _ in tiles])
+            scaled[of_store] *= weight / (scaled[of_store].sum() or 1)
+        return scaled

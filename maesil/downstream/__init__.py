@@ -1,0 +1,1 @@
+"""After training: export, features, probing, fine-tuning."""

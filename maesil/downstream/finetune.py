@@ -1,0 +1,343 @@
+"""Does pre-training help? Segmentation from a pre-trained encoder, and from scratch with the same budget.
+
+Both start with the same decoder, see the same crops in the same order for the same number of steps, and differ in the
+encoder's first weights alone. Scored are patients that were neither learnt from nor pre-trained on; with one labelled
+patient, the middle block of it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from safetensors.torch import save
+from torch import Tensor
+
+from maesil.cache.provenance import notes_on_spacing
+from maesil.config.schema import require_tile
+from maesil.data.crops import grid_origins, read_crop
+from maesil.data.split import split_groups
+from maesil.devices import pick_device
+from maesil.downstream.folds import Patients, longest_axis, patients_of
+from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
+from maesil.downstream.segmenter import DiceSums, Segmenter, segmentation_loss
+from maesil.errors import MaesilError, NoInputError, UsageError
+from maesil.files import make_folder, write_whole
+from maesil.models.encoders import encoder_of, untrained_encoder
+from maesil.progress import progress
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.training.checkpoint import Run, load_run
+from maesil.types import MAP_CELL, Zyx
+
+STARTS = ("pretrained", "scratch")
+_LEAST_BODY = 0.1
+"""Share of body from which on a crop is trained on."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast; the same for both starts."""
+
+    steps: int = 300
+    batch: int = 2
+    lr: float = 3e-3
+    seeds: int = 2
+    """Repetitions: decoder, order of crops and weights from scratch are drawn anew."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A crop of a volume."""
+
+    volume: Volume
+    origin: Zyx
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is learnt from and what is scored; no voxel is in both."""
+
+    train: tuple[Place, ...]
+    test: tuple[Place, ...]
+    told: str
+
+
+@dataclass(frozen=True)
+class FinetuneReport:
+    """What fine-tuning came to."""
+
+    rows: list[dict[str, Any]]
+    """One a start, seed, volume and class: ``start``, ``seed``, ``volume_id``, ``class``, ``dice``."""
+    classes: tuple[str, ...]
+    facts: dict[str, Any]
+    notes: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {**self.facts, "notes": list(self.notes), "mean": self.means(), "rows": self.rows}
+
+    def means(self) -> dict[str, dict[str, float | None]]:
+        """Return Dice by start and class, mean over volumes and seeds; ``mean`` over classes."""
+        found: dict[str, dict[str, float | None]] = {}
+        for start in STARTS:
+            by_class = {
+                name: _mean([r["dice"] for r in self._rows(start) if r["class"] == name]) for name in self.classes
+            }
+            found[start] = {**by_class, "mean": _mean(list(by_class.values()))}
+        return found
+
+    def spread(self, start: str) -> float:
+        """Return the standard deviation, over seeds, of the mean Dice."""
+        seeds = sorted({row["seed"] for row in self.rows})
+        means = [_mean([row["dice"] for row in self._rows(start) if row["seed"] == seed]) for seed in seeds]
+        known = [one for one in means if one is not None]
+        return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
+
+    def table(self) -> list[Any]:
+        """Return the table and the notes for people."""
+        table = Table(title="Dice, mean over volumes and seeds", title_justify="left")
+        for name in ("class", *STARTS):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        means = self.means()
+        for name in (*self.classes, "mean"):
+            values = [means[start][name] for start in STARTS]
+            cells = ["-" if value is None else f"{value:.3f}" for value in values]
+            if name == "mean":
+                spreads = [self.spread(start) for start in STARTS]
+                cells = [f"{c} ± {s:.3f}" if math.isfinite(s) else c for c, s in zip(cells, spreads, strict=True)]
+            table.add_row(name, *cells)
+        return [table, *self.notes]
+
+    def _rows(self, start: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["start"] == start]
+
+
+def finetune(
+    run_dir: Path,
+    store_path: Path,
+    labels_dir: Path,
+    out: Path,
+    *,
+    budget: Budget | None = None,
+    classes: Sequence[str] = (),
+    test: float = 0.25,
+    seed: int = 0,
+    device: str = "auto",
+    include_trained: bool = False,
+) -> FinetuneReport:
+    """Fine-tune a run's encoder and its untrained twin; write ``finetune.json`` and weights to ``out``.
+
+    ``test`` is the share of the unseen labelled patients that is scored. ``out/segmenter.safetensors`` holds the
+    weights of the pre-trained start with the first seed (`maesil.downstream.segmenter.Segmenter`). Raises
+    CheckpointError, StoreError, NoInputError (no labels, nothing to train on), UsageError (labels that do not fit,
+    nobody to score).
+    """
+    budget, on = budget or Budget(), pick_device(device)
+    if not 0 < budget.lr < math.inf:
+        raise UsageError(f"--lr: expected a number above 0, found {budget.lr:g}")
+    if not 0 < test < 1:
+        raise UsageError(f"--test: expected a share of the patients between 0 and 1, found {test:g}")
+    run, store = load_run(run_dir, on), Store.open(store_path)
+    config = run.config.model
+    require_tile(config, store.superpatch, store.path)
+    if config.patch.bit_count() != 1:
+        raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {config.patch}")
+    reader = SuperpatchReader(store)
+    make_folder(out)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
+        patients = patients_of(store, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
+        task = choose_task(reader, labels, patients, config.crop, test, seed)
+        rows = _compare(run, reader, labels, task, budget, seed, out)
+    facts = {
+        "store_fingerprint": store.fingerprint,
+        "classes": list(labels.classes),
+        "budget": vars(budget),
+        "seed": seed,
+        "volumes_trained_on": len({place.volume.volume_id for place in task.train}),
+        "volumes_scored": len({place.volume.volume_id for place in task.test}),
+    }
+    notes = (task.told, *labels.notes, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
+    found = FinetuneReport(rows, labels.classes, facts, notes)
+    write_whole(out / "finetune.json", json.dumps(found.document(), indent=1, allow_nan=False) + "\n")
+    return found
+
+
+_OPTIMISTIC = "patients that the encoder was pre-trained on may be scored (--include-trained): optimistic"
+
+
+def _compare(
+    run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int, out: Path
+) -> list[dict[str, Any]]:
+    """Train and score both starts for every seed; keep the weights of the first."""
+    device = next(run.model.parameters()).device
+    turns = [(seed + number, start) for number in range(budget.seeds) for start in STARTS]
+    rows: list[dict[str, Any]] = []
+    with progress({"finetune": "steps"}) as report:
+        for turn, (number, start) in enumerate(turns):
+            model = _start(run, start, len(labels.classes), number, device)
+            for step in train_segmenter(model, reader, labels, task, budget, number):
+                report("finetune", turn * budget.steps + step, len(turns) * budget.steps)
+            scored = score_segmenter(model, reader, labels, task.test)
+            rows += [{"start": start, "seed": number, **row} for row in scored]
+            if turn == 0:
+                state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+                (out / "segmenter.safetensors").write_bytes(save(state))
+    return rows
+
+
+def choose_task(
+    reader: SuperpatchReader, labels: Labels, patients: Patients, crop: int, share: float, seed: int
+) -> Task:
+    """Choose who is scored: a share of the unseen patients, at least one and never all; of one, the middle block."""
+    by_id = {volume.volume_id: volume for volume in labels.volumes}
+    everyone = [*patients.unseen, *patients.seen]
+    if len(everyone) == 1:
+        volume = max((by_id[v] for v in everyone[0]), key=lambda one: math.prod(one.shape))
+        task = _middle_block(reader, volume, crop)
+        unused = len(everyone[0]) - 1
+        return replace(task, told=f"{task.told}; {unused} more of its volumes not used") if unused else task
+    by_name = {patient[0]: patient for patient in everyone}
+    scored = split_groups([patient[0] for patient in patients.unseen], share, seed).validation or (
+        patients.unseen[0][0],
+    )
+    test = [by_id[v] for name in scored for v in by_name[name]]
+    train = [by_id[v] for name, patient in by_name.items() if name not in scored for v in patient]
+    told = f"{len(by_name) - len(scored)} patients learnt from, {len(scored)} others scored"
+    return _task(
+        [p for v in train for p in _places(v, crop)], [p for v in test for p in _places(v, crop)], reader, crop, told
+    )
+
+
+def _middle_block(reader: SuperpatchReader, volume: Volume, crop: int) -> Task:
+    axis = longest_axis(volume.shape, crop)
+    last = max(place.origin[axis] for place in _places(volume, crop))
+    at = last // crop // 2 * crop if last > crop else crop
+    block = [place for place in _places(volume, crop) if place.origin[axis] == at]
+    others = [place for place in _places(volume, crop) if place.origin[axis] != at]
+    told = f"one labelled patient: {'zyx'[axis]} {at} to {at + crop} scored, the rest learnt from"
+    return _task(others, block, reader, crop, told)
+
+
+def _task(train: list[Place], test: list[Place], reader: SuperpatchReader, crop: int, told: str) -> Task:
+    size = (crop, crop, crop)
+
+    def share(place: Place, name: str) -> float:
+        return float(reader.read_map_region(place.volume.volume_id, name, place.origin, size).mean()) / 255
+
+    usable = tuple(place for place in train if share(place, "body") >= _LEAST_BODY)
+    scored = tuple(place for place in test if share(place, "valid") > 0)
+    if not usable or not scored:
+        raise NoInputError(
+            f"expected crops with a body share of {_LEAST_BODY} to train on and valid ones to score, found none"
+        )
+    return Task(usable, scored, told)
+
+
+def _places(volume: Volume, crop: int) -> Iterator[Place]:
+    for origin in grid_origins(volume, crop):
+        yield Place(volume, origin)
+
+
+def _start(run: Run, start: str, classes: int, seed: int, device: torch.device) -> Segmenter:
+    """Make a segmenter: the decoder by its seed, the encoder as the start says."""
+    if start == "pretrained":
+        encoder = copy.deepcopy(encoder_of(run.model, run.intensity))
+    else:
+        encoder = untrained_encoder(run.config.model, run.intensity, seed)
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    model = Segmenter(encoder, classes + 1)
+    torch.set_rng_state(state)
+    return model.to(device)
+
+
+def train_segmenter(
+    model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
+) -> Iterator[int]:
+    """Train encoder and decoder, yielding the number of steps done.
+
+    AdamW, a linear warm-up over a tenth of the steps, then a cosine down to 0.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.lr, weight_decay=0.01)
+    warmup = max(1, budget.steps // 10)
+    model.train()
+    for step in range(budget.steps):
+        rate = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / budget.steps)))
+        optimizer.param_groups[0]["lr"] = budget.lr * rate
+        hu, truth = _batch(reader, labels, _draw(task.train, seed, step, budget.batch), model.encoder.config.crop)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+            logits = model(hu.to(device))
+        loss = segmentation_loss(logits.float(), truth.to(device))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise MaesilError(f"fine-tuning step {step + 1}: the loss is {value}; lower --lr")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        yield step + 1
+
+
+def _draw(places: Sequence[Place], seed: int, step: int, batch: int) -> list[Place]:
+    """Draw the crops of a step by (seed, step) alone."""
+    digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    return [places[i] for i in rng.integers(len(places), size=batch)]
+
+
+def _batch(reader: SuperpatchReader, labels: Labels, places: Sequence[Place], crop: int) -> tuple[Tensor, Tensor]:
+    """Read crops: int16 HU and uint8 labels ``[B, Z, Y, X]``; outside the scan nothing is labelled."""
+    read = [read_crop(reader, place.volume.volume_id, place.origin, crop) for place in places]
+    truths = []
+    for place, one in zip(places, read, strict=True):
+        truth = _labels_of_crop(labels.of(place.volume), place.origin, crop)
+        inside = one.valid > 0
+        for axis in range(3):
+            inside = inside.repeat(MAP_CELL, axis=axis)
+        truths.append(np.where(inside, truth, np.uint8(UNLABELLED)))
+    return torch.from_numpy(np.stack([one.hu for one in read])), torch.from_numpy(np.stack(truths))
+
+
+def _labels_of_crop(labels: LabelArray, origin: Zyx, crop: int) -> LabelArray:
+    out = np.full((crop,) * 3, UNLABELLED, np.uint8)
+    part = labels[tuple(slice(start, start + crop) for start in origin)]
+    out[tuple(slice(0, n) for n in part.shape)] = part
+    return out
+
+
+@torch.no_grad()
+def score_segmenter(
+    model: Segmenter, reader: SuperpatchReader, labels: Labels, places: Sequence[Place]
+) -> list[dict[str, Any]]:
+    """Return the Dice of each class in each volume, pooled over its crops."""
+    device, crop = next(model.parameters()).device, model.encoder.config.crop
+    model.eval()
+    sums: dict[str, DiceSums] = {}
+    for place in places:
+        hu, truth = _batch(reader, labels, [place], crop)
+        predicted = model(hu.to(device)).argmax(dim=1).cpu()
+        sums.setdefault(place.volume.volume_id, DiceSums(len(labels.classes))).add(predicted, truth)
+    return [
+        {"volume_id": volume_id, "class": name, "dice": dice}
+        for volume_id, one in sums.items()
+        for name, dice in zip(labels.classes, one.dice, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

@@ -1,0 +1,63 @@
+"""Who is learnt from and who is scored, where labels are few: by patients, or by blocks of the one labelled patient.
+
+Patients are groups of a store; groups that share a scan count as one (`maesil.store.duplicates`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from maesil.errors import UsageError
+from maesil.store import duplicates
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.types import Zyx
+
+
+@dataclass(frozen=True)
+class Patients:
+    """Labelled patients, each a list of volume ids, in an order that depends on nothing but the seed."""
+
+    unseen: tuple[tuple[str, ...], ...]
+    """Those that no compared encoder was trained on: only they are scored."""
+    seen: tuple[tuple[str, ...], ...]
+    """The others: they may be learnt from."""
+
+
+def patients_of(
+    store: Store, volumes: Sequence[Volume], trained_on: set[str], seed: int, *, include_trained: bool
+) -> Patients:
+    """Sort labelled volumes into patients, and these into unseen and seen; UsageError if nobody is unseen.
+
+    ``include_trained`` counts all as unseen.
+    """
+    # A scan that was trained on may be in the store a second time, with labels, as another patient.
+    leader = duplicates.patients([store])
+    trained = {leader[group] for group in trained_on if group in leader}
+    by_patient: dict[str, list[str]] = {}
+    for volume in volumes:
+        by_patient.setdefault(leader[volume.group], []).append(volume.volume_id)
+    ranked = sorted(by_patient, key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).hexdigest())
+    unseen = [patient for patient in ranked if include_trained or patient not in trained]
+    if not unseen:
+        raise UsageError(
+            f"all {len(ranked)} labelled patients are among those that the encoder was trained on, so nobody is left "
+            "to score fairly; label others, or say --include-trained and take the scores as optimistic"
+        )
+    seen = [patient for patient in ranked if patient not in unseen]
+    return Patients(tuple(tuple(by_patient[p]) for p in unseen), tuple(tuple(by_patient[p]) for p in seen))
+
+
+def longest_axis(shape: Zyx, edge: int) -> int:
+    """Return the axis along which most crops lie one after another; UsageError where there is one crop only."""
+    counts = [-(-n // edge) for n in shape]
+    if max(counts) < 2:
+        raise UsageError(
+            f"expected two labelled patients, or one whose volume is larger than a crop of {edge} voxels, "
+            f"found one of shape {shape}"
+        )
+    return int(np.argmax(counts))

@@ -1,0 +1,345 @@
+"""Does pre-training help? A frozen linear probe: from single tokens to the share of each class in their patch.
+
+The encoder stays as it is; ridge regression alone is learnt (`maesil.downstream.ridge`). Scored are patients that
+neither the probe nor any compared encoder was trained on; with one labelled patient, blocks of it, a patch of distance
+between what is learnt from and what is scored. Beside it stand the same encoder untrained, another run's (an AE, say),
+and the patch's own voxels. Shapes: N patches, D features, K classes, L tokens, g patches along an axis.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+
+from maesil.cache.provenance import notes_on_spacing
+from maesil.config.schema import ModelConfig, require_tile
+from maesil.data.crops import read_crop
+from maesil.devices import pick_device
+from maesil.downstream.folds import Patients, longest_axis, patients_of
+from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
+from maesil.downstream.ridge import Array, Moments, auroc, fit, r_squared
+from maesil.errors import UsageError
+from maesil.files import make_folder, write_whole
+from maesil.models.encoders import Encoder, encoder_of, untrained_encoder
+from maesil.progress import progress
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.training.checkpoint import load_run
+from maesil.types import MAP_CELL, Zyx
+
+_PRESENT_FROM = 0.5
+"""Share of a patch from which on a class counts as present, for the AUROC."""
+Scores = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Patches of one volume: where they are, what they hold, and what each encoder makes of them."""
+
+    place_N3: NDArray[np.int64]
+    """On the volume's grid of patches."""
+    shares_NK: NDArray[np.float32]
+    features: dict[str, NDArray[np.float32]]
+    """By encoder, ``[N, D]``."""
+
+    def where(self, chosen_N: NDArray[np.bool_]) -> Patches:
+        """Return some of them."""
+        some = {name: values[chosen_N] for name, values in self.features.items()}
+        return Patches(self.place_N3[chosen_N], self.shares_NK[chosen_N], some)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is learnt from, in sets that a penalty can be chosen by leaving out, and what is scored."""
+
+    train: tuple[Patches, ...]
+    test: Patches
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """What a probe came to."""
+
+    rows: list[Scores]
+    """One an encoder and class: ``encoder``, ``class`` (``mean``: over classes), ``r2``, ``auroc``, ``r2_by_fold``."""
+    facts: dict[str, Any]
+    """``classes``: the mean share of each class in the patches looked at."""
+    notes: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        return {**self.facts, "notes": list(self.notes), "rows": self.rows}
+
+    def table(self) -> list[Any]:
+        """Return the table and the notes for people."""
+        table = Table(title="Linear probe of patches held out: R2 (AUROC)", title_justify="left")
+        encoders = list(dict.fromkeys(row["encoder"] for row in self.rows))
+        for name in ("class", *encoders):
+            table.add_column(name, justify="left" if name == "class" else "right")
+        for name in dict.fromkeys(row["class"] for row in self.rows):
+            cells = {
+                row["encoder"]: f"{_text(row['r2'])} ({_text(row['auroc'])})"
+                for row in self.rows
+                if row["class"] == name
+            }
+            table.add_row(name, *(cells[encoder] for encoder in encoders))
+        return [table, *self.notes]
+
+
+def probe(
+    run_dir: Path,
+    store_path: Path,
+    labels_dir: Path,
+    *,
+    out: Path | None = None,
+    against: Sequence[Path] = (),
+    classes: Sequence[str] = (),
+    folds: int = 5,
+    patches: int = 100_000,
+    seed: int = 0,
+    device: str = "auto",
+    include_trained: bool = False,
+) -> ProbeReport:
+    """Probe a run's encoder and those it is compared with; write ``probe.json`` to ``out`` (default RUN/probe).
+
+    At most ``patches`` are looked at, equally many a volume, drawn at random among those of the body whose voxels are
+    all valid and labelled. Equal arguments give equal scores on one machine. Raises CheckpointError, StoreError,
+    NoInputError (no labels), UsageError (labels that do not fit, encoders of other crops or patches, nobody to score).
+    """
+    on, store = pick_device(device), Store.open(store_path)
+    encoders, trained_on = _encoders([run_dir, *against], seed, on)
+    model = next(iter(encoders.values())).config
+    require_tile(model, store.superpatch, store.path)
+    reader, out = SuperpatchReader(store), out or run_dir / "probe"
+    make_folder(out)
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
+        labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
+        patients = patients_of(store, labels.volumes, trained_on, seed, include_trained=include_trained)
+        looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
+    cut, told, used = _fold(looked_at, patients, labels.volumes, model, folds)
+    shares_NK = np.concatenate([one.shares_NK for one in used])
+    facts = {
+        "store_fingerprint": store.fingerprint,
+        "seed": seed,
+        "folds": len(cut),
+        "patients_scored": len(patients.unseen),
+        "patients_learnt_from_only": len(patients.seen),
+        "patches": len(shares_NK),
+        "classes": dict(zip(labels.classes, shares_NK.mean(axis=0, dtype=np.float64).tolist(), strict=True)),
+    }
+    notes = (told, *labels.notes, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
+    report = ProbeReport(_score(cut, [*encoders, "voxels"], labels.classes), facts, notes)
+    write_whole(out / "probe.json", json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
+    return report
+
+
+_OPTIMISTIC = "patients that an encoder was trained on were scored too (--include-trained): optimistic"
+
+
+def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[dict[str, Encoder], set[str]]:
+    """Return the encoders by name, the first run's untrained twin too, and the patient groups they were trained on."""
+    encoders: dict[str, Encoder] = {}
+    trained_on: set[str] = set()
+    for path in runs:
+        run = load_run(path, device)
+        name = run.config.model.kind
+        name = name if name not in encoders else f"{name} ({path.name})"
+        if name in encoders:
+            raise UsageError(f"{path}: compared with itself; name another run with --against")
+        encoders[name] = encoder_of(run.model, run.intensity).to(device)
+        trained_on |= set(run.split.train)
+        if len(encoders) == 1:
+            encoders["untrained"] = untrained_encoder(run.config.model, run.intensity, seed).to(device)
+    first, *others = encoders.values()
+    for other in others:
+        if (other.config.crop, other.config.patch) != (first.config.crop, first.config.patch):
+            found = ", then ".join(f"{one.config.crop} and {one.config.patch}" for one in (first, other))
+            raise UsageError(f"expected runs of equal model.crop and model.patch, found {found}")
+    return encoders, trained_on
+
+
+def _look_at(
+    reader: SuperpatchReader, labels: Labels, encoders: dict[str, Encoder], most: int, seed: int
+) -> dict[str, Patches]:
+    """Return the patches of each labelled volume, by id."""
+    model, found = next(iter(encoders.values())).config, {}
+    with progress({"probe": "volumes"}) as report:
+        for number, volume in enumerate(labels.volumes):
+            shares, usable = patch_classes(reader, volume, labels.of(volume), len(labels.classes), model)
+            places = np.argwhere(usable)
+            digest = hashlib.sha256(f"{seed}:{volume.volume_id}".encode()).digest()
+            rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+            places = places[np.sort(rng.permutation(len(places))[:most])]
+            found[volume.volume_id] = Patches(
+                places, shares[tuple(places.T)], _features(reader, volume, places, encoders)
+            )
+            report("probe", number + 1, len(labels.volumes))
+    return found
+
+
+def patch_classes(
+    reader: SuperpatchReader, volume: Volume, labels: LabelArray, classes: int, model: ModelConfig
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return the share of each class in each patch of a volume, ``[gz, gy, gx, K]``, and which patches are usable.
+
+    Usable: some body, every voxel valid and labelled. The grid covers whole crops.
+    """
+    P, crop = model.patch, model.crop
+    padded = tuple(-(-n // crop) * crop for n in volume.shape)
+    whole = np.full(padded, UNLABELLED, np.uint8)
+    whole[tuple(slice(0, n) for n in volume.shape)] = labels
+    gz, gy, gx = (n // P for n in padded)
+    cells = whole.reshape(gz, P, gy, P, gx, P)
+    shares = np.stack([(cells == k).mean(axis=(1, 3, 5), dtype=np.float32) for k in range(1, classes + 1)], axis=-1)
+    usable = ~(cells == UNLABELLED).any(axis=(1, 3, 5))
+    size: Zyx = (padded[0], padded[1], padded[2])
+    valid, body = (reader.read_map_region(volume.volume_id, name, (0, 0, 0), size) for name in ("valid", "body"))
+    usable &= _on_patches(valid == 255, P, all_of_it=True) & _on_patches(body > 0, P, all_of_it=False)
+    return shares, usable
+
+
+def _on_patches(cells: NDArray[np.bool_], patch: int, *, all_of_it: bool) -> NDArray[np.bool_]:
+    """Turn map cells into patches: all of its cells, or any."""
+    if patch < MAP_CELL:
+        for axis in range(3):
+            cells = cells.repeat(MAP_CELL // patch, axis=axis)
+        return cells
+    k = patch // MAP_CELL
+    grouped = cells.reshape(cells.shape[0] // k, k, cells.shape[1] // k, k, cells.shape[2] // k, k)
+    return np.asarray(grouped.all(axis=(1, 3, 5)) if all_of_it else grouped.any(axis=(1, 3, 5)))
+
+
+@torch.no_grad()
+def _features(
+    reader: SuperpatchReader, volume: Volume, places_N3: NDArray[np.int64], encoders: dict[str, Encoder]
+) -> dict[str, NDArray[np.float32]]:
+    """Encode the crops that hold the places; return each place's token by every encoder, and its voxels."""
+    first = next(iter(encoders.values()))
+    device, crop, patch = next(first.parameters()).device, first.config.crop, first.config.patch
+    widths = {name: encoder.width for name, encoder in encoders.items()} | {"voxels": patch**3}
+    found = {name: np.empty((len(places_N3), width), np.float32) for name, width in widths.items()}
+    g = crop // patch
+    crop_of_N3 = places_N3 // g
+    for of_crop in np.unique(crop_of_N3, axis=0):
+        here = np.flatnonzero((crop_of_N3 == of_crop).all(axis=1))
+        z, y, x = (int(i) * crop for i in of_crop)
+        hu = torch.from_numpy(read_crop(reader, volume.volume_id, (z, y, x), crop).hu)[None].to(device)
+        inner = places_N3[here] - of_crop * g
+        tokens = torch.from_numpy((inner[:, 0] * g + inner[:, 1]) * g + inner[:, 2]).to(device)
+        for name, encoder in encoders.items():
+            found[name][here] = encoder.forward_features(hu)[0, tokens].float().cpu().numpy()
+        found["voxels"][here] = first.patches(hu)[0, tokens].float().cpu().numpy()
+    return found
+
+
+def _fold(
+    looked_at: dict[str, Patches], patients: Patients, volumes: Sequence[Volume], model: ModelConfig, folds: int
+) -> tuple[list[Fold], str, list[Patches]]:
+    """Cut the patches into folds, say how, and return those that are in any; UsageError where there are not enough."""
+    merged = {patient: _join([looked_at[v] for v in patient]) for patient in (*patients.unseen, *patients.seen)}
+    merged = {patient: patches for patient, patches in merged.items() if len(patches.shares_NK)}
+    unseen = [patient for patient in patients.unseen if patient in merged]
+    if not unseen:
+        raise UsageError("expected patches of the body that are valid and labelled as a whole, found none to score")
+    if len(merged) == 1:
+        of_patient = (volume for volume in volumes if volume.volume_id in unseen[0])
+        volume = max(of_patient, key=lambda one: len(looked_at[one.volume_id].shares_NK))
+        cut = list(spatial_folds(looked_at[volume.volume_id], volume.shape, model))
+        if not cut:
+            raise UsageError("expected labels in two layers of crops of the one labelled patient, found them in one")
+        told = f"one labelled patient: {_count(len(cut), 'fold')} by blocks of its volume, one patch apart"
+        return cut, told + _others_unused(len(unseen[0])), [looked_at[volume.volume_id]]
+    count = min(max(folds, 2), len(unseen))
+    cut = []
+    for number in range(count):
+        left_out = unseen[number::count]
+        train = tuple(one for patient, one in merged.items() if patient not in left_out)
+        cut.append(Fold(train, _join([merged[patient] for patient in left_out])))
+    told = f"{_count(count, 'fold')} by patient: nobody is in both parts of a fold"
+    if only_learnt_from := len(merged) - len(unseen):
+        told += f"; {_count(only_learnt_from, 'patient')} that an encoder was trained on, learnt from and not scored"
+    return cut, told, list(merged.values())
+
+
+def _others_unused(volumes: int) -> str:
+    return f"; the other {_count(volumes - 1, 'volume')} of the patient not used" if volumes > 1 else ""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def spatial_folds(patches: Patches, shape: Zyx, model: ModelConfig) -> Iterator[Fold]:
+    """Yield one fold a layer of crops along the longest axis: scored is the layer, learnt from what is further away.
+
+    A patch that touches the scored layer is in neither. Blocks without any patch are left out.
+    """
+    axis, g = longest_axis(shape, model.crop), model.crop // model.patch
+    along_N = patches.place_N3[:, axis]
+    blocks = np.unique(along_N // g)
+    for block in blocks:
+        near = (along_N >= block * g - 1) & (along_N <= (block + 1) * g)
+        train = [patches.where(~near & (along_N // g == other)) for other in blocks if other != block]
+        train = [one for one in train if len(one.shares_NK)]
+        if train:
+            yield Fold(tuple(train), patches.where(along_N // g == block))
+
+
+def _join(parts: Sequence[Patches]) -> Patches:
+    return Patches(
+        np.concatenate([one.place_N3 for one in parts]),
+        np.concatenate([one.shares_NK for one in parts]),
+        {name: np.concatenate([one.features[name] for one in parts]) for name in parts[0].features},
+    )
+
+
+def _score(folds: Sequence[Fold], encoders: Sequence[str], classes: Sequence[str]) -> list[Scores]:
+    """Fit and score every encoder on every fold: a row an encoder and class, and the mean over classes.
+
+    Patches of all folds are scored together: in a patient with hardly any of a class R2 alone means little.
+    """
+    truths = [fold.test.shares_NK.astype(np.float64) for fold in folds]
+    rows: list[Scores] = []
+    for encoder in encoders:
+        predictions = []
+        for fold in folds:
+            model = fit([Moments.of(part.features[encoder], part.shares_NK) for part in fold.train])
+            predictions.append(model(fold.test.features[encoder]))
+        of_classes = [
+            {"encoder": encoder, "class": name, **_of_class([t[:, k] for t in truths], [p[:, k] for p in predictions])}
+            for k, name in enumerate(classes)
+        ]
+        rows += [*of_classes, {"encoder": encoder, "class": "mean", **_mean(of_classes)}]
+    return rows
+
+
+def _of_class(truths: Sequence[Array], predictions: Sequence[Array]) -> Scores:
+    truth, predicted = np.concatenate(truths), np.concatenate(predictions)
+    by_fold = [r_squared(one, other) for one, other in zip(truths, predictions, strict=True)]
+    return {
+        "r2": r_squared(truth, predicted), "auroc": auroc(truth >= _PRESENT_FROM, predicted), "r2_by_fold": by_fold,
+    }  # fmt: skip
+
+
+def _mean(scored: Sequence[Scores]) -> Scores:
+    """Average what could be scored."""
+    means: Scores = {}
+    for name in ("r2", "auroc"):
+        values = [one[name] for one in scored if one[name] is not None]
+        means[name] = float(np.mean(values)) if values else None
+    return means
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

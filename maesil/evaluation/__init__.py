@@ -1,0 +1,1 @@
+"""Scores, floors, whole volumes, the paper's experiment."""

@@ -1,0 +1,267 @@
+"""Scoring a run beside the two floors, on volumes it was not trained on. Protocol: ``docs/explanation/metrics.md``.
+
+Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volume are not batched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maesil.cache.provenance import notes_on_spacing, recorded_uses
+from maesil.data.crops import grid_origins
+from maesil.data.split import Split, read_split
+from maesil.devices import pick_device
+from maesil.errors import NoInputError, StoreError, UsageError
+from maesil.evaluation.lpips import Lpips
+from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, region_voxels, ssim
+from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
+from maesil.evaluation.scores import ERROR_SCORES, HU_CLASSES, REGIONS, Report, Row, plain, summarise
+from maesil.files import make_folder, require_file_place, write_whole
+from maesil.pictures import save_reconstruction
+from maesil.progress import progress
+from maesil.store.duplicates import patients
+from maesil.store.filters import select
+from maesil.store.index import superpatch_table
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.training.checkpoint import Run, load_run
+
+Box = tuple[slice, slice, slice]
+
+
+def evaluate(
+    run_dir: Path,
+    store_path: Path,
+    *,
+    out: Path | None = None,
+    json_path: Path | None = None,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    volumes: Sequence[str] | None = None,
+    where: str = "",
+    split_file: Path | None = None,
+    lpips_weights: Path | None = None,
+) -> Report:
+    """Score a run and the floors on a store; write ``scores.json`` and pictures to ``out`` (default RUN/evaluation).
+
+    ``volumes`` are ids (or unique beginnings of them), or ``["all"]``; default: every volume whose patient the run was
+    not trained on, and UsageError where there is none. ``where`` keeps the volumes of which a filter
+    (`maesil.store.filters`) takes any superpatch; ``split_file`` scores the test patients of a frozen split. Equal
+    ``seed``, run and store give equal masks for all models. ``lpips_weights`` is the file that LPIPS is computed with,
+    see `maesil.evaluation.lpips`. Raises CheckpointError, StoreError, NoInputError.
+    """
+    run = load_run(run_dir, pick_device(str(device)))
+    store = Store.open(store_path)
+    lpips = Lpips.load(lpips_weights, next(run.model.parameters()).device) if lpips_weights else None
+    leaders = patients([store, *_stores_of(run_dir, store)])
+    split = read_split(split_file, leaders)[0] if split_file else run.split
+    chosen = taken(store, choose_volumes(store, run.split, volumes, leaders, split.test if split_file else None), where)
+    out = out or run_dir / "evaluation"
+    make_folder(out)
+    if json_path:
+        require_file_place(json_path)
+
+    reader, predictors = SuperpatchReader(store), make_predictors(run)
+    scored: list[Row] = []
+    pictures: list[Path] = []
+    with progress({"evaluate": "predicted volumes"}) as report_progress:
+        for number, volume in enumerate(chosen):
+            for predictor, (result, rows) in zip(
+                predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
+            ):
+                scored += rows
+                if isinstance(predictor, ModelPredictor):
+                    pictures += _draw(run, reader, volume, result, out)
+            report_progress("evaluate", number + 1, len(chosen))
+
+    report = summarise(run_dir, run, store, chosen, seed, scored, pictures)
+    report = replace(report, notes=report.notes + notes_on_spacing(run_dir, store))
+    if lpips:
+        facts = report.facts | {"lpips_weights_sha256": lpips.sha256}
+        report = replace(report, facts=facts, notes=report.notes + lpips.notes)
+    for path in {out / "scores.json", json_path or out / "scores.json"}:
+        write_whole(path, json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
+    return report
+
+
+def _stores_of(run_dir: Path, but: Store) -> list[Store]:
+    """Return the stores a run was trained on, as far as they are still there: to recognise copies of its scans."""
+    found = []
+    for use in recorded_uses(run_dir):
+        if Path(use.path) != but.path.resolve():
+            with contextlib.suppress(StoreError, UsageError):
+                found.append(Store.open(use.path))
+    return found
+
+
+def taken(store: Store, volumes: list[Volume], where: str) -> list[Volume]:
+    """Return the volumes of which a filter takes any superpatch; UsageError where there is none."""
+    if not where:
+        return volumes
+    ids = {volume_id for volume_id, _ in select(superpatch_table(store), where)}
+    kept = [volume for volume in volumes if volume.volume_id in ids]
+    if not kept:
+        raise UsageError(f"--where: {where!r} takes none of the {len(volumes)} volumes to score; change it")
+    return kept
+
+
+def choose_volumes(
+    store: Store,
+    split: Split,
+    names: Sequence[str] | None,
+    leaders: Mapping[str, str] | None = None,
+    test: Sequence[str] | None = None,
+) -> list[Volume]:
+    """Return the volumes to score; without names, those of patients neither trained on nor, where others were set
+    aside for scores, validated on.
+
+    Patients are compared by their group; ``leaders`` (`maesil.store.duplicates.patients`) recognises copies of their
+    scans under other groups too. ``test`` are the only groups to take, UsageError if the run was trained on any.
+    """
+    leaders = leaders or {}
+    volumes = store.volumes()
+    if not volumes:
+        raise NoInputError(f"{store.path}: the store holds no volumes; run `maesil ingest` first")
+    if names is not None and "all" in names:
+        return volumes
+    if names:
+        named = {volume.volume_id: volume for volume in map(store.volume, names)}
+        return [volume for _, volume in sorted(named.items())]
+    seen = {*split.train, *(split.validation if split.test else ())}
+    seen = {leaders.get(group, group) for group in seen}
+    unseen = [volume for volume in volumes if leaders.get(volume.group, volume.group) not in seen]
+    if test is not None:
+        wanted = [volume for volume in volumes if volume.group in test]
+        if trained := [volume for volume in wanted if volume not in unseen]:
+            raise UsageError(
+                f"{store.path}: the run was trained on {len(trained)} of the {len(wanted)} volumes that the split sets "
+                "aside for scores; train with the same --split"
+            )
+        unseen = wanted
+    if not unseen:
+        raise UsageError(
+            f"{store.path}: the run was trained on the patients of all {len(volumes)} volumes, so nothing is left to "
+            "score fairly; evaluate on another store, or name volumes with --volumes ID, or --volumes all for every one"
+        )
+    return unseen
+
+
+def score_volumes(
+    run: Run,
+    reader: SuperpatchReader,
+    volumes: Iterable[Volume],
+    predictors: Sequence[Predictor],
+    seed: int,
+    lpips: Lpips | None = None,
+) -> list[Row]:
+    """Score volumes by every predictor, without pictures: rows of plain values (see `score_volume`)."""
+    rows = []
+    for volume in volumes:
+        for _, of_volume in evaluate_volume(run, reader, volume, predictors, seed, lpips):
+            rows += [{name: plain(value) for name, value in row.items()} for row in of_volume]
+    return rows
+
+
+def evaluate_volume(
+    run: Run,
+    reader: SuperpatchReader,
+    volume: Volume,
+    predictors: Iterable[Predictor],
+    seed: int,
+    lpips: Lpips | None = None,
+) -> Iterator[tuple[Reconstruction, list[Row]]]:
+    """Yield, for each predictor, the predicted volume and its rows."""
+    device = next(run.model.parameters()).device
+    reference = torch.from_numpy(reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)).to(device)
+    valid, body = (torch.from_numpy(reader.read_map(volume.volume_id, name)).to(device) for name in ("valid", "body"))
+    regions = region_voxels(valid, body, volume.shape)
+    for predictor in predictors:
+        result = reconstruct(reader, volume, predictor, run.config, seed, device)
+        identity = {"model": predictor.name, "volume_id": volume.volume_id, "group": volume.group}
+        yield result, [{**identity, **row} for row in score_volume(reference, result, regions, run, lpips)]
+
+
+def score_volume(
+    reference: Tensor, result: Reconstruction, regions: dict[str, Tensor], run: Run, lpips: Lpips | None = None
+) -> Iterator[Row]:
+    """Yield one volume's scores: a row per region, then rows by HU class and by column, which name their group."""
+    window, config = run.intensity.window, run.config.model
+    hidden, predicted = result.hidden, result.predicted
+    pasted = torch.where(hidden, predicted, reference.float())
+    similar = {
+        name: ssim(reference, pasted, window, regions, valid_ZYX=regions["whole"], axial=name == "ssim_axial")
+        for name in ("ssim_3d", "ssim_axial")
+    }
+    perceptual = {}
+    if lpips:
+        perceptual["body"] = lpips.of_volume(
+            reference, pasted, window, valid_ZYX=regions["whole"], body_ZYX=regions["body"]
+        )
+    for region in REGIONS:
+        borders = BorderSums(config.patch, config.crop, window)
+        borders.add(reference, predicted, hidden & regions[region])
+        spread = patch_rmse(reference, predicted, hidden, regions[region], window, config.patch).cpu()
+        yield {
+            "region": region,
+            **_error_scores(reference, predicted, hidden, regions[region], run),
+            **{name: values[region] for name, values in similar.items()},
+            "lpips": perceptual.get(region, math.nan),
+            "border_ratio": borders.ratio,
+            "seam_ratio": borders.seam_ratio,
+            "patch_rmse_hu": [float(np.percentile(spread, q)) for q in (10, 50, 90)] if len(spread) else None,
+        }
+    in_body = regions["body"]
+    groups = {("hu_class", name): (reference >= lo) & (reference < hi) for name, (lo, hi) in HU_CLASSES.items()}
+    if run.config.mask.kind != "none":
+        groups["column", "hidden everywhere"] = result.column_hidden
+        groups["column", "partly visible"] = hidden & ~result.column_hidden
+    for (by, name), chosen in groups.items():
+        errors = _error_scores(reference, predicted, hidden, in_body & chosen, run)
+        yield {"region": "body", "group_by": by, "group_name": name, **errors}
+
+
+def _error_scores(reference: Tensor, predicted: Tensor, hidden: Tensor, region: Tensor, run: Run) -> Row:
+    sums = ErrorSums(run.intensity.window)
+    sums.add(reference, predicted, hidden, region)
+    scores: Row = {name: getattr(sums, name) for name in ERROR_SCORES}
+    return scores if run.config.mask.kind != "none" else scores | {"psnr_hidden": math.nan, "psnr_pasted": math.nan}
+
+
+def crop_with_most_body(reader: SuperpatchReader, volume: Volume, edge: int) -> Box:
+    """Return the crop of the aligned grid that holds the most body."""
+    origin = max(
+        grid_origins(volume, edge),
+        key=lambda start: int(reader.read_map_region(volume.volume_id, "body", start, (edge,) * 3).sum(dtype=np.int64)),
+    )
+    z, y, x = (slice(start, start + edge) for start in origin)
+    return z, y, x
+
+
+def _draw(run: Run, reader: SuperpatchReader, volume: Volume, result: Reconstruction, out: Path) -> list[Path]:
+    """Draw the crop with the most body, and the whole volume in three planes."""
+    hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    predicted, hidden = result.predicted.cpu().numpy(), result.hidden.cpu().numpy()
+    edge, window, short = run.config.model.crop, run.intensity.window, volume.volume_id[:8]
+    crop = crop_with_most_body(reader, volume, edge)
+    at = ", ".join(f"{axis} {part.start}" for axis, part in zip("zyx", crop, strict=True))
+    boxes = {
+        "volume": ((slice(None),) * 3, "whole volume"),
+        "crop": (crop, f"crop at {at}"),
+    }
+    paths = []
+    for name, (box, told) in boxes.items():
+        path = out / f"{volume.volume_id}_{name}.png"
+        title = f"volume {short}, {told}, step {run.step}"
+        save_reconstruction(path, hu[box], hidden[box], predicted[box], window, title, volume.spacing)
+        paths.append(path)
+    return paths

@@ -1,0 +1,282 @@
+"""The paper's comparison as one command: MAESIL against AE, VAE, VQ-VAE and a 2D masked autoencoder.
+
+Table A, inpainting: all are given the same masked input and trained on hidden voxels. Table B, reconstruction: all are
+given the full input and trained on all valid voxels. Everything below ``DIR`` is either complete or made again:
+finished models are not trained twice, an interrupted one goes on. Protocol: ``docs/explanation/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from maesil.config.schema import PRESETS, ModelConfig, RunConfig, require_known, require_tile
+from maesil.config.toml import from_document
+from maesil.data.crops import grid_origins
+from maesil.data.split import Split, split_patients
+from maesil.devices import pick_device
+from maesil.errors import UsageError
+from maesil.evaluation.cost import Cost, measure_cost
+from maesil.evaluation.evaluate import score_volumes
+from maesil.evaluation.lpips import Lpips
+from maesil.evaluation.predict import ModelPredictor, Predictor, make_floors, reconstruct
+from maesil.evaluation.report import Experiment, Trained, write_report
+from maesil.evaluation.scores import Row, thickness_of
+from maesil.files import write_whole
+from maesil.store import duplicates
+from maesil.store.reader import SuperpatchReader
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.training.checkpoint import Run, load_run
+from maesil.training.log import METRICS, read_metrics
+from maesil.training.setup import with_steps
+from maesil.training.train import train
+from maesil.types import HuArray, Zyx
+
+MODELS = ("maesil", "ae", "vae", "vqvae", "mae2d")
+TABLES = {"A": "dual", "B": "none"}
+"""The mask under which the models of each table are trained and scored."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One section of ``paper.toml``."""
+
+    name: str
+    document: dict[str, Any]
+
+    @classmethod
+    def load(cls, name: str, file: Path | None = None) -> Budget:
+        """Read a budget; UsageError for a name that the file does not hold."""
+        text = (
+            file.read_text(encoding="utf-8") if file else (files("maesil.evaluation") / "paper.toml").read_text("utf-8")
+        )
+        budgets = tomllib.loads(text)
+        require_known(name, list(budgets), "budget")
+        return cls(name, budgets[name])
+
+    def config(self, model: str, table: str, seed: int, device: str) -> RunConfig:
+        """Return how a model is trained for a table."""
+        own = self.document[model]
+        config = PRESETS[self.document["preset"]]
+        for part in (self.document.get("all", {}), {name: own[name] for name in ("model", "train") if name in own}):
+            config = from_document(part, config)
+        fixed: dict[str, Any] = {
+            "model": {"kind": model},
+            "mask": {"kind": TABLES[table]},
+            "train": {"seed": seed, "device": device, "minutes": float(self.document.get("minutes", 0.0))},
+        }
+        config = from_document(fixed, config)
+        return with_steps(config, own["steps"][table]) if "steps" in own else config
+
+
+def run_paper_experiment(
+    stores: Sequence[Path],
+    out: Path,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    models: Sequence[str] = MODELS,
+    lpips_weights: Path | None = None,
+    console: Console | None = None,
+) -> Experiment:
+    """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
+
+    Several ``stores`` are one data set: patients are split over all of them together. ``lpips_weights`` is the file
+    that LPIPS is computed with, see `maesil.evaluation.lpips`; without it that column stays empty. Raises UsageError
+    (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt after SIGINT,
+    resumable.
+    """
+    console = console or Console(stderr=True)
+    for model in models:
+        require_known(model, list(MODELS), "model")
+    data = _Stores.open(stores)
+    split = split_for(budget, duplicates.patients(data.stores), seed)
+    lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
+    made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
+    _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
+    test = _TestSet(data.volumes(split.test), seed, device, lpips)
+    _announce(data, split, test, budget, console)
+    runs = []
+    for table, model in product(TABLES, models):
+        config, folder = budget.config(model, table, seed, device), out / "runs" / f"{table}_{model}"
+        data.require_tile(config.model)
+        console.print(f"[{table}] {model}", style="bold", markup=False)
+        _train_unless_done(stores, config, folder, split, console)
+        runs.append(_score_or_find(folder, table, test))
+    thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
+    floors = _score_floors_or_find(out, test)
+    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), floors, thickness)
+    write_report(experiment, out)
+    return experiment
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """The stores of an experiment, in an order that does not depend on how they were named."""
+
+    stores: Sequence[Store]
+    readers: Sequence[SuperpatchReader]
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> _Stores:
+        """Open stores; UsageError if two share a volume, which would be trained on, or scored, twice."""
+        stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
+        readers, seen = [SuperpatchReader(store) for store in stores], dict[str, Path]()
+        for store, reader in zip(stores, readers, strict=True):
+            for volume_id in reader.volumes:
+                if volume_id in seen:
+                    raise UsageError(
+                        f"volume {volume_id} is in {seen[volume_id]} and {store.path}; give each scan once"
+                    )
+                seen[volume_id] = store.path
+        return cls(stores, readers)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprints of all stores, separated by commas."""
+        return ",".join(store.fingerprint for store in self.stores)
+
+    def volumes(self, groups: Sequence[str]) -> list[tuple[SuperpatchReader, Volume]]:
+        """Return the volumes of some patients, each with its reader, by volume id."""
+        found = [(r, volume) for r in self.readers for volume in r.volumes.values() if volume.group in groups]
+        return sorted(found, key=lambda pair: pair[1].volume_id)
+
+    def require_tile(self, model: ModelConfig) -> None:
+        """Raise UsageError unless crops of the model fit the superpatches of every store."""
+        for store in self.stores:
+            require_tile(model, store.superpatch, store.path)
+
+
+@dataclass(frozen=True)
+class _TestSet:
+    """What every model is scored on, and how."""
+
+    volumes: Sequence[tuple[SuperpatchReader, Volume]]
+    seed: int
+    device: str
+    lpips: Lpips | None
+
+    def score(self, run: Run, predictors: Sequence[Predictor]) -> list[Row]:
+        """Score all volumes by every predictor."""
+        parts = [score_volumes(run, r, [v], predictors, self.seed, self.lpips) for r, v in self.volumes]
+        return [row for part in parts for row in part]
+
+
+def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, console: Console) -> None:
+    console.print(
+        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
+        f"({len(test.volumes)} volumes); budget {budget.name}, seed {test.seed}",
+        highlight=False,
+    )
+    keys = {store.key_fingerprint for store in data.stores}
+    if len(keys) > 1:
+        told = f"the stores were made with {len(keys)} identity keys: a patient who is in two of them is known only"
+        console.print(f"{told} where the scan is the same", highlight=False)
+
+
+def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
+    """Set patients aside for scores and for curves; ``groups`` as of `maesil.store.duplicates.patients`.
+
+    UsageError with fewer than three patients.
+    """
+    if (found := len(set(groups.values()))) < 3:
+        raise UsageError(f"expected at least 3 patients to train, validate and score, found {found}")
+    outer = split_patients(groups, float(budget.document["test"]), seed)
+    rest = {group: groups[group] for group in outer.train}
+    inner = split_patients(rest, float(budget.document["validation"]), seed)
+    return Split(inner.train, inner.validation, outer.validation)
+
+
+def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
+    """Make ``out`` the folder of this experiment, or find that it is already."""
+    document = {**made_from, "split": {"train": split.train, "validation": split.validation, "test": split.test}}
+    document = json.loads(json.dumps(document))
+    marker = out / "experiment.json"
+    if marker.exists():
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        changed = [name for name in document if found.get(name) != document[name]]
+        if changed:
+            raise UsageError(f"{out}: holds an experiment with another {', '.join(changed)}; name another --out")
+        return
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"{out}: expected a new or empty folder for the experiment, found other files")
+    write_whole(marker, json.dumps(document, indent=1) + "\n")
+
+
+def _train_unless_done(stores: Sequence[Path], config: RunConfig, folder: Path, split: Split, console: Console) -> None:
+    """Train a model, or go on with it, unless it is finished."""
+    if not (folder / "trained").exists():
+        resume = (folder / "config.toml").exists()
+        summary = train(stores, config, folder, resume=resume, split=split, console=console)
+        write_whole(folder / "trained", f"{summary.steps}\n")
+
+
+def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
+    """Score a model on the test volumes, or find the scores; and keep one crop of it for the pictures."""
+    run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
+    if not scores.exists():
+        predictor = ModelPredictor(run.model, run.intensity)
+        rows = test.score(run, [predictor])
+        _keep_crop(folder / "crop.npz", run, predictor, test)
+        cost = measure_cost(run.model, run.config, run.intensity)
+        write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
+    found = json.loads(scores.read_text(encoding="utf-8"))
+    seconds = sum(record["seconds"] for record in read_metrics(folder / METRICS))
+    return Trained(table, run, found["scored"], Cost(**found["cost"]), seconds, folder)
+
+
+def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
+    """Score the floors under the masks of table A, or find the scores."""
+    scores = out / "floors" / "scores.json"
+    if not scores.exists():
+        run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
+        floors = make_floors(run)
+        rows = test.score(run, floors)
+        for floor in floors:
+            _keep_crop(out / "floors" / f"{floor.name}.npz", run, floor, test)
+        write_whole(scores, json.dumps(rows, indent=1) + "\n")
+    found: list[Row] = json.loads(scores.read_text(encoding="utf-8"))
+    return found
+
+
+def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:
+    """Keep one crop of the first test volume as it was predicted, for the pictures."""
+    reader, volume = test.volumes[0]
+    hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    box = _crop_to_show(reader, volume, hu, run)
+    device = next(run.model.parameters()).device
+    result = reconstruct(reader, volume, predictor, run.config, test.seed, device)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        path,
+        reference=hu[box],
+        predicted=result.predicted[box].cpu().numpy().astype(np.float32),
+        hidden=result.hidden[box].cpu().numpy(),
+        spacing=np.asarray(volume.spacing),
+    )
+
+
+def _crop_to_show(reader: SuperpatchReader, volume: Volume, hu: HuArray, run: Run) -> tuple[slice, ...]:
+    """Return the crop of the grid with the most contrast among those that lie half in the body or more."""
+    edge = run.config.model.crop
+
+    def interest(start: Zyx) -> float:
+        body = float(reader.read_map_region(volume.volume_id, "body", start, (edge,) * 3).mean()) / 255
+        return min(body, 0.5) * float(np.clip(hu[_box(start, edge)], *run.intensity.window).std())
+
+    return _box(max(grid_origins(volume, edge), key=interest), edge)
+
+
+def _box(start: Zyx, edge: int) -> tuple[slice, ...]:
+    return tuple(slice(first, first + edge) for first in start)

@@ -1,0 +1,300 @@
+"""What the experiment leaves for people: tables (Markdown, JSON, CSV), curves, pictures, one page with all of them."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from maesil.data.split import Split
+from maesil.evaluation.cost import Cost
+from maesil.evaluation.scores import Row, in_thickness_groups, mean_rows, table_of
+from maesil.files import write_whole
+from maesil.pictures import save_comparison
+from maesil.training.checkpoint import Run
+from maesil.training.log import METRICS, read_metrics
+
+NAMES = {
+    "maesil": "MAESIL",
+    "ae": "AE",
+    "vae": "VAE",
+    "vqvae": "VQ-VAE",
+    "mae2d": "2D MAE",
+    "interpolation": "interpolation (floor)",
+    "mean": "mean (floor)",
+}
+
+TITLES = {
+    "A": "Table A, inpainting: the masked input, scored where it was hidden",
+    "B": "Table B, reconstruction: the full input, scored everywhere",
+}
+
+_SHOWN = {
+    "A": (("psnr_hidden", "PSNR hidden (dB)", 2), ("psnr_pasted", "pasted (dB)", 2)),
+    "B": (("psnr_whole", "PSNR (dB)", 2),),
+}
+_SHOWN_IN_BOTH = (
+    ("ssim_3d", "SSIM 3D", 3),
+    ("ssim_axial", "axial", 3),
+    ("lpips", "LPIPS", 3),
+    ("mae_hu", "MAE (HU)", 1),
+    ("border_ratio", "border ratio", 2),
+)
+_COLOURS = ("#0b6e4f", "#c44900", "#7b2d8b", "#1f6fb2", "#8a6d00")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One model of one table."""
+
+    table: str
+    run: Run
+    scored: list[Row]
+    """Rows of its volumes, see `maesil.evaluation.evaluate.score_volume`."""
+    cost: Cost
+    seconds: float
+    """Wall-clock of its training steps."""
+    folder: Path
+
+    @property
+    def model(self) -> str:
+        """Its kind."""
+        return self.run.config.model.kind
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that was trained and scored."""
+
+    budget: str
+    seed: int
+    store_fingerprint: str
+    split: Split
+    runs: tuple[Trained, ...]
+    floors: list[Row]
+    """Rows of the floors' volumes, under the masks of table A."""
+    thickness: dict[str, str]
+    """The thickness group of each scored volume."""
+
+    def rows(self) -> list[Row]:
+        """Return the rows of both tables, as `maesil evaluate --json` writes them, and what each model costs."""
+        rows = []
+        for of_volumes, common in self._parts():
+            rows += mean_rows([row for row in of_volumes if "group_by" not in row], ("region", "model"), common)
+        return rows
+
+    def rows_other(self) -> list[Row]:
+        """Return the rows by HU class, column and slice thickness."""
+        rows = []
+        for of_volumes, common in self._parts():
+            grouped = [row for row in of_volumes if "group_by" in row]
+            grouped += in_thickness_groups(of_volumes, self.thickness)
+            rows += mean_rows(grouped, ("group_by", "group_name", "region", "model"), common)
+        return rows
+
+    def _parts(self) -> Iterable[tuple[list[Row], Row]]:
+        for one in self.runs:
+            yield (
+                one.scored,
+                self._common(one.run)
+                | {
+                    "parameters": one.cost.parameters,
+                    "gflop": one.cost.gflop,
+                    "latent_per_voxel": one.cost.latent_per_voxel,
+                    "steps": one.run.step,
+                },
+            )
+        yield self.floors, self._common(next(one.run for one in self.runs if one.table == "A"))
+
+    def _common(self, run: Run) -> Row:
+        window = list(run.intensity.window)
+        return {**table_of(run), "mask": run.config.mask.kind, "seed": self.seed, "window": window}
+
+    def spread(self, row: Row, score: str) -> float | None:
+        """Return the standard deviation of a row's score over patients; None for fewer than two."""
+        scored = [r for part, common in self._parts() if common["table"] == row["table"] for r in part]
+        per_patient: dict[str, list[float]] = {}
+        for one in scored:
+            same = (one["model"], one["region"]) == (row["model"], row["region"]) and "group_by" not in one
+            if same and one[score] is not None:
+                per_patient.setdefault(one["group"], []).append(one[score])
+        means = [float(np.mean(values)) for values in per_patient.values()]
+        return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+
+def write_report(experiment: Experiment, out: Path) -> None:
+    """Write ``results.json``, ``results.csv``, ``tables.md``, ``curves.png``, pictures and ``index.html`` to ``out``.
+
+    All but the seconds and the curves' time axis are the same for the same seed, store and budget.
+    """
+    rows = experiment.rows()
+    document = {"rows": rows, "rows_other": experiment.rows_other(), **_facts(experiment)}
+    write_whole(out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_whole(out / "results.csv", _csv(rows))
+    tables = {table: _table(experiment, rows, table) for table in TITLES}
+    write_whole(out / "tables.md", _markdown(experiment, tables))
+    _draw_curves(experiment, out / "curves.png")
+    pictures = [path for table in TITLES if (path := _draw_comparison(experiment, out, table))]
+    write_whole(out / "index.html", _page(experiment, tables, [out / "curves.png", *pictures]))
+
+
+def _facts(experiment: Experiment) -> dict[str, Any]:
+    return {
+        "budget": experiment.budget,
+        "seed": experiment.seed,
+        "store_fingerprint": experiment.store_fingerprint,
+        "patients": {name: len(groups) for name, groups in vars(experiment.split).items()},
+        "seconds": {f"{one.table}_{one.model}": round(one.seconds, 1) for one in experiment.runs},
+    }
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list[str]]:
+    """Return a table for people, the region `body`, best first: header, then a row a model."""
+    shown = (*_SHOWN[table], *_SHOWN_IN_BOTH)
+    first = shown[0][0]
+    lines = [
+        [
+            "model",
+            *(title for _, title, _ in shown),
+            "M parameters",
+            "GFLOP",
+            "code numbers a voxel",
+            "steps",
+            "seconds",
+        ]
+    ]
+    chosen = [row for row in rows if row["table"] == table and row["region"] == "body"]
+    for row in sorted(chosen, key=lambda row: -(row[first] or 0)):
+        cells = [_number(row[name], digits) for name, _, digits in shown]
+        spread = experiment.spread(row, first)
+        cells[0] += f" ± {spread:.2f}" if spread is not None else ""
+        lines.append([NAMES[row["model"]], *cells, *_costs(experiment, row)])
+    return lines
+
+
+def _costs(experiment: Experiment, row: Row) -> list[str]:
+    for one in experiment.runs:
+        if (one.table, one.model) == (row["table"], row["model"]):
+            cost = one.cost
+            numbers = (f"{cost.parameters / 1e6:.2f}", f"{cost.gflop:.2f}", f"{cost.latent_per_voxel:.4f}")
+            return [*numbers, str(one.run.step), f"{one.seconds:.0f}"]
+    return ["-"] * 5
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _told(experiment: Experiment) -> str:
+    split, run = experiment.split, experiment.runs[0].run
+    lo, hi = run.intensity.window
+    volumes = len(experiment.thickness)
+    return (
+        f"Budget {experiment.budget}, seed {experiment.seed}. Scored: {volumes} volumes of patients that no model was "
+        f"trained on or validated on (patient groups: {len(split.train)} trained on, {len(split.validation)} for the "
+        f"curves, {len(split.test)} scored). Window {lo:g} to {hi:g} HU, region body (the patient's valid voxels). "
+        "PSNR: squared error pooled over each volume, mean over volumes in dB, ± over patients. SSIM of table A is "
+        "taken with the visible voxels pasted in."
+    )
+
+
+def _markdown(experiment: Experiment, tables: dict[str, list[list[str]]]) -> str:
+    parts = [_told(experiment)]
+    for table, lines in tables.items():
+        rows = ["| " + " | ".join(line) + " |" for line in lines]
+        rows.insert(1, "|" + " --- |" * len(lines[0]))
+        parts.append(f"## {TITLES[table]}\n\n" + "\n".join(rows))
+    return "\n\n".join(parts) + "\n"
+
+
+def _draw_curves(experiment: Experiment, path: Path) -> None:
+    """Draw the PSNR on the validation patients' crops against training time, one panel a table."""
+    figure = Figure(figsize=(10, 3.6), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, table in zip(figure.subplots(1, 2), TITLES, strict=True):
+        runs = [one for one in experiment.runs if one.table == table]
+        for one, colour in zip(runs, _COLOURS, strict=False):
+            records = read_metrics(one.folder / METRICS)
+            seconds = np.cumsum([record["seconds"] for record in records])
+            points = [
+                (s, r["validation_psnr"]) for s, r in zip(seconds, records, strict=True) if "validation_psnr" in r
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.4, label=NAMES[one.model])
+        axes.set(title=TITLES[table].partition(":")[0], xlabel="seconds of training", ylabel="PSNR, validation (dB)")
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _draw_comparison(experiment: Experiment, out: Path, table: str) -> Path | None:
+    """Draw one crop of a test volume as every model of a table reconstructs it."""
+    sources = {NAMES[one.model]: one.folder / "crop.npz" for one in experiment.runs if one.table == table}
+    if table == "A":
+        sources |= {
+            NAMES[name].partition(" (")[0]: out / "floors" / f"{name}.npz" for name in ("interpolation", "mean")
+        }
+    crops = {name: np.load(path) for name, path in sources.items() if path.exists()}
+    if not crops:
+        return None
+    first = next(iter(crops.values()))
+    path = out / f"reconstructions_{table}.png"
+    spacing = tuple(float(mm) for mm in first["spacing"])
+    save_comparison(
+        path,
+        first["reference"],
+        first["hidden"],
+        {name: crop["predicted"] for name, crop in crops.items()},
+        experiment.runs[0].run.intensity.window,
+        TITLES[table].partition(":")[0],
+        (spacing[0], spacing[1], spacing[2]),
+    )
+    return path
+
+
+def _page(experiment: Experiment, tables: dict[str, list[list[str]]], pictures: Sequence[Path]) -> str:
+    """Return a page that needs no other file."""
+    parts = [f"<h1>MAESIL and its baselines</h1><p>{html.escape(_told(experiment))}</p>"]
+    for table, lines in tables.items():
+        head, *body = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
+        rows = "".join(f"<tr>{row}</tr>" for row in body)
+        parts.append(
+            f"<h2>{TITLES[table]}</h2><div class=wide><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
+        )
+    for path in pictures:
+        data = base64.b64encode(path.read_bytes()).decode()
+        parts.append(f'<img alt="{path.stem}" src="data:image/png;base64,{data}">')
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>MAESIL</title>{_STYLE}"
+    return f"{head}<body>{''.join(parts)}</body></html>\n"
+
+
+_STYLE = """<style>
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em; color: #1b1b1b; }
+h1 { font-size: 1.6em; } h2 { font-size: 1.15em; margin-top: 2em; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 12.5px; white-space: nowrap; }
+td { padding: .35em .6em; text-align: right; border-bottom: 1px solid #ddd; } td:first-child { text-align: left; }
+thead td { font-weight: 600; border-bottom: 2px solid #444; vertical-align: bottom; }
+tbody tr:first-child td { background: #eef6f1; } img { max-width: 100%; margin: 1.5em 0; display: block; }
+</style>"""

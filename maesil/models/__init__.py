@@ -1,0 +1,1 @@
+"""The method: masks, the masked autoencoder, the models it is compared with, encoders."""

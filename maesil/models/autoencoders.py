@@ -1,0 +1,207 @@
+"""The models MAESIL is compared with: 3D autoencoders with a convolutional bottleneck.
+
+All are trained by the same trainer on the same crops, masks and loss. Convolutions see the whole crop: hidden voxels
+are set to the mean (0 in normalised units), and a second channel says which ones are hidden.
+
+Shapes: B samples, Z Y X voxels, C channels, c channels of the code, z y x its grid (one code a patch), K codebook
+entries, V = P^3 voxels of a patch, L tokens, S to predict.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from maesil.config.schema import ModelConfig
+from maesil.distributed import current
+from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
+from maesil.models.masked_input import MaskedInput
+from maesil.models.patches import patchify, tokens_at, unpatchify, with_tokens_at
+
+
+class Autoencoder(ReconstructionModel):
+    """A 3D convolutional autoencoder; its code has one vector of ``latent`` numbers a patch."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        widths = [config.channels << stage for stage in range(config.patch.bit_length() - 1)]
+        self.encoder = nn.Sequential(*_encoder_stages(widths), nn.Conv3d(widths[-1], self._code_channels(), 1))
+        self.decoder = nn.Sequential(nn.Conv3d(config.latent, widths[-1], 1), *_decoder_stages(widths))
+
+    def _code_channels(self) -> int:
+        return self.config.latent
+
+    @property
+    def latent_per_voxel(self) -> float:
+        """Numbers of the latent code for each voxel."""
+        return self.config.latent / self.config.patch**3
+
+    def forward(self, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+        code, penalty, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)), inputs.noise)
+        voxels_BZYX = self.decoder(code)[:, 0]
+        patches_BSV = tokens_at(patchify(voxels_BZYX, self.config.patch), inputs.targets)
+        return Prediction(patches_BSV, penalty, facts)
+
+    def bottleneck(
+        self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Return the code as the decoder gets it, the penalty, and what to log."""
+        return code_Bczyx, None, {}
+
+    def _masked_volume(self, inputs: MaskedInput) -> Tensor:
+        """Return the crops as convolutions see them: visible voxels, and which are hidden: ``[B, 2, Z, Y, X]``."""
+        dtype = inputs.input_dtype(next(self.encoder.parameters()))
+        patches_BNV = inputs.visible_patches(dtype)
+        ids_keep, tokens = inputs.masks.ids_keep, self.config.tokens
+        empty = patches_BNV.new_zeros(len(ids_keep), tokens, patches_BNV.shape[-1])
+        seen = with_tokens_at(empty, ids_keep, patches_BNV)
+        hidden = with_tokens_at(torch.ones_like(empty), ids_keep, torch.zeros_like(patches_BNV))
+        grid, patch = self.config.grid, self.config.patch
+        return torch.stack([unpatchify(seen, grid, patch), unpatchify(hidden, grid, patch)], dim=1)
+
+
+class VariationalAutoencoder(Autoencoder):
+    """A VAE (arXiv 1312.6114): the code is drawn from a normal distribution; the penalty is its divergence (KL)."""
+
+    WARMUP = 0.3
+    """Share of the steps over which the weight of the KL rises from 0."""
+
+    def _code_channels(self) -> int:
+        return 2 * self.config.latent
+
+    def penalty_weight(self, progress: float) -> float:
+        """Return the weight of the KL when this share of the steps is done."""
+        return self.config.penalty * min(1.0, progress / self.WARMUP)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Shape of the normal numbers that training draws for each sample: one for each number of the code."""
+        return (self.config.latent, *self.config.grid)
+
+    def bottleneck(
+        self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Draw the code where there is noise to draw it with, else take its mean; KL is a mean over the code."""
+        mean, log_variance = code_Bczyx.chunk(2, dim=1)
+        log_variance = log_variance.clamp(-20.0, 10.0)
+        kl = 0.5 * (mean.float().square() + log_variance.float().exp() - 1 - log_variance.float()).mean()
+        if noise_Bczyx is not None:
+            mean = mean + noise_Bczyx.to(mean.dtype) * (0.5 * log_variance).exp()
+        return mean, kl, {"kl": kl.detach()}
+
+
+class VectorQuantisedAutoencoder(Autoencoder):
+    """A VQ-VAE (arXiv 1711.00937): each code is replaced by the nearest of K; the codebook follows by averages.
+
+    Codes that fall out of use are replaced by encoder outputs of the batch, and the codebook starts from such.
+    """
+
+    DECAY = 0.95
+    DEAD_BELOW = 0.1
+    """A code whose average count falls below this share of an even use is revived."""
+
+    codebook_Kc: Tensor
+    counts_K: Tensor
+    sums_Kc: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.register_buffer("codebook_Kc", torch.zeros(config.codes, config.latent))
+        self.register_buffer("counts_K", torch.zeros(config.codes))
+        self.register_buffer("sums_Kc", torch.zeros(config.codes, config.latent))
+
+    @property
+    def latent_per_voxel(self) -> float:
+        """Codes for each voxel: each is one number of log2(K) bits."""
+        return 1 / self.config.patch**3
+
+    def penalty_weight(self, progress: float) -> float:
+        """Return the weight of the commitment."""
+        return self.config.penalty
+
+    def bottleneck(
+        self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Quantise the code, its gradient passed straight through; the penalty is the commitment."""
+        code_Bczyx = code_Bczyx.float()
+        code_nc = code_Bczyx.movedim(1, -1).flatten(0, -2)
+        nearest_n = torch.cdist(code_nc, self.codebook_Kc).argmin(dim=1)
+        if self.training:
+            self._learn_codebook(code_nc.detach(), nearest_n)
+            nearest_n = torch.cdist(code_nc, self.codebook_Kc).argmin(dim=1)
+        chosen = self.codebook_Kc[nearest_n].reshape(code_Bczyx.movedim(1, -1).shape).movedim(-1, 1)
+        commitment = functional.mse_loss(code_Bczyx, chosen)
+        straight_through = code_Bczyx + (chosen - code_Bczyx).detach()
+        return straight_through, commitment, {"perplexity": self._perplexity(nearest_n)}
+
+    @torch.no_grad()
+    def _learn_codebook(self, code_nc: Tensor, nearest_n: Tensor) -> None:
+        """Move each code towards the average of what chose it, on any rank; revive the dead ones."""
+        K = len(self.codebook_Kc)
+        counts = current().sum(torch.bincount(nearest_n, minlength=K).float())
+        sums = current().sum(torch.zeros_like(self.sums_Kc).index_add_(0, nearest_n, code_nc))
+        self.counts_K.lerp_(counts, 1 - self.DECAY)
+        self.sums_Kc.lerp_(sums, 1 - self.DECAY)
+        even = current().count * len(code_nc) / K
+        used = self.counts_K > self.DEAD_BELOW * even
+        self.codebook_Kc[used] = self.sums_Kc[used] / self.counts_K[used, None]
+        dead = int((~used).sum())
+        if dead:
+            drawn = _drawn_rows(code_nc, dead)
+            self.codebook_Kc[~used], self.counts_K[~used], self.sums_Kc[~used] = drawn, even, drawn * even
+
+    def _perplexity(self, nearest_n: Tensor) -> Tensor:
+        """Return how many codes are in use: the exponential of the entropy of their shares."""
+        counts = torch.bincount(nearest_n, minlength=len(self.codebook_Kc)).float()
+        counts = current().sum(counts) if self.training else counts
+        share = counts / counts.sum()
+        return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+
+
+def _drawn_rows(rows_nc: Tensor, count: int) -> Tensor:
+    """Draw rows at random from those of all ranks, the same on each of them: ``[count, c]``."""
+    ranks, n = current(), len(rows_nc)
+    drawn = torch.randint(ranks.count * n, (count,)).to(rows_nc.device)  # by the CPU's generator, alike on all ranks
+    ours = (drawn // n == ranks.number)[:, None]
+    return ranks.sum(torch.where(ours, rows_nc[drawn % n], 0.0))
+
+
+class ResidualBlock(nn.Module):
+    """Two 3^3 convolutions added to their input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        groups = math.gcd(8, channels)
+        self.body = nn.Sequential(
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv3d(channels, channels, 3, padding=1),
+            nn.GroupNorm(groups, channels),
+            nn.SiLU(),
+            nn.Conv3d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, field_BCzyx: Tensor) -> Tensor:
+        """``[B, C, z, y, x]`` to the same."""
+        out_BCzyx: Tensor = field_BCzyx + self.body(field_BCzyx)
+        return out_BCzyx
+
+
+def _encoder_stages(widths: list[int]) -> list[nn.Module]:
+    """Halve the edge once a stage: strided convolution, residual block."""
+    stages: list[nn.Module] = []
+    for before, after in zip([2, *widths], widths, strict=False):
+        stages += [nn.Conv3d(before, after, 4, stride=2, padding=1), ResidualBlock(after)]
+    return [*stages, nn.SiLU()]
+
+
+def _decoder_stages(widths: list[int]) -> list[nn.Module]:
+    """Double the edge once a stage: residual block, transposed convolution (kernel 4, stride 2: no uneven overlap)."""
+    stages: list[nn.Module] = []
+    for before, after in zip(widths[::-1], [*widths[-2::-1], 0], strict=True):
+        stages += [ResidualBlock(before), nn.SiLU(), nn.ConvTranspose3d(before, after or 1, 4, stride=2, padding=1)]
+    return stages

@@ -1,0 +1,75 @@
+"""What a model is given: crops, what of them is hidden, and how their HU become numbers.
+
+One object, so that the visible patches and the targets of the loss are always cut from the same voxels, with the same
+mirroring and the same window. Shapes: B samples, Z Y X voxels, P patch edge, V = P^3, L tokens, N visible, M hidden,
+S predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from maesil import kernels
+from maesil.models.masking import Masks
+from maesil.types import Intensity
+
+
+@dataclass(frozen=True)
+class MaskedInput:
+    """A batch of crops and the masks over them."""
+
+    volume_BZYX: Tensor
+    """int16 HU, not mirrored yet; with ``origin_B3``, what the crops are to be cut from."""
+    masks: Masks
+    """Over the tokens of the mirrored crops."""
+    intensity: Intensity
+    patch: int
+    """Edge of a patch (voxels)."""
+    flip_B3: Tensor | None = None
+    """bool: which axes z, y, x are mirrored."""
+    window_B2: Tensor | None = None
+    """One window (lo, hi) in HU a sample, in place of the intensity's."""
+    ids_target: Tensor | None = None
+    """``[B, S]``: the tokens to predict, if not all of ``masks.ids_masked``."""
+    noise: Tensor | None = None
+    """Standard normal numbers ``[B, ...]`` for a model whose training draws some, see `ReconstructionModel`."""
+    origin_B3: Tensor | None = None
+    """int64: first voxel (z, y, x) of each crop in ``volume_BZYX``, where that is larger than a crop."""
+    crop: int | None = None
+    """Edge of the crops (voxels); None: the whole volume."""
+
+    @property
+    def targets(self) -> Tensor:
+        """The tokens that are predicted and scored, ``[B, S]``."""
+        return self.masks.ids_masked if self.ids_target is None else self.ids_target
+
+    def patches(self, ids_BN: Tensor, dtype: torch.dtype) -> Tensor:
+        """Cut patches, windowed and normalised: ``[B, N, V]``."""
+        return kernels.gather_patches(
+            self.volume_BZYX, ids_BN, patch_size=self.patch, window=self._window, mean=self.intensity.mean,
+            std=self.intensity.std, dtype=dtype, flip=self.flip_B3, origin=self.origin_B3, size=self.crop,
+        )  # fmt: skip
+
+    def visible_patches(self, dtype: torch.dtype) -> Tensor:
+        """Cut the visible patches: ``[B, N, V]``."""
+        return self.patches(self.masks.ids_keep, dtype)
+
+    def loss(self, pred_BSV: Tensor, weight_BS: Tensor | None = None) -> Tensor:
+        """Compare predictions of ``targets`` with the truth: a float32 scalar, each patch counting by its weight."""
+        return kernels.masked_reconstruction_loss(
+            pred_BSV, self.volume_BZYX, self.targets, patch_size=self.patch, window=self._window,
+            mean=self.intensity.mean, std=self.intensity.std, weight=weight_BS, flip=self.flip_B3,
+            origin=self.origin_B3, size=self.crop,
+        )  # fmt: skip
+
+    def input_dtype(self, weight: Tensor) -> torch.dtype:
+        """Return the dtype that activations have: autocast's, or else that of the weights."""
+        device = self.volume_BZYX.device.type
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+    @property
+    def _window(self) -> tuple[float, float] | Tensor:
+        return self.intensity.window if self.window_B2 is None else self.window_B2

@@ -1,0 +1,89 @@
+"""A masked autoencoder of axial slices: what MAESIL argues against, with everything else equal.
+
+Each slice of a crop is an image of its own, cut into P x P patches; the tokens hidden in 3D hide, in each of their P
+slices, the patch at their place. Shapes: B crops, Z slices, n = B * Z images, P patch edge, g = P^2 pixels of a patch,
+L tokens of the crop, l of a slice, N visible tokens of a slice, S tokens of the crop to predict, D and E widths.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from maesil import kernels
+from maesil.config.schema import ModelConfig
+from maesil.models.masked_autoencoder import Block, Prediction, ReconstructionModel, sincos_positions
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import Masks, masks_from_hidden
+from maesil.models.patches import tokens_at
+
+
+class SliceMaskedAutoencoder(ReconstructionModel):
+    """The masked autoencoder of ``maesil`` in two dimensions, slice by slice, with a linear head."""
+
+    pos_embed: Tensor
+    decoder_pos_embed: Tensor
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        pixels, width, decoder_width = config.patch**2, config.width, config.decoder_width
+        self.patch_embed = nn.Linear(pixels, width)
+        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.decoder_embed = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(decoder_width))
+        self.decoder_blocks = nn.ModuleList(
+            Block(decoder_width, config.decoder_heads) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
+        self.pred = nn.Linear(decoder_width, pixels)
+        grid = (1, *config.grid[1:])
+        self.register_buffer("pos_embed", sincos_positions(grid, width), persistent=False)
+        self.register_buffer("decoder_pos_embed", sincos_positions(grid, decoder_width), persistent=False)
+
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Draw all weights anew."""
+        nn.init.normal_(self.mask_token, std=0.02, generator=generator)
+        super().init_weights(generator)
+
+    @property
+    def latent_per_voxel(self) -> float:
+        """Numbers of the latent code for each voxel, nothing being hidden."""
+        return self.config.width / self.config.patch**2
+
+    def forward(self, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+        P, gz = self.config.patch, self.config.grid[0]
+        masks = self._masks_of_layers(inputs.masks)
+        patches = inputs.visible_patches(inputs.input_dtype(self.patch_embed.weight))
+        # Visible tokens come in the order of the grid and equally many a layer: [B, gz, N, P, g] to [n, N, g].
+        images_nNg = patches.reshape(len(patches), gz, -1, P, P * P).transpose(2, 3).flatten(0, 2)
+        pred_nlg = self._reconstruct(images_nNg, _for_each_slice(masks, P))
+        voxels = pred_nlg.reshape(-1, gz, P, *pred_nlg.shape[1:]).transpose(2, 3).flatten(3).flatten(1, 2)
+        return Prediction(tokens_at(voxels, inputs.targets))
+
+    def _reconstruct(self, images_nNg: Tensor, masks: Masks) -> Tensor:
+        tokens = self.patch_embed(images_nNg) + self.pos_embed[masks.ids_keep]
+        for block in self.blocks:
+            tokens = block(tokens)
+        visible = self.decoder_embed(self.norm(tokens))
+        tokens = kernels.unshuffle_tokens(visible, self.mask_token, self.decoder_pos_embed, masks.ids_restore)
+        for block in self.decoder_blocks:
+            tokens = block(tokens)
+        pred_nlg: Tensor = self.pred(self.decoder_norm(tokens))
+        return pred_nlg
+
+    def _masks_of_layers(self, masks: Masks) -> Masks:
+        """Return the masks of each layer of tokens by itself, ``[B * gz, ...]``."""
+        gz = self.config.grid[0]
+        if masks.ids_keep.shape[1] == self.config.tokens:
+            hidden = torch.zeros_like(masks.mask, dtype=torch.bool)
+        else:
+            hidden = masks.mask > 0
+        return masks_from_hidden(hidden.reshape(len(hidden) * gz, -1))
+
+
+def _for_each_slice(masks: Masks, slices: int) -> Masks:
+    """Give each slice of a layer the mask of its layer."""
+    parts = (masks.ids_keep, masks.ids_masked, masks.ids_restore, masks.mask)
+    return Masks(*(part.repeat_interleave(slices, dim=0) for part in parts))

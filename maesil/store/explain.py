@@ -1,0 +1,109 @@
+"""In words, why a source became the volume it is, or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from maesil.errors import UsageError
+from maesil.store.records import Volume
+from maesil.store.store import Store
+
+NOTES = {
+    "blank_series_uid": "the series UID was blanked; its slices were told apart by folder, geometry and acquisition",
+    "burned_in_annotation": "the header says that text is burned into the pixels: look whether it names the patient",
+    "gaps_filled": "missing slices were interpolated (--fill-gaps); they are marked not valid",
+    "head": "the header says the face may be in it, from which a person could be known",
+    "in_meters": "the header counts in metres; lengths were converted",
+    "in_microns": "the header counts in micrometres; lengths were converted",
+    "lossy": "the pixels went through a lossy encoding",
+    "no_rescale_tags": "the header has no rescale; stored values were taken for HU, and look like it",
+    "non_finite_voxels": "NaN or infinite voxels became air outside the valid region",
+    "one_of_several": "the file holds several volumes along a fourth axis; this is one of them",
+    "padding_value_in_tissue_range": "the padding value lies among tissue; it was believed at the margin alone",
+    "padding_value_in_tissue_range_ignored": "the padding value lies among tissue and was not believed",
+    "qform_preferred": "sform and qform differ; qform was taken (--prefer)",
+    "sform_preferred": "sform and qform differ; sform was taken (--prefer)",
+    "sheared": "the slices are shifted along the scan (gantry tilt or drift); resampled through the true affine",
+    "singular_sform_ignored": "the sform is singular; the qform was taken",
+    "split_from_series": "the series held several planes, acquisitions or blocks; this is one of them",
+    "trailing_bytes": "bytes follow the compressed volume, which is whole",
+    "undeclared_padding": "values far below air are padding that the header does not declare",
+    "unit_ignored": "the header's unit would make impossible voxels; lengths were taken as mm",
+}
+"""What ingest notes of an accepted volume; ``accepted_CODE`` says that a doubt was accepted on purpose (--accept)."""
+
+
+def explanation(store: Store, volume_id: str) -> dict[str, Any]:
+    """Return what the store says of a volume or a refused source; `UsageError` unless the id is known and unique."""
+    volumes = [v for v in (*store.volumes(), *store.outdated()) if v.volume_id.startswith(volume_id)]
+    refusals = [r for r in store.quarantined() if r["volume_id"].startswith(volume_id)]
+    ids = {v.volume_id for v in volumes} | {r["volume_id"] for r in refusals}
+    if len(ids) != 1:
+        raise UsageError(
+            f"{store.path}: expected one volume or refused source {volume_id!r}, found {len(ids)}; "
+            "see `maesil store info`"
+        )
+    return {
+        "volume_id": ids.pop(),
+        "volume": _volume(store, volumes[0]) if volumes else None,
+        "refusal": refusals[0] if refusals else None,
+    }
+
+
+def _volume(store: Store, volume: Volume) -> dict[str, Any]:
+    return {
+        "group": volume.group,
+        "generation": volume.generation,
+        "outdated": volume.recipe_hash != store.recipe_hash,
+        "source": volume.source,
+        "source_shape_zyx": list(volume.source_shape),
+        "source_spacing_zyx_mm": list(volume.source_spacing),
+        "shape_zyx": list(volume.shape),
+        "spacing_zyx_mm": list(volume.spacing),
+        "affine_lps": [list(row) for row in volume.affine_lps],
+        "hu": volume.hu,
+        "notes": {note: note_in_words(note) for note in volume.notes},
+    }
+
+
+def note_in_words(note: str) -> str:
+    """Return what a note means."""
+    if note.startswith("accepted_"):
+        return f"the doubt {note.removeprefix('accepted_')} was accepted on purpose (--accept)"
+    return NOTES.get(note, "")
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """Return an explanation as lines of text."""
+    text = []
+    if (volume := found["volume"]) is not None:
+        text += _volume_lines(found["volume_id"], volume)
+    if (refusal := found["refusal"]) is not None:
+        text.append(f"source {found['volume_id']} was refused: {refusal['code']}: {refusal['detail']}")
+        text += [f"  {name}: {value}" for name, value in refusal.get("numbers", {}).items()]
+        if volume is not None:
+            text.append("  the volume above is of an earlier state of the source")
+    return text
+
+
+def _volume_lines(volume_id: str, volume: dict[str, Any]) -> list[str]:
+    source = ", ".join(f"{name} {value}" for name, value in volume["source"].items())
+    hu = volume["hu"]
+    text = [
+        f"volume {volume_id}, patient group {volume['group']}, generation {volume['generation']}",
+        f"  source: {source}",
+        f"  voxels: {_by(volume['source_shape_zyx'])} of {_by(volume['source_spacing_zyx_mm'])} mm (z y x)"
+        f" -> {_by(volume['shape_zyx'])} of {_by(volume['spacing_zyx_mm'])} mm",
+        f"  HU: {hu['min']:.0f} to {hu['max']:.0f}, mean {hu['mean']:.0f}; "
+        f"clipped: {hu['clipped_low_share']:.2%} below, {hu['clipped_high_share']:.2%} above",
+        f"  shares: {hu['valid_share']:.1%} of the voxels valid, {hu['body_share']:.1%} body",
+    ]
+    if volume["outdated"]:
+        text.append("  made by an earlier recipe: not read until it is ingested again")
+    if not volume["notes"]:
+        text.append("  nothing was split, repaired or accepted with doubt")
+    return text + [f"  {note}: {words}" for note, words in volume["notes"].items()]
+
+
+def _by(values: list[float]) -> str:
+    return " x ".join(f"{round(value, 3):g}" for value in values)

@@ -1,0 +1,168 @@
+"""The index of a store: Parquet tables derived from the commits, for queries and for other people's tools."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import google_crc32c
+import pyarrow as pa
+
+from maesil.errors import StoreError
+from maesil.parquet import parquet_metadata, read_parquet, to_parquet
+from maesil.store.commit import sealed, unsealed
+from maesil.store.duplicates import merge_groups, patients
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.store.thumbnails import THUMBNAILS_KEY, thumbnails, thumbnails_table
+
+VOLUMES_KEY = "index/volumes.parquet"
+SUPERPATCHES_KEY = "index/superpatches.parquet"
+CHECKSUMS_KEY = "index/checksums.json"
+_ANEW = "make the index anew with `maesil store index`"
+_STATE = b"maesil.live_commits"
+
+
+def write_index(store: Store) -> tuple[int, int]:
+    """Make the tables anew from the live commits; return how many volumes and superpatches they list."""
+    volumes = store.volumes()
+    while True:
+        found = thumbnails(store)
+        seen = [volume for volume in volumes if volume.volume_id in found]
+        merged = merge_groups([v.group for v in seen], [found[v.volume_id] for v in seen])
+        leaders = {volume.group: volume.group for volume in volumes} | merged
+        rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
+        state = {_STATE: _state(volumes)}
+        volume_rows = [_volume_row(volume, leaders[volume.group]) for volume in volumes]
+        tables = {
+            THUMBNAILS_KEY: thumbnails_table(volumes, found),
+            VOLUMES_KEY: to_parquet(pa.Table.from_pylist(volume_rows, schema=_VOLUME_SCHEMA.with_metadata(state))),
+            SUPERPATCHES_KEY: to_parquet(pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA.with_metadata(state))),
+        }
+        for key, data in tables.items():
+            store.storage.put(key, data)
+        store.storage.put(CHECKSUMS_KEY, sealed({key: google_crc32c.value(data) for key, data in tables.items()}))
+        # Another process may have committed meanwhile; whoever writes last must have seen everything.
+        if _state(volumes := store.volumes()) == state[_STATE]:
+            return len(volumes), len(rows)
+
+
+def index_problems(store: Store) -> Iterator[str]:
+    """Yield one line for each table of the index that is not as it was written; none where there is no index yet."""
+    if not store.storage.exists(CHECKSUMS_KEY):
+        if any(True for _ in store.storage.list("index")):
+            yield f"{store.path}: {CHECKSUMS_KEY}: missing; {_ANEW}"
+        return
+    try:
+        for key, crc in unsealed(store.storage.read(CHECKSUMS_KEY)).items():
+            if google_crc32c.value(store.storage.read(key)) != crc:
+                yield f"{store.path}: {key}: damaged: its checksum is not the one that was noted; {_ANEW}"
+    except (StoreError, ValueError) as error:
+        yield f"{store.path}: {CHECKSUMS_KEY}: damaged ({error}); {_ANEW}"
+
+
+def superpatch_table(store: Store) -> pa.Table:
+    """Return the table of superpatches: as it is stored, or made from the commits where that is missing or old."""
+    if index_is_current(store):
+        return read_parquet(store.storage.read(SUPERPATCHES_KEY))
+    volumes, leaders = store.volumes(), patients([store])
+    rows = [_superpatch_row(v, patch, leaders[v.group]) for v in volumes for patch in v.superpatches]
+    return pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA)
+
+
+def index_is_current(store: Store) -> bool:
+    """Return whether the tables are there, whole, and made from the commits that are live now."""
+    try:
+        found = {_stated(store, key) for key in (VOLUMES_KEY, SUPERPATCHES_KEY)}
+    except (StoreError, pa.ArrowException, OSError):
+        return False
+    return found == {_state(store.volumes())} and store.storage.exists(CHECKSUMS_KEY)
+
+
+def _stated(store: Store, key: str) -> bytes | None:
+    metadata = parquet_metadata(store.storage.read(key))
+    return metadata.get(_STATE)
+
+
+def _state(volumes: list[Volume]) -> bytes:
+    digest = hashlib.sha256(b"tables 2\n")  # their columns; those of another version are made anew
+    for volume in volumes:
+        digest.update(f"{volume.volume_id} {volume.attempt} {volume.generation}\n".encode())
+    return digest.hexdigest().encode()
+
+
+def _fields(kind: pa.DataType, *names: str) -> list[Any]:
+    return [pa.field(name, kind, nullable=False) for name in names]
+
+
+_VOLUME_SCHEMA = pa.schema(
+    [
+        *_fields(pa.string(), "volume_id", "group", "patient", "prefix", "source_kind", "notes"),
+        *_fields(pa.int32(), "shape_z", "shape_y", "shape_x", "superpatches"),
+        *_fields(pa.float64(), "spacing_z", "spacing_y", "spacing_x"),
+        *_fields(pa.float64(), "source_spacing_z", "source_spacing_y", "source_spacing_x"),
+        *_fields(pa.float64(), "hu_mean", "hu_std", "valid", "body"),
+    ]
+)
+_SUPERPATCH_SCHEMA = pa.schema(
+    [
+        *_fields(pa.string(), "volume_id", "group", "patient", "path", "codec", "source_kind", "notes"),
+        *_fields(pa.int32(), "iz", "iy", "ix", "edge"),
+        *_fields(pa.int64(), "offset", "length", "crc32c"),
+        *_fields(pa.float64(), "valid", "body", "air", "spacing_z", "spacing_y", "spacing_x"),
+        *_fields(pa.float64(), "source_spacing_z", "source_spacing_y", "source_spacing_x"),
+        *_fields(pa.float64(), "volume_body", "volume_valid", "volume_hu_mean"),
+    ]
+)
+
+
+def _volume_row(volume: Volume, patient: str) -> dict[str, Any]:
+    return {
+        "volume_id": volume.volume_id,
+        "group": volume.group,
+        "patient": patient,
+        "prefix": volume.prefix,
+        "source_kind": volume.source["kind"],
+        "notes": " ".join(volume.notes),
+        "superpatches": len(volume.superpatches),
+        "hu_mean": volume.hu["mean"],
+        "hu_std": volume.hu["std"],
+        "valid": volume.hu["valid_share"],
+        "body": volume.hu["body_share"],
+        **_per_axis("shape", volume.shape),
+        **_per_axis("spacing", volume.spacing),
+        **_per_axis("source_spacing", volume.source_spacing),
+    }
+
+
+def _superpatch_row(volume: Volume, patch: Any, patient: str) -> dict[str, Any]:
+    iz, iy, ix = patch.index
+    return {
+        "volume_id": volume.volume_id,
+        "group": volume.group,
+        "patient": patient,
+        "path": patch.path,
+        "codec": volume.codec,
+        "iz": iz,
+        "iy": iy,
+        "ix": ix,
+        "edge": volume.tile,
+        "offset": patch.offset,
+        "length": patch.length,
+        "crc32c": patch.crc32c,
+        "valid": patch.valid,
+        "body": patch.body,
+        "air": patch.air,
+        "source_kind": volume.source["kind"],
+        "notes": " ".join(volume.notes),
+        "volume_body": volume.hu["body_share"],
+        "volume_valid": volume.hu["valid_share"],
+        "volume_hu_mean": volume.hu["mean"],
+        **_per_axis("spacing", volume.spacing),
+        **_per_axis("source_spacing", volume.source_spacing),
+    }
+
+
+def _per_axis(name: str, values: tuple[Any, Any, Any]) -> dict[str, Any]:
+    return {f"{name}_{axis}": value for axis, value in zip("zyx", values, strict=True)}

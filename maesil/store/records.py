@@ -1,0 +1,141 @@
+"""What a store records of a volume: what it is, and where the bytes of its superpatches lie.
+
+Format: ``docs/reference/store-format.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from maesil.errors import StoreError
+from maesil.geometry import Affine
+from maesil.store.commit import attempt_prefix, commit_key, sealed, unsealed
+from maesil.types import Spacing, Zyx
+
+
+@dataclass(frozen=True)
+class Superpatch:
+    """One superpatch of a volume: where its encoded bytes lie, and shares (0..1) of its voxels."""
+
+    index: Zyx
+    """Position on the grid of superpatches (z, y, x)."""
+    path: str
+    """Key of the shard file, relative to the store."""
+    offset: int
+    length: int
+    """Bytes in the shard file, the 4 trailing bytes of the crc32c included."""
+    crc32c: int
+    valid: float
+    """Share inside the scan: neither padding nor beyond the volume."""
+    body: float
+    """Share inside the patient's body."""
+    air: float
+    """Share of valid voxels at or below -900 HU."""
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One committed volume: geometry in mm LPS, provenance without identities, and its superpatches."""
+
+    volume_id: str
+    """HMAC-SHA256 of the identity (32 hex digits); never a UID or a file name."""
+    group: str
+    """Patient group for splits: HMAC of the patient, or the volume's own id where no patient is known."""
+    attempt: str
+    source_hash: str
+    """SHA-256 over what decides the voxels: geometry, rescale and pixel data of the source."""
+    recipe_hash: str
+    source_path: str
+    """HMAC of the source's path, to report sources that vanished."""
+    shape: Zyx
+    """Voxels along z, y, x."""
+    affine_lps: tuple[tuple[float, float, float, float], ...]
+    """4x4, voxel index (z, y, x, 1) to mm LPS (x, y, z, 1); see `maesil.geometry`."""
+    spacing: Spacing
+    """Distance of stored voxels z, y, x (mm)."""
+    source_shape: Zyx
+    source_spacing: Spacing
+    """Of the source, on the same (canonical) axes (mm)."""
+    tile: int
+    """Edge of a superpatch (voxels)."""
+    codec: str
+    source: dict[str, Any]
+    """Technical description of the source: allow-listed tags only."""
+    hu: dict[str, float]
+    """Statistics of the stored valid voxels (HU), and how many were clipped."""
+    notes: tuple[str, ...] = ()
+    """What ingest noticed and accepted, as codes."""
+    superpatches: tuple[Superpatch, ...] = field(default=(), repr=False)
+    documents: dict[str, int] = field(default_factory=dict, repr=False)
+    """crc32c of each Zarr metadata document of the attempt, by its key below it."""
+    generation: int = 0
+
+    @property
+    def affine(self) -> Affine:
+        """The affine as a float64 array."""
+        return np.asarray(self.affine_lps, dtype=np.float64)
+
+    @property
+    def grid(self) -> Zyx:
+        """Superpatches along z, y, x."""
+        z, y, x = (-(-n // self.tile) for n in self.shape)
+        return z, y, x
+
+    @property
+    def prefix(self) -> str:
+        """Key of the folder that holds the live attempt."""
+        return attempt_prefix(self.volume_id, self.attempt)
+
+    @property
+    def key(self) -> str:
+        """Key of this commit."""
+        return commit_key(self.volume_id, self.generation)
+
+    @property
+    def pixels(self) -> tuple[Any, ...]:
+        """What volumes of the very same stored voxels share, however their sources were encoded or named."""
+        spacing = tuple(round(mm, 3) for mm in self.spacing)
+        patches = tuple((patch.length, patch.crc32c) for patch in self.superpatches)
+        return self.recipe_hash, self.shape, spacing, tuple(sorted(self.hu.items())), patches
+
+    def same_content(self, other: Volume) -> bool:
+        """Return whether two commits hold the same voxels made the same way (attempt and generation aside)."""
+        return (self.source_hash, self.recipe_hash) == (other.source_hash, other.recipe_hash)
+
+    def to_json(self) -> bytes:
+        """Return the record as canonical JSON with its own crc32c."""
+        return sealed(asdict(self))
+
+    @classmethod
+    def from_json(cls, data: bytes, key: str) -> Volume:
+        """Return the volume that a commit file describes; `StoreError` if the file is damaged."""
+        try:
+            document = unsealed(data)
+        except ValueError as error:
+            raise StoreError(f"{key}: expected a commit record, found damage ({error})") from error
+        try:
+            volume = cls._from_document(document)
+        except (KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{key}: expected a commit this version of maesil knows, found another ({error})"
+            ) from error
+        if volume.key != key:
+            raise StoreError(f"{key}: expected the commit of this name, found {volume.key}; it was moved")
+        return volume
+
+    @classmethod
+    def _from_document(cls, document: dict[str, Any]) -> Volume:
+        document["superpatches"] = tuple(
+            Superpatch(**{**entry, "index": tuple(entry["index"])}) for entry in document["superpatches"]
+        )
+        document["affine_lps"] = tuple(tuple(row) for row in document["affine_lps"])
+        for name in ("shape", "spacing", "source_shape", "source_spacing", "notes"):
+            document[name] = tuple(document[name])
+        return cls(**document)
+
+    def at_generation(self, generation: int) -> Volume:
+        """Return the same record under another generation number."""
+        return replace(self, generation=generation)

@@ -1,0 +1,234 @@
+"""A superpatch store: opening, creating, and the commits that say what is in it.
+
+Format: ``docs/reference/store-format.md``. This module knows records; pixels are written by `maesil.store.writer` and
+read by `maesil.store.reader`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from maesil.documents import canonical_json, parsed_json
+from maesil.errors import StoreError, UsageError
+from maesil.store.commit import CHECKSUM, commit_key, quarantine_key, sealed, unsealed
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.storage import Storage, local_path
+
+FORMAT_NAME = "maesil-superpatch-store"
+FORMAT_VERSION = 1
+ZARR_DOCUMENT = "zarr.json"
+"""What Zarr v3 calls the metadata of a group or an array."""
+_ROOT_KEY = ZARR_DOCUMENT
+_COMMIT_KEY = re.compile(r"commits/[^/]+/(?P<volume_id>[^/]+)/\d{8}\.json")
+
+
+class Store:
+    """An open store. `Store.open` an existing one, `Store.create` one or open it if its recipe is the same."""
+
+    def __init__(self, storage: Storage, attributes: dict[str, Any]) -> None:
+        self.storage = storage
+        self.recipe_hash: str = attributes["recipe_hash"]
+        self.key_fingerprint: str = attributes["key_fingerprint"]
+        self._known: dict[str, tuple[tuple[int, int], Volume]] = {}
+
+    @property
+    def path(self) -> Path:
+        """The folder of the store."""
+        return self.storage.root
+
+    @classmethod
+    def open(cls, path: Path | str) -> Store:
+        """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
+        storage = Storage(local_path(path))
+        if not storage.exists(_ROOT_KEY):
+            found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
+            raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
+        try:
+            document = storage.read(_ROOT_KEY)
+            attributes = parsed_json(document)["attributes"]["maesil"]
+            name, version = attributes["format"], attributes["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(
+                f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
+            ) from error
+        if name != FORMAT_NAME or version != FORMAT_VERSION:
+            newer = isinstance(version, int) and version > FORMAT_VERSION
+            advice = "read it with a newer maesil" if newer else "ingest again with this one"
+            found = f"{name} version {version}; {advice}"
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {found}")
+        if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
+            raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
+        if CHECKSUM not in attributes:
+            raise StoreError(f"{path}: made before the format was published; delete the folder and ingest again")
+        if document != _root_document(attributes["recipe_hash"], attributes["key_fingerprint"]):
+            raise StoreError(f"{path}: zarr.json does not match its own checksum; it was altered")
+        return cls(storage, attributes)
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, key_fingerprint: str, *, update: bool = False) -> Store:
+        """Create a store, or open it if it exists with the same recipe and key.
+
+        `UsageError` if it has another recipe and not `update`, or was made with another key; `StoreError` if the
+        folder holds something else.
+        """
+        if path.exists() and not path.is_dir():
+            raise StoreError(f"{path}: expected a folder for the store, found a file; name another --out")
+        storage = Storage(path)
+        if not storage.exists(_ROOT_KEY):
+            if path.exists() and any(path.iterdir()) and not storage.exists("recipes"):
+                raise StoreError(f"{path}: expected a store or an empty folder, found other files; use another --out")
+            storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
+            storage.put_new(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
+            storage.put_new("volumes/zarr.json", GROUP_DOCUMENT)
+        store = cls.open(path)
+        if store.key_fingerprint != key_fingerprint:
+            raise UsageError(
+                f"{path}: the store was made with identity key {store.key_fingerprint}, found {key_fingerprint}; "
+                "give the key of the store with --key-file, or name another --out"
+            )
+        if store.recipe_hash != recipe.hash:
+            if not update:
+                raise UsageError(
+                    f"{path}: the store has another recipe ({store.recipe.difference(recipe)}); "
+                    "name another --out, or --update to remake its volumes"
+                )
+            storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
+            storage.put(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
+            store.recipe_hash = recipe.hash
+        return store
+
+    @property
+    def recipe(self) -> Recipe:
+        """The live recipe."""
+        damaged = f"{self.path}: the record of recipe {self.recipe_hash[:12]} is damaged"
+        try:
+            recipe = Recipe.from_document(parsed_json(self.storage.read(f"recipes/{self.recipe_hash}.json")))
+        except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
+            raise StoreError(f"{damaged} ({error})") from error
+        if recipe.hash != self.recipe_hash:
+            raise StoreError(f"{damaged}: its hash is {recipe.hash[:12]}")
+        return recipe
+
+    @property
+    def superpatch(self) -> int:
+        """Edge of a superpatch (voxels)."""
+        return self.recipe.superpatch
+
+    def volumes(self) -> list[Volume]:
+        """Return the live volumes made by the live recipe, by id; `StoreError` on a damaged commit."""
+        return [volume for volume in self._all_volumes() if volume.recipe_hash == self.recipe_hash]
+
+    def outdated(self) -> list[Volume]:
+        """Return the volumes still as an earlier recipe made them: they wait to be made anew, and are not read."""
+        return [volume for volume in self._all_volumes() if volume.recipe_hash != self.recipe_hash]
+
+    def _all_volumes(self) -> list[Volume]:
+        """Return the volumes of all live commits; those that were read before are read again only if they changed."""
+        known = {}
+        for key in self.live_commits():
+            stamp, before = self.storage.stamp(key), self._known.get(key)
+            known[key] = before if before and before[0] == stamp else (stamp, self.read_commit(key))
+        self._known = known
+        return [volume for _, volume in known.values()]
+
+    def live_commits(self, prefix: str = "commits") -> list[str]:
+        """Return the keys of the live commits below a folder, by volume id: of each volume the highest generation."""
+        newest: dict[str, str] = {}
+        for key in self.storage.list(prefix):
+            if found := _COMMIT_KEY.fullmatch(key):  # other files may lie about: .DS_Store, .nfs...
+                newest[found["volume_id"]] = key  # keys come sorted: the highest generation is last
+        return [key for _, key in sorted(newest.items())]
+
+    def read_commit(self, key: str) -> Volume:
+        """Return the volume of one commit; `StoreError` if the record is damaged."""
+        data = self.storage.read(key)
+        try:
+            return Volume.from_json(data, key)
+        except StoreError as error:
+            raise StoreError(f"{self.path}: {error}") from error
+
+    def volume(self, volume_id: str) -> Volume:
+        """Return one live volume by its id or by a beginning of it that is unique; `UsageError` if there is none."""
+        found = [volume for volume in self.volumes() if volume.volume_id.startswith(volume_id)]
+        if len(found) != 1:
+            raise UsageError(
+                f"{self.path}: expected one volume {volume_id!r}, found {len(found)}; see `maesil store info`"
+            )
+        return found[0]
+
+    def live(self, volume_id: str) -> Volume | None:
+        """Return the live commit of exactly this id, or None."""
+        keys = self.live_commits(f"commits/{volume_id[:2]}/{volume_id}")
+        return self.read_commit(keys[0]) if keys else None
+
+    def commit(self, volume: Volume, *, anew: bool = False) -> Volume:
+        """Record a volume whose attempt is complete and durable; return the live commit.
+
+        If another process committed the same content first, its commit is returned and this attempt is discarded,
+        unless the volume was asked for ``anew``.
+        """
+        while True:
+            live = self.live(volume.volume_id)
+            if live is not None and live.same_content(volume) and not anew:
+                if live.attempt != volume.attempt:
+                    self.storage.remove(volume.prefix)
+                return live
+            candidate = volume.at_generation(live.generation + 1 if live else 1)
+            if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
+                return candidate
+
+    def forget(self, volume_id: str) -> None:
+        """Take a volume out of the store by its commits; its attempts are left to whoever reads them now."""
+        self.storage.remove(f"commits/{volume_id[:2]}/{volume_id}")
+
+    def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
+        """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
+        key, data = quarantine_key(volume_id), sealed(document)
+        if (
+            not self.storage.exists(key) or self.storage.read(key) != data
+        ):  # a run that finds nothing new writes nothing
+            self.storage.put(key, data)
+
+    def release(self, volume_id: str) -> None:
+        """Drop the record of a refusal, once the source has become a volume after all."""
+        self.storage.remove(quarantine_key(volume_id))
+
+    def quarantined(self) -> list[dict[str, Any]]:
+        """Return the records of all refused sources; `StoreError` on a damaged one."""
+        return [self.refusal(key) for key in self.storage.list("quarantine") if key.endswith(".json")]
+
+    def refusal(self, key: str) -> dict[str, Any]:
+        """Return one record of a refusal; `StoreError` if it is damaged."""
+        try:
+            record = unsealed(self.storage.read(key))
+            return {name: record[name] for name in ("volume_id", "code", "detail")} | record
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path}: {key}: expected the record of a refusal, found damage ({error})") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over content and patients of all live volumes: same sources and recipe, same fingerprint."""
+        digest = hashlib.sha256()
+        for volume in self.volumes():
+            digest.update(f"{volume.volume_id} {volume.group} {volume.source_hash} {volume.recipe_hash}\n".encode())
+        return digest.hexdigest()
+
+
+GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})
+"""A plain Zarr v3 group, for the folders between the root and an image."""
+
+
+def _root_document(recipe_hash: str, key_fingerprint: str) -> bytes:
+    attributes = {
+        "format": FORMAT_NAME,
+        "version": FORMAT_VERSION,
+        "recipe_hash": recipe_hash,
+        "key_fingerprint": key_fingerprint,
+    }
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {"maesil": json.loads(sealed(attributes))}}
+    return canonical_json(group)

@@ -1,0 +1,1 @@
+"""Synthetic CT: the phantom, its DICOM files, the demo."""

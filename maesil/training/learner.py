@@ -1,0 +1,138 @@
+"""One optimiser step, wherever its crops come from: forward, loss, backward, clip, AdamW, average.
+
+A step is one of the whole batch, however it is dealt out: the weights of its patches are summed over all ranks and
+parts first, so that each part's loss and gradient enter with their share of the exact weighted mean.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from maesil.config.schema import RunConfig
+from maesil.distributed import Ranks, current
+from maesil.errors import MaesilError
+from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
+from maesil.models.masked_input import MaskedInput
+from maesil.training.optim import learning_rate, set_learning_rate, update_average
+
+
+@dataclass(frozen=True)
+class Part:
+    """Crops that go through the model at once: a rank's share of a step, or a part of it."""
+
+    inputs: MaskedInput
+    weight_BS: Tensor
+    """What each predicted patch counts in the loss."""
+
+
+@dataclass(kw_only=True)
+class Learner:
+    """A model on its way: what a step changes, and the step."""
+
+    config: RunConfig
+    device: torch.device
+    model: ReconstructionModel
+    optimizer: torch.optim.AdamW
+    averaged: ReconstructionModel | None = None
+    """The moving average of the model, if the run keeps one."""
+    step: int = 0
+    """Optimiser steps done."""
+    ranks: Ranks = field(default_factory=current)
+    _forward: Callable[[MaskedInput], Prediction] = field(init=False)
+    _parallel: DistributedDataParallel | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.model.train()
+        if self.config.train.ema and self.averaged is None:
+            self.averaged = copy.deepcopy(self.model)
+        forward: Callable[[MaskedInput], Prediction] = self.model
+        if self.ranks.count > 1:
+            # Buffers are alike on all ranks already: codebooks follow sums over them.
+            with warnings.catch_warnings():
+                # What is to replace it came with torch 2.13.
+                warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+                forward = self._parallel = DistributedDataParallel(
+                    self.model, broadcast_buffers=False, gradient_as_bucket_view=True
+                )
+        self._forward = torch.compile(forward) if self.config.train.compile else forward
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether to autocast to bfloat16 and to pin host memory."""
+        return self.device.type == "cuda"
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the coming step."""
+        return learning_rate(self.step, self.config.train)
+
+    @property
+    def final_model(self) -> ReconstructionModel:
+        """The model that is scored and used: the average, if there is one."""
+        return self.averaged or self.model
+
+    def learn(self, parts: Sequence[Part], crops: str = "") -> dict[str, float]:
+        """Take one step of AdamW; return its number, loss, learning rate and gradient norm (before clipping).
+
+        All ranks call it with equally many parts of equally many crops. MaesilError, before anything is changed, where
+        loss or gradient are not finite; it names all ranks' ``crops``.
+        """
+        settings = self.config.train
+        self.optimizer.zero_grad(set_to_none=True)
+        facts = self._backward(parts)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        named = {"loss": facts.pop("loss"), "grad_norm": norm.float(), **facts}
+        values = torch.stack(list(named.values())).tolist()  # one wait for the GPU
+        record = {"step": self.step + 1, "lr": self.lr, **dict(zip(named, values, strict=True))}
+        if not math.isfinite(sum(values)):
+            raise MaesilError(_blown_up(record, self.ranks.gather(crops)))
+        set_learning_rate(self.optimizer, self.lr)
+        self.optimizer.step()
+        self.step += 1
+        if self.averaged is not None:
+            update_average(self.averaged, self.model, settings.ema, self.step)
+        return record
+
+    def _backward(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+        """Leave the gradient of the step in the parameters; return its loss and facts, over all ranks."""
+        weights = torch.stack([part.weight_BS.sum(dtype=torch.float64) for part in parts])
+        total_weight = self.ranks.sum(weights.sum()).clamp_min(torch.finfo(torch.float64).tiny)
+        sums: dict[str, Tensor] = {}
+        for number, (part, share) in enumerate(zip(parts, (weights / total_weight).float(), strict=True)):
+            last = number == len(parts) - 1
+            with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
+                with self.autocast():
+                    prediction = self._forward(part.inputs)
+                loss = part.inputs.loss(prediction.patches_BSV, part.weight_BS) * share
+                total = loss + self._penalty(prediction) / (len(parts) * self.ranks.count)
+                (total * self.ranks.count).backward()  # gradients are averaged over ranks, ours are shares of a sum
+            means = {name: fact.float() / (len(parts) * self.ranks.count) for name, fact in prediction.facts.items()}
+            for name, value in {"loss": loss.detach(), **means}.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        return dict(zip(sums, self.ranks.sum(torch.stack(list(sums.values()))).unbind(), strict=True))
+
+    def _penalty(self, prediction: Prediction) -> Tensor | float:
+        if prediction.penalty is None:
+            return 0.0
+        return self.model.penalty_weight(self.step / self.config.train.steps) * prediction.penalty
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which a model predicts: bfloat16 on a GPU."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
+
+
+def _blown_up(record: dict[str, float], crops: Sequence[str]) -> str:
+    return (
+        f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']} at learning rate "
+        f"{record['lr']:.3g}; nothing of this step was kept. Lower train.lr and go on with --resume, or look "
+        f"at its crops: {'; '.join(crops)}"
+    )

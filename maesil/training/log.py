@@ -1,0 +1,120 @@
+"""What a run tells the world: metrics as JSON lines, TensorBoard events, a progress bar or plain lines."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from maesil.files import write_whole
+
+METRICS = "metrics.jsonl"
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class RunLog:
+    """The log of one run from step ``start`` on; metrics of later steps, from before a kill, are cut off."""
+
+    def __init__(self, run_dir: Path, start: int, steps: int, console: Console) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
+
+        truncate_metrics(run_dir / METRICS, start)
+        self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        self._console = console
+        self._last_line = time.monotonic()
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}{task.fields[psnr]}{task.fields[speed]}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._progress.add_task("training", total=steps, completed=start, loss=math.nan, psnr="", speed="")
+        self._steps, self._psnr, self._speed = steps, "", ""
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._metrics.close()
+        self._events.close()
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Add one record, ``step`` and numbers, to the metrics and to TensorBoard."""
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+        if "superpatches_per_s" in record:
+            self._speed = (
+                f"  {record['superpatches_per_s']:.3g} superpatches/s, {record['share_of_peak']:.0%} of peak, "
+                f"{record['data_wait_share']:.0%} waiting for data"
+            )
+        if "validation_psnr" in record:
+            self._psnr = f"  held out {record['validation_psnr']:.2f} dB"
+        for name, value in record.items():
+            if name != "step":
+                self._events.add_scalar(name, value, record["step"])
+
+    def sync(self) -> None:
+        """Make the metrics durable: called before a checkpoint that counts on them."""
+        self._metrics.flush()
+        os.fsync(self._metrics.fileno())
+
+    def show(self, step: int, loss: float) -> None:
+        """Move the progress bar, or now and then print a line where there is no terminal."""
+        self._progress.update(self._task, completed=step, loss=loss, psnr=self._psnr, speed=self._speed)
+        now = time.monotonic()
+        if self._progress.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._steps):
+            self._console.print(f"step {step}/{self._steps}  loss {loss:.4f}{self._psnr}{self._speed}", highlight=False)
+            self._last_line = now
+
+
+class NoLog(nullcontext["NoLog"]):
+    """The log of a rank that writes none."""
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Leave the record to the first rank."""
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def show(self, step: int, loss: float) -> None:
+        """Show nothing."""
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Keep the records up to ``step`` of a metrics file, if there is one; a torn last line goes too."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    write_whole(path, "".join(line + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a metrics file; a torn last line is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

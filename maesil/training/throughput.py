@@ -1,0 +1,99 @@
+"""How fast a run is: superpatches a second, the share of what the device can do, the share of time without data."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+
+from maesil.training.flops import count_flops
+from maesil.training.learner import Learner, Part
+
+T = TypeVar("T")
+
+_REPEATS = 5
+_EDGE = {"cuda": 8192, "cpu": 1024}
+
+
+@functools.cache
+def measure_peak(device: torch.device, threads: int) -> float:
+    """Measure what a device reaches in one large matrix product (FLOP/s): bfloat16 on a GPU, else float32.
+
+    The best of a few; ``threads`` are those of a CPU, by which the figure is remembered.
+    """
+    edge, dtype = _EDGE[device.type], torch.bfloat16 if device.type == "cuda" else torch.float32
+    generator = torch.Generator(device).manual_seed(0)  # torch's own is the run's
+    a, b = (torch.randn(edge, edge, device=device, dtype=dtype, generator=generator) for _ in range(2))
+    torch.mm(a, b)
+    best = float("inf")
+    for _ in range(_REPEATS):
+        wait_for(device)
+        started = time.perf_counter()
+        torch.mm(a, b)
+        wait_for(device)
+        best = min(best, time.perf_counter() - started)
+    return 2 * edge**3 / best
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once a GPU has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def flops_per_crop(learner: Learner, crop: Part) -> int:
+    """Count the operations of forward and backward for a part of one crop; no gradient is left behind."""
+    model = learner.model.eval()  # a codebook learns in training only
+
+    def forward_and_backward() -> None:
+        with learner.autocast():
+            prediction = model(crop.inputs)
+        loss = crop.inputs.loss(prediction.patches_BSV, crop.weight_BS)
+        (loss if prediction.penalty is None else loss + prediction.penalty).backward()
+
+    flops = count_flops(forward_and_backward)
+    learner.optimizer.zero_grad(set_to_none=True)
+    model.train()
+    return flops
+
+
+class Pace:
+    """The clock of a run: how long its steps took since they were last asked for, and how long they waited for data.
+
+    ``for item in pace.over(items)`` times the waiting; ``crops`` is the size of a step, ``flops`` and ``peak`` (FLOP
+    and FLOP/s) those of a step and of all devices together.
+    """
+
+    def __init__(self, crops: int, flops: float, peak: float) -> None:
+        self._crops, self._flops, self._peak = crops, flops, peak
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on."""
+        self._since, self._steps, self._waited, self.last_wait = time.monotonic(), 0, 0.0, 0.0
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items of steps, and take the time it takes to get them."""
+        source = iter(items)
+        while True:
+            started = time.monotonic()
+            item = next(source, None)
+            if item is None:
+                return
+            self.last_wait = time.monotonic() - started
+            self._waited += self.last_wait
+            self._steps += 1
+            yield item
+
+    def record(self) -> dict[str, float]:
+        """Return what the steps came to, for the log."""
+        seconds = time.monotonic() - self._since
+        return {
+            "seconds": seconds,
+            "superpatches_per_s": self._steps * self._crops / seconds,
+            "share_of_peak": self._steps * self._flops / seconds / self._peak,
+            "data_wait_share": self._waited / seconds,
+        }

@@ -1,0 +1,207 @@
+"""A run in memory: from batches to steps, one validation, one picture, one checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maesil.data.crops import Crop, patch_shares
+from maesil.data.loader import Batch, CropLoader
+from maesil.data.resident import ResidentLoader, open_loader
+from maesil.data.sampler import CropSampler, Draw
+from maesil.data.split import Split
+from maesil.models.masked_input import MaskedInput
+from maesil.models.masking import draw_noise, draw_targets, make_masks
+from maesil.models.patches import to_hu, unpatchify
+from maesil.training.checkpoint import save_checkpoint
+from maesil.training.learner import Learner, Part
+from maesil.types import HuArray, Intensity, Window
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A rank's crops of one step on its device, masked and weighted, and how long that took."""
+
+    parts: list[Part]
+    draws: tuple[Draw, ...]
+    read_seconds: float
+    """Until the batch was there."""
+    copy_seconds: float
+    """Masks, and the way to the device."""
+
+
+@dataclass(kw_only=True)
+class Trainer(Learner):
+    """What is fixed in a run: stores, split, intensities, crops."""
+
+    store_fingerprints: tuple[str, ...]
+    split: Split
+    intensity: Intensity
+    sampler: CropSampler
+    validation: list[Crop]
+    """Crops of the held-out patients; empty if nobody is held out."""
+
+    @property
+    def crops_at_once(self) -> int:
+        """Crops that go through the model at once."""
+        return self.config.train.batch // (self.ranks.count * self.config.train.accumulate)
+
+    def loader(self) -> CropLoader | ResidentLoader:
+        """Return a loader of this rank's crops: rank r of w takes samples r B/w .. of each step's B."""
+        return open_loader(self.sampler, self.config.train, self.device, self.ranks.number, self.ranks.count)
+
+    def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
+        """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before."""
+        source, copies = iter(batches), None
+        if self.on_gpu:
+            copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with ThreadPoolExecutor(1, thread_name_prefix="maesil-prepare") as pool:
+            coming = pool.submit(self._prepare_next, source, copies)
+            while (ready := coming.result()) is not None:
+                coming = pool.submit(self._prepare_next, source, copies)
+                yield ready
+
+    def one_crop(self) -> Part:
+        """Return the first crop of the run by itself, as training sees it."""
+        with CropLoader(self.sampler, batch=1, readers=1, ahead=0) as loader:
+            (ready,) = self.prepared(loader.batches(0, 1))
+        return ready.parts[0]
+
+    def training_step(self, prepared: Prepared) -> dict[str, float]:
+        """Take one step, see `Learner.learn`."""
+        return self.learn(prepared.parts, crops="; ".join(map(str, prepared.draws)))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Score the held-out crops, masked by seeds that never change.
+
+        ``validation_loss`` is the training loss, ``validation_psnr`` the PSNR over hidden valid voxels pooled over
+        all crops (dB of the window's width). Ranks share the crops out.
+        """
+        sums = torch.zeros(2, dtype=torch.float64)
+        model, at_once = self.final_model.eval(), self.crops_at_once
+        for start in range(self.ranks.number * at_once, len(self.validation), self.ranks.count * at_once):
+            crops = self.validation[start : start + at_once]
+            inputs = self._input(_stack([crop.hu for crop in crops]), range(start, start + len(crops)))
+            weight_BS = self._weights(patch_shares(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
+            with self.autocast():
+                patches_BSV = model(inputs).patches_BSV
+            weight = float(weight_BS.sum())
+            sums += torch.tensor([float(inputs.loss(patches_BSV, weight_BS)) * weight, weight], dtype=torch.float64)
+        self.model.train()
+        error, total = self.ranks.sum(sums).tolist()
+        loss_value = error / total
+        return {
+            "validation_loss": loss_value,
+            "validation_psnr": -10 * math.log10(loss_value * self.intensity.std**2),
+        }
+
+    @torch.no_grad()
+    def draw_picture(self, path: Path) -> None:
+        """Draw input, mask, reconstruction and error of one crop, of a held-out patient if there is one."""
+        from maesil.pictures import save_reconstruction  # matplotlib: a second, and not every step
+
+        hu = self._picture_crop()
+        inputs, grid = self._input(torch.from_numpy(hu)[None], [0]), self.config.model.grid
+        with self.autocast():
+            tokens_BLV = self.final_model.eval().predict_all(inputs)
+        self.model.train()
+        prediction = unpatchify(to_hu(tokens_BLV.float(), self.intensity), grid, inputs.patch)[0].cpu().numpy()
+        hidden = unpatchify(inputs.masks.mask[..., None].expand(-1, -1, inputs.patch**3), grid, inputs.patch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        window, title = self.intensity.window, f"step {self.step}"
+        save_reconstruction(path, hu, hidden[0].cpu().numpy() > 0, prediction, window, title=title)
+
+    def save(self, run_dir: Path) -> None:
+        """Write the checkpoint of this step."""
+        save_checkpoint(
+            run_dir,
+            model=self.model,
+            averaged=self.averaged,
+            optimizer=self.optimizer,
+            step=self.step,
+            intensity=self.intensity,
+            config=self.config,
+            split=self.split,
+            store_fingerprints=self.store_fingerprints,
+            ranks=self.ranks.count,
+        )
+
+    def _prepare_next(self, batches: Iterator[Batch], copies: torch.cuda.Stream | None) -> Prepared | None:
+        started = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return None
+        read = time.monotonic()
+        with torch.cuda.stream(copies):
+            parts = [self._part(batch, start) for start in range(0, len(batch.draws), self.crops_at_once)]
+        if copies is not None:  # the batch's buffers are filled anew once the next one is asked for
+            copies.synchronize()
+        return Prepared(parts, batch.draws, read - started, time.monotonic() - read)
+
+    def _part(self, batch: Batch, start: int) -> Part:
+        chosen = slice(start, start + self.crops_at_once)
+        inputs = self._training_input(batch, chosen)
+        shares = patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen])
+        return Part(inputs, self._weights(shares, inputs))
+
+    def _training_input(self, batch: Batch, chosen: slice) -> MaskedInput:
+        """Return crops as the model sees them: mirrored, windowed and masked as their draws say."""
+        draws, origin = batch.draws[chosen], batch.origin
+        model, settings = self.config.model, self.config.train
+        seeds = [draw.mask_seed for draw in draws]
+        # Scans that stay on the device are seen by all samples; a crop's buffer is soon filled anew.
+        volume = batch.hu[chosen] if origin is not None else self._copied(batch.hu[chosen])
+        masks, noise_shape = make_masks(self.config.mask, model.grid, seeds, self.device), self.model.noise_shape
+        windows = _shifted_windows(settings.window, settings.window_jitter, draws)
+        lean = model.kind == "maesil" and model.decoder != "full"
+        return MaskedInput(
+            volume, masks, self.intensity, model.patch,
+            flip_B3=self._to_device(batch.flip[chosen]),
+            window_B2=self._to_device(windows) if settings.window_jitter else None,
+            ids_target=draw_targets(masks, model.decoded, seeds) if lean else None,
+            noise=self._to_device(draw_noise(noise_shape, seeds)) if noise_shape else None,
+            origin_B3=None if origin is None else origin[chosen],
+            crop=None if origin is None else model.crop,
+        )  # fmt: skip
+
+    def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
+        config = self.config
+        masks = make_masks(config.mask, config.model.grid, mask_seeds, self.device)
+        return MaskedInput(self._copied(hu), masks, self.intensity, config.model.patch)
+
+    def _copied(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, copy=True, non_blocking=True)
+
+    def _weights(self, shares_BL: Tensor, inputs: MaskedInput) -> Tensor:
+        """Return what each predicted patch counts in the loss: its valid share, ``[B, S]``."""
+        return self._to_device(shares_BL).gather(1, inputs.targets)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _picture_crop(self) -> HuArray:
+        """Return the held-out crop with the most body, or the first that training sees."""
+        if self.validation:
+            return max(self.validation, key=lambda crop: int(crop.body.sum())).hu
+        with CropLoader(self.sampler, batch=1, readers=1, ahead=0) as loader:
+            hu: HuArray = next(loader.batches(0, 1)).hu[0].numpy()
+        return hu
+
+
+def _shifted_windows(window: Window, jitter: float, draws: Sequence[Draw]) -> Tensor:
+    """Return one window a sample, its ends moved as the draws say: float32 ``[B, 2]`` HU."""
+    reach = jitter * (window[1] - window[0])
+    return torch.tensor([[end + reach * by for end, by in zip(window, d.window_shift, strict=True)] for d in draws])
+
+
+def _stack(arrays: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
