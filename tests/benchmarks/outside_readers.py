@@ -1,4 +1,4 @@
-"""The outside cases of the test suite (`support.outside_cases`) through other readers, for `compare_readers.py`.
+"""The outside cases of the test suite (`conformance.cases`) through other readers, for `compare_readers.py`.
 
 A reader is right if each of its volumes is one of the scans that are expected, all of them are there, and nothing is
 there where a refusal is. Cases that need an option of ours, and those of archives, links and bombs, are left out.
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from support import outside_bombs, outside_containers
-from support.outside_cases import CASES
-from support.outside_judge import Expected, fault_of_reader, judge
+from conformance.cases import CASES
+from conformance.judge import Expected, fault_of_reader, judge
 
 from maesil.geometry import from_nifti
 
@@ -27,7 +26,7 @@ def write_cases(root: Path, kind: str) -> Written:
     """Write the cases of one kind (dicom or nifti), a folder each; return what each must become."""
     written = {}
     for name, write in CASES.items():
-        left_out = write.__module__ in (outside_containers.__name__, outside_bombs.__name__)
+        left_out = write.__module__ in (containers.__name__, bombs.__name__)
         if left_out or name.startswith("nifti_") != (kind == "nifti"):
             continue
         (root / name).mkdir(parents=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.outside_cases import CASES
-from support.outside_judge import judge
+from conformance.cases import CASES
+from conformance.judge import judge
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,4 +1,4 @@
-"""Makes ``tests/data/store-N.tar.gz``: small stores of format version N that every later version must read.
+"""Makes ``tests/archive/store-N.tar.gz``: small stores of format version N that every later version must read.
 
 Run once a format version, and never again for one that was published: ``python tests/support/make_store_archive.py``.
 The voxels it expects are those of the sources, which it wrote itself; no reader of maesil has touched them.
@@ -82,7 +82,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 if __name__ == "__main__":
-    target = ROOT / "data" / f"store-{FORMAT_VERSION}.tar.gz"
+    target = ROOT / "archive" / f"store-{FORMAT_VERSION}.tar.gz"
     with tempfile.TemporaryDirectory() as made:
         make(Path(made))
         pack(Path(made) / "archive", target)

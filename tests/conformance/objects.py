@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from support.outside_case import SCAN, case, simple, tags
-from support.outside_dicom import each, series, set_pixels, uid, write, write_all
-from support.outside_judge import Expected, expect
-from support.outside_phantom import Scan
+from conformance.case import SCAN, case, simple, tags
+from conformance.dicom import each, series, set_pixels, uid, write, write_all
+from conformance.judge import Expected, expect
+from conformance.phantom import Scan
 
 
 @case

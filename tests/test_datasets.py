@@ -22,7 +22,7 @@ from maesil.store.store import Store
 from maesil.synthetic.dicom import SeriesIdentity, ct_slice, grid_affine, save_all, write_dicom_series
 from maesil.synthetic.phantom import ORGANS, ChestPhantom, sample_on_grid
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "datasets.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "how-to" / "datasets.md"
 SHAPE, SPACING = (24, 32, 44), (9.0, 8.0, 8.0)
 AFFINE = grid_affine(SPACING, (-176.0, -128.0, 20.0))
 RAW, TOTAL = "RawData", "Totalsegmentator_dataset_v201"

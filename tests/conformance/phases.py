@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from conformance.case import CASES, SCAN, case, simple, tags
+from conformance.dicom import each, series, set_pixels, stored_of, uid, write_all
+from conformance.judge import Expected, expect, refuse
 from pydicom.dataset import Dataset
-from support.outside_case import CASES, SCAN, case, simple, tags
-from support.outside_dicom import each, series, set_pixels, stored_of, uid, write_all
-from support.outside_judge import Expected, expect, refuse
 
 
 def _two(

@@ -286,7 +286,8 @@ with CropLoader(sampler, batch=3) as loader:
 
 def start(code, path, **options):
     words = [sys.executable, "-c", WORKS + code, Path(__file__).parent, path]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    paths = os.pathsep.join(str(folder) for folder in Path(__file__).parents[1:3])
+    environment = {**os.environ, "PYTHONPATH": paths}
     return subprocess.Popen(
         [str(word) for word in words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         **options,

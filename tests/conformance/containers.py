@@ -16,12 +16,12 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from conformance.case import SCAN, case
+from conformance.dicom import Series, series, uid, write, write_all
+from conformance.encodings import OTHER
+from conformance.judge import Expected, expect, refuse
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from support.outside_case import SCAN, case
-from support.outside_dicom import Series, series, uid, write, write_all
-from support.outside_encodings import OTHER
-from support.outside_judge import Expected, expect, refuse
 
 
 def _zip(path: Path, members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:

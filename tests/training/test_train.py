@@ -124,7 +124,7 @@ train([Path(sys.argv[2])], test_train.with_train(steps=400, checkpoint_every=7),
 
 def start(store, out, resume):
     here, tests = Path(__file__).parent, Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": str(tests)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tests, tests.parent)))}
     command = [sys.executable, "-c", KILLED, here, store, out, "resume" if resume else "anew"]
     return subprocess.Popen([str(word) for word in command], env=environment)
 

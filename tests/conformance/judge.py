@@ -16,8 +16,8 @@ import nibabel
 import numpy as np
 import typer.main
 import zarr
+from conformance.phantom import Scan
 from numpy.typing import NDArray
-from support.outside_phantom import Scan
 
 from maesil.cli import app
 

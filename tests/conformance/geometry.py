@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from conformance.case import CASES, SCAN, case, simple, tags
+from conformance.dicom import each, series, uid, write, write_all
+from conformance.judge import Expected, expect, refuse
+from conformance.phantom import Scan, rotation
 from pydicom.dataset import Dataset
-from support.outside_case import CASES, SCAN, case, simple, tags
-from support.outside_dicom import each, series, uid, write, write_all
-from support.outside_judge import Expected, expect, refuse
-from support.outside_phantom import Scan, rotation
 
 
 @case

@@ -9,6 +9,10 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+from conformance.case import CASES, SCAN, case
+from conformance.dicom import compressed, series, set_pixels, stored_of, write, write_all
+from conformance.encodings import OTHER, SMALL
+from conformance.judge import Expected, expect, refuse
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
@@ -17,10 +21,6 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from support.outside_case import CASES, SCAN, case
-from support.outside_dicom import compressed, series, set_pixels, stored_of, write, write_all
-from support.outside_encodings import OTHER, SMALL
-from support.outside_judge import Expected, expect, refuse
 
 
 def _bomb(name: str, change: Callable[[Dataset], str | None]) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from conformance.case import CASES, SCAN, Case
+from conformance.judge import Expected
+from conformance.phantom import Scan
 from numpy.typing import NDArray
-from support.outside_case import CASES, SCAN, Case
-from support.outside_judge import Expected
-from support.outside_phantom import Scan
 
 
 def case(function: Case) -> Case:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from conformance.dicom import each, series, write_all
+from conformance.judge import Expected
+from conformance.phantom import Scan
 from pydicom.dataset import Dataset
-from support.outside_dicom import each, series, write_all
-from support.outside_judge import Expected
-from support.outside_phantom import Scan
 
 Case = Callable[[Path], Expected]
 CASES: dict[str, Case] = {}

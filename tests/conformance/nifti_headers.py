@@ -10,10 +10,10 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from support.outside_case import SCAN
-from support.outside_judge import Expected, expect, refuse
-from support.outside_nifti import HU, case, image, ras, save, simple
-from support.outside_phantom import Scan
+from conformance.case import SCAN
+from conformance.judge import Expected, expect, refuse
+from conformance.nifti import HU, case, image, ras, save, simple
+from conformance.phantom import Scan
 
 
 @case

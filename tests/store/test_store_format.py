@@ -19,7 +19,7 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.store import FORMAT_VERSION, Store
 from maesil.store.verify import verify
 
-ARCHIVES = sorted((Path(__file__).parents[1] / "data").glob("store-*.tar.gz"))
+ARCHIVES = sorted((Path(__file__).parents[1] / "archive").glob("store-*.tar.gz"))
 CODECS = ("fast", "compact", "raw")
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pydicom
+from conformance.phantom import Scan
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
-from support.outside_phantom import Scan
 
 CT, ENHANCED, LEGACY = (f"1.2.840.10008.5.1.4.1.1.2{tail}" for tail in ("", ".1", ".2"))
 SC, SC_MULTI = "1.2.840.10008.5.1.4.1.1.7", "1.2.840.10008.5.1.4.1.1.7.2"

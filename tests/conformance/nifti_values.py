@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conformance.case import CASES, SCAN
+from conformance.judge import Expected, expect, refuse
+from conformance.nifti import HU, case, image, save, simple
 from numpy.typing import NDArray
-from support.outside_case import CASES, SCAN
-from support.outside_judge import Expected, expect, refuse
-from support.outside_nifti import HU, case, image, save, simple
 
 
 def _packed(name: str, pack: Callable[[bytes], bytes], expected: Expected, file: str = "ct.nii.gz") -> None:

@@ -10,6 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+from conformance.case import CASES, SCAN, case, tags
+from conformance.dicom import compressed, each, series, set_pixels, stored_of, write, write_all
+from conformance.judge import Expected, expect, refuse
+from conformance.phantom import Scan
 from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.sequence import Sequence
@@ -24,10 +28,6 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from support.outside_case import CASES, SCAN, case, tags
-from support.outside_dicom import compressed, each, series, set_pixels, stored_of, write, write_all
-from support.outside_judge import Expected, expect, refuse
-from support.outside_phantom import Scan
 
 OTHER = SCAN.but(enhancement=77)
 SMALL = Scan(shape=(16, 40, 48))

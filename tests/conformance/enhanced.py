@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
-from support.outside_case import CASES, SCAN, Case
-from support.outside_dicom import (
+from conformance.case import CASES, SCAN, Case
+from conformance.dicom import (
     LEGACY,
     SC_MULTI,
     compressed,
@@ -22,8 +20,10 @@ from support.outside_dicom import (
     uid,
     write,
 )
-from support.outside_judge import Expected, expect, refuse
-from support.outside_phantom import Scan
+from conformance.judge import Expected, expect, refuse
+from conformance.phantom import Scan
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
 
 LATE = SCAN.but(enhancement=130)
 
@@ -301,7 +301,7 @@ def derived_frames_of_thick_slabs(folder: Path) -> Expected:
 @case
 def beside_the_same_series_in_single_frames(folder: Path) -> Expected:
     """The classic slices and their enhanced copy: the same scan twice, under one series or two."""
-    from support.outside_dicom import series, write_all
+    from conformance.dicom import series, write_all
 
     write_all(series(SCAN), folder / "classic")
     write(enhanced(SCAN), folder / "e")
@@ -335,7 +335,7 @@ def padding_declared_at_the_top(folder: Path) -> Expected:
 @case
 def classic_object_of_many_frames_without_groups(folder: Path) -> Expected:
     """CT Image Storage with NumberOfFrames: nothing says where the frames lie."""
-    from support.outside_dicom import series
+    from conformance.dicom import series
 
     ds = series(SCAN)[0]
     stored = stored_of(ds)

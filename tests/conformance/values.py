@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from conformance.case import SCAN, case, simple, tags
+from conformance.dicom import each, series, set_pixels, stored_of, write_all
+from conformance.judge import Expected, expect, refuse
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from support.outside_case import SCAN, case, simple, tags
-from support.outside_dicom import each, series, set_pixels, stored_of, write_all
-from support.outside_judge import Expected, expect, refuse
 
 
 def _repixel(
