@@ -29,7 +29,7 @@ def evaluate(
     split: Annotated[Path | None, typer.Option(help="Score the test patients of a file of `store split`.")] = None,
     lpips_weights: LpipsWeights = None,
 ) -> None:
-    """Score a run beside two floors (mean, interpolation) on volumes it was not trained on.
+    """Score a run beside two naive baselines (mean, interpolation) on volumes it was not trained on.
 
     Example: maesil evaluate run store.zarr --json scores.json
     """

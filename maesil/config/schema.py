@@ -67,7 +67,7 @@ class ModelConfig:
     codes: int = 512
     """Codebook entries of ``vqvae``."""
     penalty: float = 0.001
-    """Weight of the latent penalty: Kullback-Leibler divergence of ``vae`` (warmed up), commitment of ``vqvae``."""
+    """Weight of the auxiliary loss: Kullback-Leibler divergence of ``vae`` (warmed up), commitment of ``vqvae``."""
 
     def __post_init__(self) -> None:
         for name, known in (("kind", MODEL_KINDS), ("decoder", DECODERS), ("head", HEADS)):

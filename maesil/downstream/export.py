@@ -138,7 +138,7 @@ _NO_LICENCE = (
 
 
 def _scores(run_dir: Path, step: int) -> list[dict[str, Any]]:
-    """Return the rows of the last ``maesil evaluate``, floors too, if it scored these weights."""
+    """Return the rows of the last ``maesil evaluate``, naive baselines too, if it scored these weights."""
     path = run_dir / "evaluation" / "scores.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if found.get("step") != step:

@@ -1,1 +1,1 @@
-"""Scores, floors, whole volumes, the paper's experiment."""
+"""Scores, naive baselines, whole volumes, the paper's experiment."""

@@ -1,4 +1,6 @@
-"""Scoring a run beside the two floors, on volumes it was not trained on. Protocol: ``docs/explanation/metrics.md``.
+"""Scoring a run beside two naive baselines, on volumes it was not trained on.
+
+The protocol: ``docs/explanation/metrics.md``.
 
 Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volume are not batched.
 """
@@ -52,13 +54,13 @@ def evaluate(
     split_file: Path | None = None,
     lpips_weights: Path | None = None,
 ) -> Report:
-    """Score a run and the floors on a store; write ``scores.json`` and pictures to ``out`` (default RUN/evaluation).
+    """Score a run and the naive baselines on a store; write ``scores.json`` and pictures to ``out``.
 
-    ``volumes`` are ids (or unique beginnings of them), or ``["all"]``; default: every volume whose patient the run was
-    not trained on, and UsageError where there is none. ``where`` keeps the volumes of which a filter
-    (`maesil.store.filters`) takes any superpatch; ``split_file`` scores the test patients of a frozen split. Equal
-    ``seed``, run and store give equal masks for all models. ``lpips_weights`` is the file that LPIPS is computed with,
-    see `maesil.evaluation.lpips`. Raises CheckpointError, StoreError, NoInputError.
+    ``out`` is RUN/evaluation by default. ``volumes`` are ids (or unique beginnings of them), or ``["all"]``; default:
+    every volume whose patient the run was not trained on, and UsageError where there is none. ``where`` keeps the
+    volumes of which a filter (`maesil.store.filters`) takes any superpatch; ``split_file`` scores the test patients of
+    a frozen split. Equal ``seed``, run and store give equal masks for all models. ``lpips_weights`` is the file that
+    LPIPS is computed with, see `maesil.evaluation.lpips`. Raises CheckpointError, StoreError, NoInputError.
     """
     run = load_run(run_dir, pick_device(str(device)))
     store = Store.open(store_path)

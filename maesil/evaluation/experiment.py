@@ -28,7 +28,7 @@ from maesil.errors import UsageError
 from maesil.evaluation.cost import Cost, measure_cost
 from maesil.evaluation.evaluate import score_volumes
 from maesil.evaluation.lpips import Lpips
-from maesil.evaluation.predict import ModelPredictor, Predictor, make_floors, reconstruct
+from maesil.evaluation.predict import ModelPredictor, Predictor, naive_baselines, reconstruct
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import Row, thickness_of
 from maesil.files import write_whole
@@ -115,8 +115,8 @@ def run_paper_experiment(
         _train_unless_done(stores, config, folder, split, console)
         runs.append(_score_or_find(folder, table, test))
     thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
-    floors = _score_floors_or_find(out, test)
-    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), floors, thickness)
+    naive = _score_naive_or_find(out, test)
+    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), naive, thickness)
     write_report(experiment, out)
     return experiment
 
@@ -236,15 +236,15 @@ def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
     return Trained(table, run, found["scored"], Cost(**found["cost"]), seconds, folder)
 
 
-def _score_floors_or_find(out: Path, test: _TestSet) -> list[Row]:
-    """Score the floors under the masks of table A, or find the scores."""
+def _score_naive_or_find(out: Path, test: _TestSet) -> list[Row]:
+    """Score the naive baselines under the masks of table A, or find the scores."""
     scores = out / "floors" / "scores.json"
     if not scores.exists():
         run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
-        floors = make_floors(run)
-        rows = test.score(run, floors)
-        for floor in floors:
-            _keep_crop(out / "floors" / f"{floor.name}.npz", run, floor, test)
+        baselines = naive_baselines(run)
+        rows = test.score(run, baselines)
+        for baseline in baselines:
+            _keep_crop(out / "floors" / f"{baseline.name}.npz", run, baseline, test)
         write_whole(scores, json.dumps(rows, indent=1) + "\n")
     found: list[Row] = json.loads(scores.read_text(encoding="utf-8"))
     return found

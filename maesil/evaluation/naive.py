@@ -1,6 +1,6 @@
-"""The floors: two predictions that cost no training, which every model must beat to have learned anything.
+"""The naive baselines: two predictions that cost no training. A model that does not beat them has learned nothing.
 
-`MeanFloor` predicts the mean of what is visible, `InterpolationFloor` bends the smoothest field through it.
+`MeanBaseline` predicts the mean of what is visible, `InterpolationBaseline` bends the smoothest field through it.
 Both see what a model sees, and the valid voxels alone: the -1024 beyond a volume never enters.
 
 Shapes: B samples, Z Y X voxels, L tokens; HU as float32.
@@ -23,7 +23,7 @@ ITERATIONS = 30
 """Conjugate-gradient steps; twice as many change the score by less than 0.02 dB at patches of 8."""
 
 
-class MeanFloor:
+class MeanBaseline:
     """Predicts one number per crop: the mean of its visible valid voxels."""
 
     name = "mean"
@@ -41,7 +41,7 @@ class MeanFloor:
         return _mean_of_known(values, known).clamp(*self.window).expand_as(values).clone()
 
 
-class InterpolationFloor:
+class InterpolationBaseline:
     """Interpolates the visible valid voxels by a spline in tension, see `spline_in_tension`."""
 
     name = "interpolation"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from maesil.config.schema import RunConfig
 from maesil.data.crops import Crop, grid_crops
-from maesil.evaluation.naive import InterpolationFloor, MeanFloor
+from maesil.evaluation.naive import InterpolationBaseline, MeanBaseline
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, make_masks
@@ -65,18 +65,18 @@ class Reconstruction:
 
 
 def make_predictors(run: Run) -> tuple[Predictor, ...]:
-    """Return the model and the floors, which know the window and the patches but were trained on nothing.
+    """Return the model and the naive baselines, which know the window and the patches but were trained on nothing.
 
-    Where nothing is hidden there is nothing to fill in, and no floor.
+    Where nothing is hidden there is nothing to fill in, and no baseline.
     """
     model = ModelPredictor(run.model, run.intensity)
-    return (model,) if run.config.mask.kind == "none" else (model, *make_floors(run))
+    return (model,) if run.config.mask.kind == "none" else (model, *naive_baselines(run))
 
 
-def make_floors(run: Run) -> tuple[Predictor, ...]:
-    """Return the two floors for the window and the patches of a run."""
+def naive_baselines(run: Run) -> tuple[Predictor, ...]:
+    """Return the two naive baselines for the window and the patches of a run."""
     window, patch = run.intensity.window, run.config.model.patch
-    return MeanFloor(window, patch), InterpolationFloor(window, patch)
+    return MeanBaseline(window, patch), InterpolationBaseline(window, patch)
 
 
 def mask_seed(seed: int, volume_id: str, origin: Zyx) -> int:

@@ -30,8 +30,8 @@ NAMES = {
     "vae": "VAE",
     "vqvae": "VQ-VAE",
     "mae2d": "2D MAE",
-    "interpolation": "interpolation (floor)",
-    "mean": "mean (floor)",
+    "interpolation": "interpolation (naive)",
+    "mean": "mean (naive)",
 }
 
 TITLES = {
@@ -81,8 +81,8 @@ class Experiment:
     store_fingerprint: str
     split: Split
     runs: tuple[Trained, ...]
-    floors: list[Row]
-    """Rows of the floors' volumes, under the masks of table A."""
+    naive: list[Row]
+    """Rows of the naive baselines' volumes, under the masks of table A."""
     thickness: dict[str, str]
     """The thickness group of each scored volume."""
 
@@ -114,7 +114,7 @@ class Experiment:
                     "steps": one.run.step,
                 },
             )
-        yield self.floors, self._common(next(one.run for one in self.runs if one.table == "A"))
+        yield self.naive, self._common(next(one.run for one in self.runs if one.table == "A"))
 
     def _common(self, run: Run) -> Row:
         window = list(run.intensity.window)

@@ -41,15 +41,15 @@ class Autoencoder(ReconstructionModel):
 
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
-        code, penalty, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)), inputs.noise)
+        code, auxiliary_loss, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)), inputs.noise)
         voxels_BZYX = self.decoder(code)[:, 0]
         patches_BSV = tokens_at(patchify(voxels_BZYX, self.config.patch), inputs.targets)
-        return Prediction(patches_BSV, penalty, facts)
+        return Prediction(patches_BSV, auxiliary_loss, facts)
 
     def bottleneck(
         self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Return the code as the decoder gets it, the penalty, and what to log."""
+        """Return the code as the decoder gets it, the auxiliary loss, and what to log."""
         return code_Bczyx, None, {}
 
     def _masked_volume(self, inputs: MaskedInput) -> Tensor:
@@ -65,7 +65,7 @@ class Autoencoder(ReconstructionModel):
 
 
 class VariationalAutoencoder(Autoencoder):
-    """A VAE (arXiv 1312.6114): the code is drawn from a normal distribution; the penalty is its divergence (KL)."""
+    """A VAE (arXiv 1312.6114): the code is drawn from a normal distribution, the auxiliary loss its divergence (KL)."""
 
     WARMUP = 0.3
     """Share of the steps over which the weight of the KL rises from 0."""
@@ -73,7 +73,7 @@ class VariationalAutoencoder(Autoencoder):
     def _code_channels(self) -> int:
         return 2 * self.config.latent
 
-    def penalty_weight(self, progress: float) -> float:
+    def auxiliary_weight(self, progress: float) -> float:
         """Return the weight of the KL when this share of the steps is done."""
         return self.config.penalty * min(1.0, progress / self.WARMUP)
 
@@ -119,14 +119,14 @@ class VectorQuantisedAutoencoder(Autoencoder):
         """Codes for each voxel: each is one number of log2(K) bits."""
         return 1 / self.config.patch**3
 
-    def penalty_weight(self, progress: float) -> float:
+    def auxiliary_weight(self, progress: float) -> float:
         """Return the weight of the commitment."""
         return self.config.penalty
 
     def bottleneck(
         self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Quantise the code, its gradient passed straight through; the penalty is the commitment."""
+        """Quantise the code, its gradient passed straight through; the auxiliary loss is the commitment."""
         code_Bczyx = code_Bczyx.float()
         code_nc = code_Bczyx.movedim(1, -1).flatten(0, -2)
         nearest_n = torch.cdist(code_nc, self.codebook_Kc).argmin(dim=1)

@@ -28,8 +28,8 @@ class Prediction:
 
     patches_BSV: Tensor
     """The predicted patches ``inputs.targets``, in normalised units."""
-    penalty: Tensor | None = None
-    """What a model wants added to the loss (scalar), times its `ReconstructionModel.penalty_weight`."""
+    auxiliary_loss: Tensor | None = None
+    """What a model wants added to the loss (scalar), times its `ReconstructionModel.auxiliary_weight`."""
     facts: dict[str, Tensor] = field(default_factory=dict)
     """Scalars worth logging."""
 
@@ -52,8 +52,8 @@ class ReconstructionModel(nn.Module, ABC):
         patches_BLV: Tensor = self(replace(inputs, ids_target=everything)).patches_BSV
         return patches_BLV
 
-    def penalty_weight(self, progress: float) -> float:
-        """Return the weight of the penalty when this share (0..1) of the steps is done."""
+    def auxiliary_weight(self, progress: float) -> float:
+        """Return the weight of the auxiliary loss when this share (0..1) of the steps is done."""
         return 0.0
 
     @property

@@ -1,7 +1,7 @@
 """One optimiser step, wherever its crops come from: forward, loss, backward, clip, AdamW, average.
 
 A step is one of the whole batch, however it is dealt out: the weights of its patches are summed over all ranks and
-parts first, so that each part's loss and gradient enter with their share of the exact weighted mean.
+micro-batches first, so that the loss and gradient of each enter with their share of the exact weighted mean.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from maesil.training.optim import learning_rate, set_learning_rate, update_avera
 
 
 @dataclass(frozen=True)
-class Part:
+class MicroBatch:
     """Crops that go through the model at once: a rank's share of a step, or a part of it."""
 
     inputs: MaskedInput
@@ -80,15 +80,15 @@ class Learner:
         """The model that is scored and used: the average, if there is one."""
         return self.averaged or self.model
 
-    def learn(self, parts: Sequence[Part], crops: str = "") -> dict[str, float]:
+    def learn(self, micro_batches: Sequence[MicroBatch], crops: str = "") -> dict[str, float]:
         """Take one step of AdamW; return its number, loss, learning rate and gradient norm (before clipping).
 
-        All ranks call it with equally many parts of equally many crops. MaesilError, before anything is changed, where
+        All ranks call it with equally many micro-batches of equally many crops. MaesilError, before anything is changed, where
         loss or gradient are not finite; it names all ranks' ``crops``.
         """
         settings = self.config.train
         self.optimizer.zero_grad(set_to_none=True)
-        facts = self._backward(parts)
+        facts = self._backward(micro_batches)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         named = {"loss": facts.pop("loss"), "grad_norm": norm.float(), **facts}
         values = torch.stack(list(named.values())).tolist()  # one wait for the GPU
@@ -102,28 +102,32 @@ class Learner:
             update_average(self.averaged, self.model, settings.ema, self.step)
         return record
 
-    def _backward(self, parts: Sequence[Part]) -> dict[str, Tensor]:
+    def _backward(self, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
         """Leave the gradient of the step in the parameters; return its loss and facts, over all ranks."""
-        weights = torch.stack([part.weight_BS.sum(dtype=torch.float64) for part in parts])
+        weights = torch.stack([one.weight_BS.sum(dtype=torch.float64) for one in micro_batches])
         total_weight = self.ranks.sum(weights.sum()).clamp_min(torch.finfo(torch.float64).tiny)
         sums: dict[str, Tensor] = {}
-        for number, (part, share) in enumerate(zip(parts, (weights / total_weight).float(), strict=True)):
-            last = number == len(parts) - 1
+        for number, (micro_batch, share) in enumerate(
+            zip(micro_batches, (weights / total_weight).float(), strict=True)
+        ):
+            last = number == len(micro_batches) - 1
             with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
                 with self.autocast():
-                    prediction = self._forward(part.inputs)
-                loss = part.inputs.loss(prediction.patches_BSV, part.weight_BS) * share
-                total = loss + self._penalty(prediction) / (len(parts) * self.ranks.count)
+                    prediction = self._forward(micro_batch.inputs)
+                loss = micro_batch.inputs.loss(prediction.patches_BSV, micro_batch.weight_BS) * share
+                total = loss + self._auxiliary_loss(prediction) / (len(micro_batches) * self.ranks.count)
                 (total * self.ranks.count).backward()  # gradients are averaged over ranks, ours are shares of a sum
-            means = {name: fact.float() / (len(parts) * self.ranks.count) for name, fact in prediction.facts.items()}
+            means = {
+                name: fact.float() / (len(micro_batches) * self.ranks.count) for name, fact in prediction.facts.items()
+            }
             for name, value in {"loss": loss.detach(), **means}.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         return dict(zip(sums, self.ranks.sum(torch.stack(list(sums.values()))).unbind(), strict=True))
 
-    def _penalty(self, prediction: Prediction) -> Tensor | float:
-        if prediction.penalty is None:
+    def _auxiliary_loss(self, prediction: Prediction) -> Tensor | float:
+        if prediction.auxiliary_loss is None:
             return 0.0
-        return self.model.penalty_weight(self.step / self.config.train.steps) * prediction.penalty
+        return self.model.auxiliary_weight(self.step / self.config.train.steps) * prediction.auxiliary_loss
 
     def autocast(self) -> torch.autocast:
         """Return the context in which a model predicts: bfloat16 on a GPU."""

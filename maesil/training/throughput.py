@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from maesil.training.flops import count_flops
-from maesil.training.learner import Learner, Part
+from maesil.training.learner import Learner, MicroBatch
 
 T = TypeVar("T")
 
@@ -44,15 +44,15 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def flops_per_crop(learner: Learner, crop: Part) -> int:
-    """Count the operations of forward and backward for a part of one crop; no gradient is left behind."""
+def flops_per_crop(learner: Learner, crop: MicroBatch) -> int:
+    """Count the operations of forward and backward for a micro-batch of one crop; no gradient is left behind."""
     model = learner.model.eval()  # a codebook learns in training only
 
     def forward_and_backward() -> None:
         with learner.autocast():
             prediction = model(crop.inputs)
         loss = crop.inputs.loss(prediction.patches_BSV, crop.weight_BS)
-        (loss if prediction.penalty is None else loss + prediction.penalty).backward()
+        (loss if prediction.auxiliary_loss is None else loss + prediction.auxiliary_loss).backward()
 
     flops = count_flops(forward_and_backward)
     learner.optimizer.zero_grad(set_to_none=True)

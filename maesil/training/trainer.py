@@ -22,7 +22,7 @@ from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_noise, draw_targets, make_masks
 from maesil.models.patches import to_hu, unpatchify
 from maesil.training.checkpoint import save_checkpoint
-from maesil.training.learner import Learner, Part
+from maesil.training.learner import Learner, MicroBatch
 from maesil.types import HuArray, Intensity, Window
 
 
@@ -30,7 +30,7 @@ from maesil.types import HuArray, Intensity, Window
 class Prepared:
     """A rank's crops of one step on its device, masked and weighted, and how long that took."""
 
-    parts: list[Part]
+    micro_batches: list[MicroBatch]
     draws: tuple[Draw, ...]
     read_seconds: float
     """Until the batch was there."""
@@ -69,15 +69,15 @@ class Trainer(Learner):
                 coming = pool.submit(self._prepare_next, source, copies)
                 yield ready
 
-    def one_crop(self) -> Part:
+    def one_crop(self) -> MicroBatch:
         """Return the first crop of the run by itself, as training sees it."""
         with CropLoader(self.sampler, batch=1, readers=1, ahead=0) as loader:
             (ready,) = self.prepared(loader.batches(0, 1))
-        return ready.parts[0]
+        return ready.micro_batches[0]
 
     def training_step(self, prepared: Prepared) -> dict[str, float]:
         """Take one step, see `Learner.learn`."""
-        return self.learn(prepared.parts, crops="; ".join(map(str, prepared.draws)))
+        return self.learn(prepared.micro_batches, crops="; ".join(map(str, prepared.draws)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -142,16 +142,18 @@ class Trainer(Learner):
             return None
         read = time.monotonic()
         with torch.cuda.stream(copies):
-            parts = [self._part(batch, start) for start in range(0, len(batch.draws), self.crops_at_once)]
+            micro_batches = [
+                self._micro_batch(batch, start) for start in range(0, len(batch.draws), self.crops_at_once)
+            ]
         if copies is not None:  # the batch's buffers are filled anew once the next one is asked for
             copies.synchronize()
-        return Prepared(parts, batch.draws, read - started, time.monotonic() - read)
+        return Prepared(micro_batches, batch.draws, read - started, time.monotonic() - read)
 
-    def _part(self, batch: Batch, start: int) -> Part:
+    def _micro_batch(self, batch: Batch, start: int) -> MicroBatch:
         chosen = slice(start, start + self.crops_at_once)
         inputs = self._training_input(batch, chosen)
         shares = patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen])
-        return Part(inputs, self._weights(shares, inputs))
+        return MicroBatch(inputs, self._weights(shares, inputs))
 
     def _training_input(self, batch: Batch, chosen: slice) -> MaskedInput:
         """Return crops as the model sees them: mirrored, windowed and masked as their draws say."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from conformance import bombs, containers
 from conformance.cases import CASES
 from conformance.judge import Expected, fault_of_reader, judge
 

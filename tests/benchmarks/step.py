@@ -42,7 +42,7 @@ from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_targets, make_masks
 from maesil.models.patches import patchify
 from maesil.training.flops import count_flops
-from maesil.training.learner import Learner, Part
+from maesil.training.learner import Learner, MicroBatch
 from maesil.training.optim import make_optimizer
 from maesil.training.throughput import flops_per_crop, measure_peak, wait_for
 from maesil.types import Intensity
@@ -78,14 +78,14 @@ def voxels(config: ModelConfig, batch: int, device: torch.device) -> Tensor:
     return torch.randint(-1024, 3072, (batch, *(config.crop,) * 3), generator=generator).short().to(device)
 
 
-def part_of(config: RunConfig, volume: Tensor) -> Part:
+def part_of(config: RunConfig, volume: Tensor) -> MicroBatch:
     """Mask and weigh crops as the trainer does."""
     seeds = range(len(volume))
     masks = make_masks(config.mask, config.model.grid, seeds, volume.device)
     lean = config.model.decoder != "full"
     targets = draw_targets(masks, config.model.decoded, seeds) if lean else None
     inputs = MaskedInput(volume, masks, INTENSITY, config.model.patch, ids_target=targets)
-    return Part(inputs, torch.ones(inputs.targets.shape, device=volume.device))
+    return MicroBatch(inputs, torch.ones(inputs.targets.shape, device=volume.device))
 
 
 def ours(

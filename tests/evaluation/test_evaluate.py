@@ -79,7 +79,7 @@ def test_interpolation_beats_the_mean_and_an_untrained_model(world):
 
 
 def test_rows_are_means_over_volumes_of_independent_sums(world):
-    """The mean floor, once more, by NumPy, from crops and maps alone."""
+    """The mean baseline, once more, by NumPy, from crops and maps alone."""
     _, store, run, report, trained = world
     from maesil.store.reader import SuperpatchReader
 

@@ -64,7 +64,7 @@ def test_a_scan_under_two_names_is_one_patient_and_nobody_is_in_two_parts(world)
     assert any({twin, "again"} <= part for part in parts)
 
 
-def test_rows_hold_both_tables_all_models_and_the_floors(world):
+def test_rows_hold_both_tables_all_models_and_the_naive_baselines(world):
     _, out, _ = world
     document = json.loads((out / "results.json").read_text())
     found = {(row["table"], row["model"], row["region"]) for row in document["rows"]}

@@ -1,4 +1,4 @@
-"""The floors against analytic fields and a direct sparse solve."""
+"""The naive baselines against analytic fields and a direct sparse solve."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
-from maesil.evaluation.naive import InterpolationFloor, MeanFloor, _prolong, _restrict, spline_in_tension
+from maesil.evaluation.naive import InterpolationBaseline, MeanBaseline, _prolong, _restrict, spline_in_tension
 from maesil.models.masking import masks_from_hidden
 from maesil.models.patches import expand_cells
 
@@ -88,34 +88,34 @@ def batch_of_two():
     return hu, masks_from_hidden(hidden.flatten(1)), valid, expand_cells(hidden, 8)
 
 
-def test_mean_floor_is_the_mean_of_the_visible_valid_voxels():
+def test_the_mean_baseline_is_the_mean_of_the_visible_valid_voxels():
     hu, masks, valid, hidden = batch_of_two()
-    predicted = MeanFloor(WINDOW, patch=8).predict_hu(hu, masks, valid)
+    predicted = MeanBaseline(WINDOW, patch=8).predict_hu(hu, masks, valid)
     assert predicted.shape == hu.shape and predicted.dtype == torch.float32
     for sample in range(2):
         expected = hu[sample].double().clamp(*WINDOW)[valid[sample] & ~hidden[sample]].mean()
         torch.testing.assert_close(predicted[sample].double(), expected.expand(32, 32, 32), rtol=1e-6, atol=1e-4)
 
 
-@pytest.mark.parametrize("floor", [MeanFloor, InterpolationFloor])
-def test_floors_see_neither_hidden_nor_invalid_voxels(floor):
+@pytest.mark.parametrize("baseline", [MeanBaseline, InterpolationBaseline])
+def test_naive_baselines_see_neither_hidden_nor_invalid_voxels(baseline):
     hu, masks, valid, hidden = batch_of_two()
     noise = torch.randint(-3000, 3000, hu.shape, generator=torch.Generator().manual_seed(4)).to(torch.int16)
-    predictor = floor(WINDOW, patch=8)
+    predictor = baseline(WINDOW, patch=8)
     expected = predictor.predict_hu(hu, masks, valid)
     assert torch.equal(predictor.predict_hu(torch.where(hidden | ~valid, noise, hu), masks, valid), expected)
 
 
 def test_interpolation_keeps_visible_voxels_and_the_window():
     hu, masks, valid, hidden = batch_of_two()
-    predicted = InterpolationFloor(WINDOW, patch=8).predict_hu(hu, masks, valid)
+    predicted = InterpolationBaseline(WINDOW, patch=8).predict_hu(hu, masks, valid)
     known = valid & ~hidden
     assert torch.equal(predicted[known], hu.float().clamp(*WINDOW)[known])
     assert predicted.min() >= WINDOW[0] and predicted.max() <= WINDOW[1]
 
 
-@pytest.mark.parametrize("floor", [MeanFloor, InterpolationFloor])
-def test_a_crop_without_a_visible_valid_voxel_gets_air(floor):
+@pytest.mark.parametrize("baseline", [MeanBaseline, InterpolationBaseline])
+def test_a_crop_without_a_visible_valid_voxel_gets_air(baseline):
     hu, masks, valid, _ = batch_of_two()
-    predicted = floor(WINDOW, patch=8).predict_hu(hu, masks, torch.zeros_like(valid))
+    predicted = baseline(WINDOW, patch=8).predict_hu(hu, masks, torch.zeros_like(valid))
     assert torch.equal(predicted, torch.full(hu.shape, -1000.0))

@@ -64,8 +64,8 @@ def test_every_parameter_learns(volume, kind):
     inputs, model = given(volume), made(kind)
     prediction = model(inputs)
     loss = inputs.loss(prediction.patches_BSV)
-    if prediction.penalty is not None:
-        loss = loss + model.penalty_weight(1.0) * prediction.penalty
+    if prediction.auxiliary_loss is not None:
+        loss = loss + model.auxiliary_weight(1.0) * prediction.auxiliary_loss
     loss.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
@@ -99,14 +99,14 @@ def test_a_slice_of_the_2d_model_depends_on_its_own_slice_alone(volume):
     assert differs.nonzero().flatten().tolist() == [13]
 
 
-def test_the_vae_draws_with_the_noise_it_is_given_and_warms_its_penalty_up(volume):
+def test_the_vae_draws_with_the_noise_it_is_given_and_warms_its_auxiliary_loss_up(volume):
     inputs, model = given(volume), made("vae")
     noise = draw_noise(model.noise_shape, [5, 6])
     assert torch.equal(noise[1:], draw_noise(model.noise_shape, [6]))  # of its sample's seed, whoever it is drawn with
     drawn = model(replace(inputs, noise=noise)).patches_BSV
     assert not torch.allclose(drawn, model(inputs).patches_BSV)
     assert torch.equal(drawn, model(replace(inputs, noise=noise)).patches_BSV)
-    weights = [model.penalty_weight(progress) for progress in (0.0, 0.15, 0.3, 1.0)]
+    weights = [model.auxiliary_weight(progress) for progress in (0.0, 0.15, 0.3, 1.0)]
     assert weights == pytest.approx([0.0, 0.25, 0.5, 0.5])
 
 

@@ -21,7 +21,7 @@ from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.models.registry import make_model
 from maesil.training.flops import count_flops
-from maesil.training.learner import Learner, Part
+from maesil.training.learner import Learner, MicroBatch
 from maesil.training.optim import make_optimizer
 from maesil.training.throughput import Pace, flops_per_crop, measure_peak
 from maesil.training.train import train
@@ -50,7 +50,7 @@ def learner(kind):
 def one_crop(config):
     volume = torch.zeros(1, 16, 16, 16, dtype=torch.int16)
     masks = make_masks(config.mask, config.model.grid, [0])
-    return Part(MaskedInput(volume, masks, Intensity(mean=0.5, std=0.2), 8), torch.ones(masks.ids_masked.shape))
+    return MicroBatch(MaskedInput(volume, masks, Intensity(mean=0.5, std=0.2), 8), torch.ones(masks.ids_masked.shape))
 
 
 def test_the_operations_of_a_step_are_those_counted_by_hand():
