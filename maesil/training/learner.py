@@ -83,8 +83,8 @@ class Learner:
     def learn(self, micro_batches: Sequence[MicroBatch], crops: str = "") -> dict[str, float]:
         """Take one step of AdamW; return its number, loss, learning rate and gradient norm (before clipping).
 
-        All ranks call it with equally many micro-batches of equally many crops. MaesilError, before anything is changed, where
-        loss or gradient are not finite; it names all ranks' ``crops``.
+        All ranks call it with equally many micro-batches of equally many crops. MaesilError, before anything is
+        changed, where loss or gradient are not finite; it names all ranks' ``crops``.
         """
         settings = self.config.train
         self.optimizer.zero_grad(set_to_none=True)

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-# The package comes before tests/maesil.
+# The helpers of the tests, the package, and what lies beside this script.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
