@@ -5,14 +5,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from maesil.version import __version__ as __version__
-
 if TYPE_CHECKING:
     from maesil.data.dataset import SuperpatchDataset as SuperpatchDataset
     from maesil.downstream.export import load_encoder as load_encoder
+    from maesil.version import __version__ as __version__
 
-_LAZY = {"SuperpatchDataset": "maesil.data.dataset", "load_encoder": "maesil.downstream.export"}
-"""Where the names live that need torch: `import maesil` alone stays light."""
+_LAZY = {
+    "SuperpatchDataset": "maesil.data.dataset",
+    "load_encoder": "maesil.downstream.export",
+    "__version__": "maesil.version",
+}
+"""Where the names live: `import maesil` alone stays light."""
 
 
 def __getattr__(name: str) -> object:
