@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from maesil.files import require_folder_place, write_whole
 from maesil.store.recipe import Recipe
 from maesil.store.storage import local_path
 from maesil.store.store import Store
+from maesil.text import candidates
 
 RUN_STORES = "stores.json"
 """What a run notes of its stores, in its own folder: the other end of a pin."""
@@ -140,8 +142,12 @@ class Catalogue:
         for entry in entries:
             if entry.name == name:
                 return entry
-        known = ", ".join(entry.name for entry in entries) or "none"
-        raise UsageError(f"{name}: expected the name of a store in the cache, found none of it; there are: {known}")
+        if not entries:
+            raise UsageError(f"{name}: expected the name of a store in the cache, but the cache {self.root} is empty")
+        known = [entry.name for entry in entries]
+        near = get_close_matches(name, known, n=1)
+        told = f"did you mean {near[0]}?" if near else f"the cache holds {candidates(known)}"
+        raise UsageError(f"{name}: expected the name of a store in the cache, found no such name; {told}")
 
     def building(self, key: str, on_wait: Callable[[str], None]) -> AbstractContextManager[None]:
         """Be the one process that builds the store of a key; where another one is, say so and wait for it."""
@@ -172,17 +178,18 @@ class Catalogue:
         write_whole(entry.folder / "entry.json", json.dumps(document, indent=1) + "\n")
         return entry
 
-    def remove(self, entry: Entry, *, force: bool = False) -> int:
+    def remove(self, entry: Entry, *, force: bool = False, dry_run: bool = False) -> int:
         """Remove a store, and return how many bytes that frees; UsageError while a run or a builder uses it.
 
-        ``force`` removes it in spite of its pins.
+        ``force`` removes it in spite of its pins; ``dry_run`` asks whether it could be and removes nothing.
         """
         with locked_now(self._lock(entry.key), entry.name):
             pins = entry.pins()
             if pins and not force:
                 raise UsageError(f"{entry.name}: {pinned_by(pins)}; remove what is no longer needed, or --force")
             freed = entry.bytes
-            self.discard(entry)
+            if not dry_run:
+                self.discard(entry)
         return freed
 
     def discard(self, entry: Entry) -> None:
@@ -192,10 +199,11 @@ class Catalogue:
         entry.folder.rename(doomed)
         shutil.rmtree(doomed.parent, ignore_errors=True)  # with what an earlier kill left there
 
-    def prune(self, max_bytes: int, *, force: bool = False) -> Iterator[tuple[Entry, int, str]]:
+    def prune(self, max_bytes: int, *, force: bool = False, dry_run: bool = False) -> Iterator[tuple[Entry, int, str]]:
         """Remove stores, those not used for the longest time first, until what is left takes ``max_bytes`` at most.
 
-        Yields each store with what it takes and why it stays (empty: it was removed), as far as pruning had to go.
+        Yields each store with what it takes and why it stays (empty: it was removed), as far as pruning had to go; with
+        ``dry_run`` nothing is removed, and what is yielded would be.
         """
         sizes = [(entry, entry.bytes) for entry in sorted(self.entries(), key=lambda entry: entry.used)]
         total = sum(size for _, size in sizes)
@@ -203,11 +211,11 @@ class Catalogue:
             if total <= max_bytes:
                 return
             try:
-                self.remove(entry, force=force)
+                self.remove(entry, force=force, dry_run=dry_run)
                 total -= size
                 yield entry, size, ""
             except UsageError as refusal:
-                yield entry, size, str(refusal).removeprefix(f"{entry.name}: ")
+                yield entry, size, str(refusal).removeprefix(f"{entry.name}: ").removeprefix(f"{entry.name} ")
 
     def _make_root(self) -> None:
         """Make the folder, readable by its owner alone: paths of sources stand in it."""

@@ -61,7 +61,11 @@ def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:
     here = spacing_told(store.recipe.document())
     if not trained or here in trained:
         return ()
-    return (f"{run} was trained at {' and '.join(sorted(trained))}, {store.path} is at {here}: other voxels to it",)
+    before = " and ".join(sorted(trained))
+    return (
+        f"{run} was trained on voxels of {before}, {store.path} holds voxels of {here}: organs have another size in "
+        "voxels, so expect worse results; a store with the spacing of the run compares fairly",
+    )
 
 
 def spacing_told(recipe: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from maesil.sizes import parse_size
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Superpatch, Volume
 from maesil.store.store import Store
@@ -85,11 +86,12 @@ def _decoded_size(volume: Volume) -> int:
 def budget_bytes(size: str, processes: int = 1) -> int:
     """Return the bytes that ``train.ram`` means for one of the processes that train on this machine.
 
-    Together they take ``8GB``, 8e9 bytes, or with ``auto`` half of the free memory; nothing where it is empty.
+    Together they take a size (`maesil.sizes.parse_size`), or with ``auto`` half of the free memory; nothing where it
+    is empty.
     """
     if size == "auto":
         return available_memory() // 2 // processes
-    return int(float(size.removesuffix("GB")) * 10**9) // processes if size else 0
+    return parse_size(size, "train.ram") // processes if size else 0
 
 
 def available_memory() -> int:

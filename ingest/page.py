@@ -5,19 +5,27 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.resources import files
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from maesil.ingest.report_folder import source_text
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES
 from maesil.store.explain import note_in_words
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
+from maesil.store.remedies import remedy
 from maesil.store.store import Store
+from maesil.text import counted, printable
 from maesil.types import AIR_HU
 
 _MOST_PICTURES = 200
@@ -36,91 +44,146 @@ _PLANES = (
 """Name, axis cut (z y x), and the letters at the top, bottom, left and right as shown."""
 
 
-def page(summary: Summary, store: Store, reader: SuperpatchReader) -> str:
-    """Return the page of a run as HTML that needs no other file."""
-    volumes = [*summary.committed, *summary.fresh]
-    sections = [
-        f"<h1>Ingest into {escape(store.path.name)}</h1><p class=lead>{escape(summary.conclusion(store.path))}</p>",
-        _totals(summary),
-        "<h2>Verdicts on files</h2>" + _verdict_table(summary),
-        "<h2>Volumes</h2>" + _volume_table(volumes) if volumes else "",
-        "<h2>Refused</h2>" + _refused(store) if store.quarantined() else "",
-        "<h2>Pictures</h2>" + _pictures(volumes, reader) if volumes else "",
-    ]
-    title = f"Ingest into {escape(store.path.name)}"
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width'><title>{title}</title>"
-    style = f"<style>{files('maesil.ingest').joinpath('page.css').read_text()}</style>"
-    return f"<!doctype html><html lang=en><head>{head}{style}</head><body>{''.join(sections)}</body></html>"
+@dataclass(frozen=True)
+class RefusedSource:
+    """A source that became no volume: why, and which files it is."""
+
+    volume_id: str
+    """Empty for single files of which nothing more is known."""
+    code: str
+    detail: str
+    paths: tuple[Path, ...]
+    """As far as any run met them."""
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+    files: int | None = None
+    """How many files the store's own record speaks of."""
 
 
-def _totals(summary: Summary) -> str:
+def page(
+    summary: Summary,
+    store: Store,
+    reader: SuperpatchReader,
+    sources: Mapping[str, Sequence[Path]],
+    refused: Sequence[RefusedSource],
+    runs: Sequence[Mapping[str, Any]],
+) -> str:
+    """Return the page of a store as HTML that needs no other file: this run, all volumes and refusals, all runs.
+
+    ``sources`` are the files of each volume by its id.
+    """
+    volumes = _in_order_of_interest(summary, store)
+    where = {volume.volume_id: source_text(sources.get(volume.volume_id, ())) for volume in volumes}
+    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_own_file("page.html"))
+    return template.render(
+        name=printable(store.path.name),
+        style=Markup(_own_file("page.css")),
+        conclusion=summary.conclusion(store.path),
+        totals=_totals(summary),
+        verdict_heads=_heads("verdict", "code", "files:n", "first of them, why"),
+        verdicts=_verdict_rows(summary),
+        volume_heads=_heads("volume", "source", "patient", "source voxels:n", "source mm:n", "stored:n", "mean HU:n",
+                            "valid:n", "body:n", "notes"),
+        volumes=[_volume_row(volume, where[volume.volume_id]) for volume in volumes],
+        refused=[_refused_card(source) for source in refused],
+        cards=_cards(volumes[:_MOST_PICTURES], where, reader),
+        more=counted(len(volumes) - _MOST_PICTURES, "volume") if len(volumes) > _MOST_PICTURES else "",
+        run_heads=_heads("run (UTC)", "sources", "files:n", "made:n", "up to date:n", "refused:n"),
+        runs=[_run_row(run) for run in reversed(runs)],
+    )  # fmt: skip
+
+
+def _own_file(name: str) -> str:
+    return files("maesil.ingest").joinpath(name).read_text(encoding="utf-8")
+
+
+def _in_order_of_interest(summary: Summary, store: Store) -> list[Volume]:
+    """Return all volumes of the store: those just made, those this run met, the others."""
+    met = {volume.volume_id: volume for volume in (*summary.committed, *summary.fresh)}
+    others = {volume.volume_id: volume for volume in store.volumes() if volume.volume_id not in met}
+    return list((met | others).values())
+
+
+def _totals(summary: Summary) -> list[tuple[str, int, str]]:
     boxes = [("files found", len(summary.files), "")]
     boxes += [(status, count, status) for status, count in summary.counts.items()]
-    boxes += [("volumes", len(summary.volumes), ""), ("refused", summary.refused_volumes, "")]
-    shown = (f"<div class=total><b class='{kind}'>{count}</b>{name}</div>" for name, count, kind in boxes)
-    return f"<div class=totals>{''.join(shown)}</div>"
+    return [*boxes, ("volumes", len(summary.volumes), ""), ("refused", summary.refused_volumes, "")]
 
 
-def _verdict_table(summary: Summary) -> str:
-    counted = Counter((verdict.status, verdict.code) for verdict in summary.files)
+def _heads(*names: str) -> list[tuple[str, bool]]:
+    """Return titles of columns, and whether a column holds numbers (``:n``)."""
+    return [(name.removesuffix(":n"), name.endswith(":n")) for name in names]
+
+
+def _verdict_rows(summary: Summary) -> list[tuple[Any, ...]]:
+    found = Counter((verdict.status, verdict.code) for verdict in summary.files)
     first = {(verdict.status, verdict.code): verdict for verdict in reversed(summary.files)}
-    rows = []
-    for status, code in sorted(counted, key=lambda pair: (STATUSES.index(pair[0]), pair[1])):
+    rows: list[tuple[Any, ...]] = []
+    for status, code in sorted(found, key=lambda pair: (STATUSES.index(pair[0]), pair[1])):
         example = first[status, code]
-        why = "" if status == "used" else f"{example.path.name}: {example.detail}".rstrip(": ")
-        rows.append(
-            f"<tr><td class={status}>{status}</td><td><code>{escape(code)}</code></td>"
-            f"<td class=n>{counted[status, code]}</td><td>{escape(why)}</td></tr>"
-        )
-    rows.append(f"<tr><td>sum</td><td></td><td class=n><b>{len(summary.files)}</b></td><td></td></tr>")
-    return _table(("verdict", "code", "files:n", "first of them, why"), rows)
+        why = "" if status == "used" else printable(f"{example.path.name}: {example.detail}".rstrip(": "))
+        told = Markup("<span class='{}'>{}</span>").format(status, status)
+        rows.append((told, code, found[status, code], why))
+    return [*rows, ("sum", "", len(summary.files), "")]
 
 
-def _volume_table(volumes: list[Volume]) -> str:
-    rows = [
-        f"<tr><td><a href='#{volume.volume_id}'><code>{volume.volume_id[:12]}</code></a></td>"
-        f"<td><code>{volume.group[:8]}</code></td><td class=n>{_by(volume.source_shape)}</td>"
-        f"<td class=n>{_by(volume.source_spacing)}</td><td class=n>{_by(volume.shape)}</td>"
-        f"<td class=n>{volume.hu['mean']:.0f}</td><td class=n>{volume.hu['valid_share']:.0%}</td>"
-        f"<td class=n>{volume.hu['body_share']:.0%}</td><td>{escape(', '.join(volume.notes))}</td></tr>"
+def _volume_row(volume: Volume, source: str) -> tuple[Any, ...]:
+    link = Markup("<a href='#{}'><code>{}</code></a>").format(volume.volume_id, volume.volume_id[:12])
+    path = Markup("<span class=path>{}</span>").format(source)
+    shares = (f"{volume.hu[name]:.0%}" for name in ("valid_share", "body_share"))
+    shapes = (_by(volume.source_shape), _by(volume.source_spacing), _by(volume.shape))
+    return link, path, volume.group[:8], *shapes, f"{volume.hu['mean']:.0f}", *shares, ", ".join(volume.notes)
+
+
+def _run_row(run: Mapping[str, Any]) -> tuple[Any, ...]:
+    sources = Markup("<span class=path>{}</span>").format(", ".join(run.get("sources", ())))
+    made, refused = len(run.get("committed", ())), run.get("refused_volumes", "")
+    return run["run"], sources, run.get("files_found", ""), made, run.get("fresh", ""), refused
+
+
+def _refused_card(source: RefusedSource) -> dict[str, Any]:
+    places = source.numbers.get("places_mm")
+    return {
+        "id": source.volume_id,
+        "code": source.code,
+        "source": source_text(source.paths) or "its files are not known here; ingest them again to see them",
+        "detail": printable(source.detail),
+        "remedy": remedy(source.code),
+        "plot": _gap_plot(places) if isinstance(places, list) and len(places) > 1 else "",
+    }
+
+
+def _cards(volumes: Sequence[Volume], where: Mapping[str, str], reader: SuperpatchReader) -> list[dict[str, Any]]:
+    largest_mm = max(
+        (n * mm for volume in volumes for n, mm in zip(volume.shape, volume.spacing, strict=True)), default=1
+    )
+    return [
+        {
+            "id": volume.volume_id,
+            "source": where[volume.volume_id],
+            "about": _about(volume),
+            "pictures": _pictures(volume, reader, _PICTURE_PIXELS / largest_mm),
+            "notes": [(note, note_in_words(note)) for note in volume.notes],
+        }
         for volume in volumes
     ]
-    names = (
-        "volume",
-        "patient",
-        "source voxels:n",
-        "source mm:n",
-        "stored:n",
-        "mean HU:n",
-        "valid:n",
-        "body:n",
-        "notes",
-    )
-    return _table(names, rows)
 
 
-def _table(names: tuple[str, ...], rows: list[str]) -> str:
-    heads = "".join(f"<th{' class=n' if name.endswith(':n') else ''}>{name.removesuffix(':n')}</th>" for name in names)
-    return f"<div class=scroll><table><tr>{heads}</tr>{''.join(rows)}</table></div>"
+def _about(volume: Volume) -> str:
+    technical = ", ".join(f"{name} {value}" for name, value in volume.source.items())
+    return printable(f"{_by(volume.shape)} voxels of {_by(volume.spacing)} mm (z y x); {technical}")
+
+
+def _pictures(volume: Volume, reader: SuperpatchReader, px_per_mm: float) -> Markup:
+    cuts = [_cut(volume, reader, axis) for _, axis, _ in _PLANES]
+    planes = "".join(_plane(cut, volume, px_per_mm, *plane) for cut, plane in zip(cuts, _PLANES, strict=True))
+    return Markup(planes + _histogram(np.concatenate([cut.ravel() for cut in cuts])))
 
 
 def _by(values: tuple[float, ...]) -> str:
     return " x ".join(f"{round(value, 2):g}" for value in values)
 
 
-def _refused(store: Store) -> str:
-    cards = []
-    for record in store.quarantined():
-        places = record.get("numbers", {}).get("places_mm")
-        plot = _gap_plot(places) if isinstance(places, list) and len(places) > 1 else ""
-        cards.append(
-            f"<div class=volume><h3 class=quarantined>{escape(record['code'])}</h3>"
-            f"<p><code>{record['volume_id'][:12]}</code> {escape(record['detail'])}</p>{plot}</div>"
-        )
-    return "".join(cards)
-
-
-def _gap_plot(places: list[float]) -> str:
+def _gap_plot(places: list[float]) -> Markup:
     """Each slice as a tick where it lies along the scan (mm); gaps wider than usual are marked with their width."""
     width, height, margin = 1080, 64, 12
     low, high = min(places), max(places)
@@ -139,31 +202,7 @@ def _gap_plot(places: list[float]) -> str:
     ends = f"<text x={margin} y=60>{low:.1f} mm</text>"
     ends += f"<text x={width - margin} y=60 text-anchor=end>{high:.1f} mm</text>"
     middle = f"<text x={width / 2} y=60 text-anchor=middle>{len(places)} slices, usually {usual:.2f} mm apart</text>"
-    return f"<svg viewBox='0 0 {width} {height}' width='100%' role=img>{marks}{ticks}{ends}{middle}</svg>"
-
-
-def _pictures(volumes: list[Volume], reader: SuperpatchReader) -> str:
-    shown = volumes[:_MOST_PICTURES]
-    largest_mm = max(n * mm for volume in shown for n, mm in zip(volume.shape, volume.spacing, strict=True))
-    cards = [_card(volume, reader, _PICTURE_PIXELS / largest_mm) for volume in shown]
-    left = len(volumes) - len(cards)
-    more = f"<p class=dim>... and {left} more volumes without pictures; see `maesil store export`</p>" if left else ""
-    low, high = (f"{hu:g}" for hu in _WINDOW_HU)
-    scale = f"Middle planes, all to one scale, window {low} to {high} HU; letters name the side of the patient."
-    return f"<p class=dim>{scale}</p>{''.join(cards)}{more}"
-
-
-def _card(volume: Volume, reader: SuperpatchReader, px_per_mm: float) -> str:
-    cuts = [_cut(volume, reader, axis) for _, axis, _ in _PLANES]
-    planes = "".join(_plane(cut, volume, px_per_mm, *plane) for cut, plane in zip(cuts, _PLANES, strict=True))
-    histogram = _histogram(np.concatenate([cut.ravel() for cut in cuts]))
-    notes = "".join(f"<li><code>{escape(note)}</code> {escape(note_in_words(note))}</li>" for note in volume.notes)
-    source = ", ".join(f"{name} {value}" for name, value in volume.source.items())
-    return (
-        f"<div class=volume id='{volume.volume_id}'><h3><code>{volume.volume_id[:12]}</code></h3>"
-        f"<p class=dim>{_by(volume.shape)} voxels of {_by(volume.spacing)} mm (z y x); {escape(source)}</p>"
-        f"<div class=planes>{planes}{histogram}</div>{f'<ul class=notes>{notes}</ul>' if notes else ''}</div>"
-    )
+    return Markup(f"<svg viewBox='0 0 {width} {height}' width='100%' role=img>{marks}{ticks}{ends}{middle}</svg>")
 
 
 def _cut(volume: Volume, reader: SuperpatchReader, axis: int) -> NDArray[np.int16]:

@@ -39,7 +39,7 @@ class RefusedSeries:
 
     identity: str
     refusal: Refused
-    files: int
+    paths: tuple[Path, ...]
 
 
 @dataclass
@@ -93,7 +93,7 @@ def _add(plan: Plan, key: tuple[str, str, str], outcome: Outcome) -> None:
     plan.verdicts.extend(FileVerdict(p, outcome.status, refusal.code, detail=refusal.detail) for p in outcome.paths)
     if outcome.status == "quarantined":
         where = sorted(map(str, outcome.paths))[0]
-        plan.refused.append(RefusedSeries(identity or f"{key} {where}", refusal, len(outcome.paths)))
+        plan.refused.append(RefusedSeries(identity or f"{key} {where}", refusal, outcome.paths))
 
 
 def _slices_source(stack: Stack, paths: tuple[Path, ...]) -> Source:

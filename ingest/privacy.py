@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,7 +18,9 @@ from pathlib import Path
 import platformdirs
 
 from maesil.errors import UsageError
+from maesil.files import make_link, require_writable, write_private
 from maesil.ingest.plan import VolumePlan
+from maesil.text import printable
 
 _KEY_BYTES = 32
 _HEX_DIGITS = 32
@@ -41,38 +44,63 @@ class IdentityKey:
 
 
 def without_paths(text: str, paths: Iterable[Path]) -> str:
-    """Return a message with every path, folder and name of the given files replaced: names of files name patients."""
-    words = {str(word) for path in paths for word in (path, path.absolute(), path.parent, path.name)}
-    for word in sorted(words - {".", ""}, key=len, reverse=True):
-        text = text.replace(word, "<source>")
+    """Return a message with ``<source>`` for every path, folder and name of the given files: they name patients.
+
+    A name is taken where it stands by itself, never out of a longer word or number. One that may as well be a number or
+    a short word of the message (``28``, ``CT``) is taken only in quotes, in front of a colon, or as part
+    of a path.
+    """
+    found = {written: _pattern(word) for path in paths for word in _words_of(path) for written in _spellings(word)}
+    for written in sorted(found, key=len, reverse=True):
+        if written in text:
+            text = re.sub(found[written].replace("{}", re.escape(written)), "<source>", text)
     return text
 
 
-def write_id_map(path: Path, store: Path, volumes: Iterable[tuple[str, VolumePlan]]) -> None:
-    """Write which identity became which volume, as JSON readable by the owner alone.
+_ANYWHERE = r"(?<!\w){}(?!\w)"
+_BY_ITSELF = r"(?<![\w.-]){}(?![\w-]|\.\w)"
+_MARKED = r"(?<=['\"/]){}(?=['\"/]|$)|^{}(?=:)"
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_SHORTEST_NAME = 4
 
-    `UsageError` if that would be within the store, which must hold no identity.
-    """
+
+def _words_of(path: Path) -> set[str]:
+    return {str(path), str(path.absolute()), str(path.parent), path.name} - {".", "/", ""}
+
+
+def _spellings(word: str) -> set[str]:
+    """Return how an error may write a name: as it is, as Python quotes it, as we print it."""
+    return {word, repr(word)[1:-1], printable(word)}
+
+
+def _pattern(word: str) -> str:
+    if "/" in word:
+        return _ANYWHERE if word[0] != "/" else r"{}(?!\w)"
+    return _MARKED if _NUMBER.fullmatch(word) or len(word) < _SHORTEST_NAME else _BY_ITSELF
+
+
+def require_map_place(path: Path, store: Path) -> None:
+    """Raise UsageError unless an id map can be written here: outside the store, which must hold no identity."""
     if path.resolve().is_relative_to(store.resolve()):
-        raise UsageError(f"{path}: expected a file outside the store, which must hold no identity")
+        raise UsageError(f"--id-map: {path}: expected a file outside the store, which must hold no identity")
+    if path.is_dir():
+        raise UsageError(f"--id-map: {path}: expected the name of a file to write, found a folder; name another")
+    require_writable(path.parent, "--id-map")
+
+
+def write_id_map(path: Path, volumes: Iterable[tuple[str, VolumePlan]]) -> None:
+    """Write which identity became which volume, as JSON readable by the owner alone."""
     entries = [
         {
             "volume_id": volume_id,
             "patient": plan.patient,
             "study": plan.study,
             "series": plan.series,
-            "source": plan.source.name,
+            "source": printable(plan.source.name),
         }
         for volume_id, plan in volumes
     ]
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(entries, file, indent=1)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_private(path, json.dumps(entries, indent=1).encode())
 
 
 def default_key_file() -> Path:
@@ -100,6 +128,7 @@ def load_or_create_key(path: Path | None = None) -> IdentityKey:
 
 
 def _create(path: Path) -> None:
+    require_writable(path.parent, "--key-file", links=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -108,7 +137,7 @@ def _create(path: Path) -> None:
             file.write(secrets.token_hex(_KEY_BYTES).encode())
             file.flush()
             os.fsync(file.fileno())
-        os.link(temporary, path)  # whoever comes first makes the key
+        make_link(temporary, path)  # whoever comes first makes the key
     except FileExistsError:
         pass
     finally:

@@ -5,61 +5,113 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from maesil.files import make_folder
-from maesil.ingest.page import page
+from maesil.documents import parsed_json
+from maesil.files import make_folder, write_private
+from maesil.ingest import report_folder
+from maesil.ingest.page import RefusedSource, page
+from maesil.ingest.report_folder import Noted
 from maesil.ingest.summary import Summary
-from maesil.ingest.verdict import FileVerdict
-from maesil.parquet import to_parquet
 from maesil.store.reader import SuperpatchReader
+from maesil.store.remedies import remedy
 from maesil.store.store import Store
-
-_FILE_COLUMNS = ("path", "status", "code", "volume_id", "detail")
+from maesil.text import printable
+from maesil.version import __version__
 
 
 def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
-    """Write ``files.parquet``, ``quarantine.csv``, ``summary.json`` and ``index.html`` into a folder."""
+    """Merge a run into the report of its store: the tables, the history, ``summary.json`` and ``index.html``.
+
+    All files are readable by their owner alone. UsageError where the folder is another store's.
+    """
     store = Store.open(store_path)
+    report_folder.require_place(folder, store_path)
     make_folder(folder)
-    _put(folder / "files.parquet", _files_table(summary.files))
-    _put(folder / "quarantine.csv", _quarantine_table(store, summary.files).encode())
-    _put(folder / "summary.json", json.dumps(_without_files(summary), indent=1).encode())
-    _put(folder / "index.html", page(summary, store, SuperpatchReader(store)).encode())
+    with report_folder.alone(folder):
+        report_folder.own(folder, store_path)
+        run = datetime.now(UTC).isoformat(timespec="seconds")
+        rows = _merge(folder, summary, store, run)
+        runs = _add_run(folder, summary, run)
+        refused = refused_sources(store, rows)
+        write_private(folder / report_folder.REFUSED, _quarantine_table(refused).encode())
+        write_private(folder / report_folder.SUMMARY, json.dumps(_without_files(summary), indent=1).encode())
+        sources = report_folder.files_by_volume(rows)
+        text = page(summary, store, SuperpatchReader(store), sources, refused, runs)
+        write_private(folder / report_folder.PAGE, text.encode())
 
 
-def _put(path: Path, data: bytes) -> None:
-    """Write a file all at once: a page half written must not be looked at."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def note_phi_scan(folder: Path, phi_scan: Mapping[str, Any]) -> None:
+    """Write into ``summary.json`` what a search for the patients of the sources looked at and found."""
+    path = folder / report_folder.SUMMARY
+    document = parsed_json(path.read_bytes()) | {"phi_scan": dict(phi_scan)}
+    write_private(path, json.dumps(document, indent=1).encode())
 
 
-def _files_table(files: list[FileVerdict]) -> bytes:
-    columns: dict[str, list[Any]] = {
-        "path": [str(verdict.path).encode("utf-8", "replace").decode() for verdict in files],
-        **{name: [getattr(verdict, name) for verdict in files] for name in _FILE_COLUMNS[1:]},
+def _merge(folder: Path, summary: Summary, store: Store, run: str) -> list[Noted]:
+    """Write the newest verdict on every file; those that no longer hold go to the table of earlier ones."""
+    before = report_folder.known_verdicts(folder)
+    now = [Noted(verdict, run) for verdict in summary.files]
+    known = {volume.volume_id for volume in (*store.volumes(), *store.outdated())}
+    known |= {record["volume_id"] for record in store.quarantined()}
+    rows, replaced = report_folder.merged(before, now, known, whole=summary.whole)
+    report_folder.add_earlier(folder, replaced)
+    report_folder.write_noted(folder / report_folder.FILES, rows)
+    return rows
+
+
+def _add_run(folder: Path, summary: Summary, run: str) -> list[dict[str, Any]]:
+    """Add a run to the history, one JSON object a line, and return all of them, the newest last."""
+    document = {"run": run, "version": __version__} | {
+        name: value
+        for name, value in summary.document().items()
+        if name in ("sources", "files_found", "counts", "codes", "committed", "refused_volumes", "damaged_files")
     }
-    schema = pa.schema([pa.field(name, pa.string()) for name in _FILE_COLUMNS])
-    return to_parquet(pa.table(columns, schema=schema))
+    document |= {"fresh": len(summary.fresh)}
+    path = folder / report_folder.RUNS
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines.append(json.dumps(document).encode())
+    write_private(path, b"\n".join(lines) + b"\n")
+    return [found for line in lines if (found := _run_of(line)) is not None]
 
 
-def _quarantine_table(store: Store, files: list[FileVerdict]) -> str:
-    """One row a refused source, with its first file where this run met it."""
-    first: dict[tuple[str, str], Path] = {}
-    for verdict in files:
-        if verdict.status == "quarantined":
-            first.setdefault((verdict.code, verdict.detail), verdict.path)
+def _run_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = parsed_json(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and "run" in found else None
+
+
+def refused_sources(store: Store, rows: Sequence[Noted]) -> list[RefusedSource]:
+    """Return all refused sources of a store with their files: those in its quarantine, and single damaged files."""
+    files = report_folder.files_by_volume(rows)
+    found = [
+        RefusedSource(record["volume_id"], record["code"], record["detail"], tuple(files.get(record["volume_id"], ())),
+                      record.get("numbers", {}), record.get("files"))
+        for record in store.quarantined()
+    ]  # fmt: skip
+    damaged: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
+    for verdict in (noted.verdict for noted in rows):
+        if verdict.status == "quarantined" and not verdict.volume_ids:
+            damaged[verdict.path.parent, verdict.code, verdict.detail].append(verdict.path)
+    return found + [RefusedSource("", code, detail, tuple(paths)) for (_, code, detail), paths in damaged.items()]
+
+
+def _quarantine_table(refused: Sequence[RefusedSource]) -> str:
+    """One row a refused source, with its first file and what to do about it."""
     text = io.StringIO()
-    rows = csv.writer(text)
-    rows.writerow(["volume_id", "code", "detail", "files", "numbers", "first_file"])
-    for record in store.quarantined():
-        numbers = json.dumps(record.get("numbers", {}))
-        path = first.get((record["code"], record["detail"]), Path())
-        rows.writerow([record["volume_id"], record["code"], record["detail"], record.get("files", ""), numbers, path])
+    table = csv.writer(text)
+    table.writerow(["volume_id", "code", "detail", "files", "numbers", "first_file", "what_to_do"])
+    for source in refused:
+        first = printable(source.paths[0]) if source.paths else ""
+        numbers, count = json.dumps(source.numbers), len(source.paths) if source.files is None else source.files
+        what = remedy(source.code)
+        table.writerow([source.volume_id, source.code, printable(source.detail), count, numbers, first, what])
     return text.getvalue()
 
 

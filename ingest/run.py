@@ -10,14 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from maesil.errors import InterruptedRun, MaesilError, NoInputError, Refused
+from maesil.errors import InterruptedRun, MaesilError, NoInputError, Refused, UsageError
+from maesil.files import require_writable
 from maesil.ingest import stop
 from maesil.ingest.execute import Executor, executor
 from maesil.ingest.failures import MAY_PASS, as_refusal, json_ready
 from maesil.ingest.isolated import source_hash
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
-from maesil.ingest.privacy import IdentityKey, load_or_create_key, without_paths, write_id_map
+from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, without_paths, write_id_map
 from maesil.ingest.scan import scan
 from maesil.ingest.series import SeriesRules
 from maesil.ingest.source_cache import SourceCache
@@ -27,7 +28,8 @@ from maesil.ingest.volume import BuildOrder, build, task_bytes
 from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
-from maesil.store.store import Store
+from maesil.store.store import ZARR_DOCUMENT, Store, is_store
+from maesil.text import counted
 
 __all__ = ["IngestOptions", "ingest"]
 
@@ -60,11 +62,16 @@ def ingest(
     `NoInputError` if a source is missing or holds no CT; `UsageError` if the store has another recipe or key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
+    _require_sources(sources)
+    if not options.dry_run:
+        require_writable(out, "--out", links=True)
+    if options.id_map is not None:
+        require_map_place(options.id_map, out)
     plan = _scan_and_plan(sources, recipe, options, progress)
     if not plan.volumes and not plan.refused:
         raise NoInputError(_nothing_found(sources, plan))
     if options.dry_run:
-        return _dry_summary(plan)
+        return _dry_summary(plan, sources)
     key = load_or_create_key(options.key_file)
     store = Store.create(out, recipe, key.fingerprint, update=options.update)
     largest = max((task_bytes(item.source) for item in plan.volumes), default=0)
@@ -72,7 +79,7 @@ def ingest(
         stop.on_sigterm(),
         executor(options.workers, scheduler=options.scheduler, task_bytes=largest) as workers,
     ):
-        return _Run(store, recipe, key, options, workers, progress).carry_out(plan)
+        return _Run(store, recipe, key, options, workers, progress, sources).carry_out(plan)
 
 
 def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptions, progress: Progress) -> Plan:
@@ -87,11 +94,12 @@ def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptio
     return make_plan(scan(sources, on_file, follow_links=options.follow_links), rules, prefer_form=recipe.prefer_form)
 
 
-def _dry_summary(plan: Plan) -> Summary:
+def _dry_summary(plan: Plan, sources: Sequence[Path]) -> Summary:
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
     return Summary(
         files=one_per_file(plan.verdicts + used),
+        sources=tuple(sources),
         dry_run=True,
         planned=names,
         refused_volumes=len(plan.refused),
@@ -99,10 +107,23 @@ def _dry_summary(plan: Plan) -> Summary:
     )
 
 
+def _require_sources(sources: Sequence[Path]) -> None:
+    """Raise UsageError for a store that is given as a source: what it holds was made from scans already."""
+    for source in sources:
+        store = next((folder for folder in (source, *source.absolute().parents) if is_store(folder)), None)
+        if store is not None:
+            raise UsageError(
+                f"{source}: expected scans, found a store that `maesil ingest` made; `maesil train {store} --out RUN` "
+                f"trains on it, `maesil store info {store}` says what is in it"
+            )
+
+
 def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
     where = ", ".join(str(source) for source in sources)
     codes = sorted({verdict.code for verdict in plan.verdicts})
-    found = f"{len(plan.verdicts)} files ({', '.join(codes)})" if codes else "no file at all"
+    found = f"{counted(len(plan.verdicts), 'file')} and none of them CT ({', '.join(codes)})" if codes else "no file"
+    if not codes and any(source.is_dir() and any(source.rglob(ZARR_DOCUMENT)) for source in sources):
+        found = "Zarr folders only, which are not looked into"
     return f"{where}: expected DICOM or NIfTI files with CT, found {found}; name the folder that holds the scans"
 
 
@@ -129,6 +150,7 @@ class _Run:
         options: IngestOptions,
         workers: Executor,
         progress: Progress,
+        sources: Sequence[Path],
     ) -> None:
         self.store = store
         self.recipe = recipe
@@ -136,7 +158,7 @@ class _Run:
         self.options = options
         self.workers = workers
         self.progress = progress
-        self.summary = Summary()
+        self.summary = Summary(sources=tuple(sources), whole=options.mirror)
         self.refused: set[str] = set()
         self.memory = SourceCache(key, options.cache_folder)
 
@@ -145,10 +167,15 @@ class _Run:
             return self._carry_out(plan)
 
     def _carry_out(self, plan: Plan) -> Summary:
-        self.summary.files.extend(plan.verdicts)
         self.summary.damaged_files = plan.damaged_files
+        refused: dict[tuple[Path, str, str], str] = {}
         for series in plan.refused:
-            self._quarantine(self.key.hash("volume", series.identity), series.refusal, (), {"files": series.files})
+            volume_id = self.key.hash("volume", series.identity)
+            self._quarantine(volume_id, series.refusal, series.paths, {"files": len(series.paths)})
+            refused |= {(path, series.refusal.code, series.refusal.detail): volume_id for path in series.paths}
+        for verdict in plan.verdicts:
+            known = refused.get((verdict.path, verdict.code, verdict.detail), verdict.volume_id)
+            self.summary.files.append(replace(verdict, volume_id=known))
         hashed = self._hash(self._of_this_partition(plan.volumes))
         stale = self._leave_fresh_alone(hashed)
         self._build(stale)
@@ -162,7 +189,7 @@ class _Run:
         self._require_all_accounted_for(plan)
         self._compare_with_store()
         if self.options.id_map is not None:
-            write_id_map(self.options.id_map, self.store.path, [(item.volume_id, item.plan) for item in hashed])
+            write_id_map(self.options.id_map, [(item.volume_id, item.plan) for item in hashed])
         return self.summary
 
     def _forget_absent(self) -> None:
@@ -374,7 +401,11 @@ class _Run:
     def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
         self.summary.refused_volumes += 1
         self.refused.add(volume_id)
-        detail, numbers = without_paths(refusal.detail, paths), json_ready(refusal.numbers)
+        detail = without_paths(refusal.detail, paths)
+        numbers = {
+            name: without_paths(value, paths) if isinstance(value, str) else value
+            for name, value in json_ready(refusal.numbers).items()
+        }
         document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
         self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)
 

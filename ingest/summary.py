@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from maesil.ingest.verdict import STATUSES, FileVerdict
 from maesil.store.records import Volume
+from maesil.text import counted, printable
 
 _EXPLANATIONS_SHOWN = 8
 
@@ -23,6 +25,10 @@ class Summary:
     """Made by this run."""
     fresh: list[Volume] = field(default_factory=list)
     """Already in the store, from the same source and recipe."""
+    sources: tuple[Path, ...] = ()
+    """What the run was given."""
+    whole: bool = False
+    """The sources are all that the store is made from: what none of them leads to is no part of it."""
     dry_run: bool = False
     planned: list[str] = field(default_factory=list)
     """Sources that would become volumes (dry run only)."""
@@ -35,6 +41,8 @@ class Summary:
     """Volumes of the store that an earlier recipe made: kept, but not read until they are made anew."""
     duplicates: list[list[str]] = field(default_factory=list)
     """Volumes of the store with the very same pixels and geometry, under other identities."""
+    phi_scan: dict[str, Any] | None = None
+    """What a search for the patients of the sources looked at and found; None where there was none."""
 
     @property
     def volumes(self) -> list[Volume]:
@@ -50,22 +58,21 @@ class Summary:
     def document(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
         return {
+            "sources": [printable(source) for source in self.sources],
             "files_found": len(self.files),
             "counts": self.counts,
             "codes": dict(sorted(Counter(f"{v.status}:{v.code}" for v in self.files).items())),
             "committed": [volume.volume_id for volume in self.committed],
             "fresh": [volume.volume_id for volume in self.fresh],
-            "planned": self.planned,
+            "planned": [printable(name) for name in self.planned],
             "refused_volumes": self.refused_volumes,
             "damaged_files": self.damaged_files,
             "absent_volumes": self.absent,
             "outdated_volumes": self.outdated,
             "duplicates": self.duplicates,
             "volumes": [_volume_document(volume) for volume in self.volumes],
-            "files": [
-                {"path": str(v.path), "status": v.status, "code": v.code, "volume_id": v.volume_id, "detail": v.detail}
-                for v in self.files
-            ],
+            "phi_scan": self.phi_scan,
+            "files": [verdict.document() for verdict in self.files],
         }
 
     def table(self) -> Table:
@@ -78,31 +85,40 @@ class Summary:
         first: dict[tuple[str, str], FileVerdict] = {}
         for verdict in self.files:
             first.setdefault((verdict.status, verdict.code), verdict)
-        counted = Counter((v.status, v.code) for v in self.files)
-        for status, code in sorted(counted, key=lambda pair: (STATUSES.index(pair[0]), pair[1])):
+        found = Counter((v.status, v.code) for v in self.files)
+        for status, code in sorted(found, key=lambda pair: (STATUSES.index(pair[0]), pair[1])):
             example = first[status, code]
             why = "" if status == "used" else f"{example.path.name}: {example.detail}".rstrip(": ")
-            table.add_row(status, code, str(counted[status, code]), why)
+            table.add_row(status, code, str(found[status, code]), printable(why))
         return table
 
     def conclusion(self, out: object) -> str:
         """Return the last line: what is in the store now and what this run did."""
+        where = printable(out)
         if self.dry_run:
-            refused = f"{self.refused_volumes} refused"
-            return f"dry run: {len(self.planned)} volumes would be made in {out}, {refused}; nothing was written"
-        if not self.committed:
-            text = f"nothing to do: {len(self.fresh)} volumes are up to date in {out}"
+            planned = counted(len(self.planned), "volume")
+            return f"dry run: {planned} would be made in {where}, {self.refused_volumes} refused; nothing was written"
+        fresh = f"{len(self.fresh)} {'was' if len(self.fresh) == 1 else 'were'} up to date"
+        if self.committed:
+            text = f"{counted(len(self.committed), 'volume')} committed to {where}, {fresh}"
+        elif self.fresh:
+            verb = "is" if len(self.fresh) == 1 else "are"
+            text = f"nothing to do: {counted(len(self.fresh), 'volume')} {verb} up to date in {where}"
         else:
-            text = f"{len(self.committed)} volumes committed to {out}, {len(self.fresh)} were up to date"
+            text = f"no volume was made in {where}"
         text += f"; {self.refused_volumes} refused" if self.refused_volumes else ""
-        for count, what in (
-            (self.damaged_files, "damaged files, of whatever volumes they belong to"),
-            (self.absent, "volumes of the store have no source among these (kept)"),
-            (len(self.outdated), "volumes are of an earlier recipe and are not read until ingested again"),
-            (len(self.duplicates), "groups of volumes hold the same pixels under several identities"),
-        ):
-            text += f"; {count} {what}" if count else ""
-        return text
+        return "; ".join([text, *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        """Return what else there is to say of the store, one clause each."""
+        damaged, outdated, alike = self.damaged_files, len(self.outdated), len(self.duplicates)
+        clauses = (
+            (damaged, f"{counted(damaged, 'damaged file')}, of whatever volumes they belong to"),
+            (self.absent, f"{counted(self.absent, 'volume')} of the store came from other sources than these (kept)"),
+            (outdated, f"{counted(outdated, 'volume')} of an earlier recipe: not read until ingested again"),
+            (alike, f"{counted(alike, 'group')} of volumes with the same pixels under several identities"),
+        )
+        return [clause for count, clause in clauses if count]
 
     def refusals(self) -> list[str]:
         """Return one line for each of the first few refused sources, and how many more there are."""
@@ -117,7 +133,7 @@ class Summary:
 
 
 def _refusal_line(verdict: FileVerdict) -> str:
-    return f"refused {verdict.path}: {verdict.code}: {verdict.detail}"
+    return printable(f"refused {verdict.path}: {verdict.code}: {verdict.detail}")
 
 
 def _volume_document(volume: Volume) -> dict[str, Any]:

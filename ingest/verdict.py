@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from maesil.text import printable, written
 
 STATUSES = ("used", "skipped", "quarantined", "ignored")
 
@@ -20,6 +23,22 @@ class FileVerdict:
     detail: str = ""
     more_volumes: tuple[str, ...] = ()
     """Other volumes that hold frames of the same file."""
+
+    @property
+    def volume_ids(self) -> tuple[str, ...]:
+        """All volumes, or the refused source, that the file belongs to."""
+        return (*filter(None, (self.volume_id,)), *self.more_volumes)
+
+    def document(self) -> dict[str, Any]:
+        """Return the verdict as JSON-ready values; the path as `maesil.text.exact` reads it."""
+        return {
+            "path": written(self.path),
+            "status": self.status,
+            "code": self.code,
+            "volume_id": self.volume_id,
+            "detail": printable(self.detail),
+            "more_volumes": list(self.more_volumes),
+        }
 
 
 def one_per_file(verdicts: Iterable[FileVerdict]) -> list[FileVerdict]:

@@ -9,15 +9,15 @@ from pathlib import Path
 from maesil.cache.catalogue import Built, Catalogue, Entry, pinned_by, state_of_commits
 from maesil.cache.key import listing, store_key
 from maesil.errors import NoInputError, StoreError, UsageError
+from maesil.files import require_writable
 from maesil.ingest.failures import MAY_PASS
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.privacy import load_or_create_key
 from maesil.ingest.report import write_report
+from maesil.ingest.report_folder import FILES, read_noted
 from maesil.ingest.run import Progress, ingest
 from maesil.ingest.scan import find_files
 from maesil.ingest.summary import Summary
-from maesil.ingest.verdict import FileVerdict
-from maesil.parquet import read_parquet
 from maesil.store.duplicates import patients
 from maesil.store.index import index_is_current
 from maesil.store.recipe import Recipe
@@ -53,6 +53,7 @@ def ingest_into_cache(
         option = "--partition" if options.partition else "--update"
         raise UsageError(f"{option}: a store of the cache is all of its sources by one recipe; name a store with --out")
     catalogue = catalogue or Catalogue()
+    require_writable(catalogue.root, "MAESIL_CACHE", links=True)
     if any(catalogue.root.resolve().is_relative_to(source.resolve()) for source in sources):
         raise UsageError(f"{catalogue.root}: the cache lies within the sources; set MAESIL_CACHE to a folder elsewhere")
     identity = load_or_create_key(options.key_file)
@@ -117,12 +118,14 @@ def _unchanged(entry: Entry, now: str) -> Summary | None:
         store = Store.open(entry.store)
         if state_of_commits(store) != entry.built.commits or not index_is_current(store):
             return None
-        files = read_parquet(entry.report / "files.parquet").to_pylist()
-    except (StoreError, OSError, ValueError):
+        known = [noted.verdict for noted in read_noted(entry.report / FILES)]
+    except (StoreError, OSError, ValueError, KeyError):
         return None
-    return Summary(files=[_as_found(row) for row in files], fresh=store.volumes(), refused_volumes=entry.built.refused)
-
-
-def _as_found(row: dict[str, str]) -> FileVerdict:
-    code = "fresh" if row["status"] == "used" else row["code"]
-    return FileVerdict(Path(row["path"]), row["status"], code, row["volume_id"], row["detail"])
+    return Summary(
+        files=[replace(verdict, code="fresh") if verdict.status == "used" else verdict for verdict in known],
+        fresh=store.volumes(),
+        sources=tuple(map(Path, entry.sources)),
+        whole=True,
+        refused_volumes=entry.built.refused,
+        damaged_files=sum(verdict.status == "quarantined" and not verdict.volume_ids for verdict in known),
+    )

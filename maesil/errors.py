@@ -18,8 +18,12 @@ EXIT_INTERRUPTED = 130
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """What an OSError says when there is no room left, on the disk or for this user."""
-NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)
 """What an OSError says when a file or folder may not be used in this way."""
+BROKEN = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.EFBIG)
+"""What an OSError says when the disk, the mount or the limits of this process fail."""
+NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+"""What an OSError says of a hard link on a file system that has none."""
 
 
 class MaesilError(Exception):

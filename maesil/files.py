@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import secrets
 from pathlib import Path
 
-from maesil.errors import DISK_FULL, ResourceError, UsageError
+from maesil.errors import DISK_FULL, NO_HARD_LINKS, MaesilError, ResourceError, UsageError
 
 
 def make_folder(folder: Path) -> None:
@@ -27,11 +29,70 @@ def require_folder_place(folder: Path) -> None:
         raise UsageError(f"{folder}: expected a folder for the results, found: a file ({there}); name another")
 
 
+def require_writable(folder: Path, option: str, *, links: bool = False) -> None:
+    """Raise unless files can be made in a folder, or in the nearest one above it that is there; nothing is left behind.
+
+    Asked before long work, of the file system itself: a permission alone says little of read-only mounts, full disks
+    and file systems without hard links (``links``). UsageError names the ``option``; ResourceError for a full disk.
+    """
+    probe = Path(f".maesil-{secrets.token_hex(8)}")
+    second = probe.with_suffix(".link")
+    try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        probe, second = there / probe, there / second
+        probe.write_bytes(b"\0" * 4096)
+        if links:
+            make_link(probe, second)
+    except OSError as error:
+        raise _no_place(folder, option, error) from error
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error
+    finally:
+        for path in (probe, second):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _no_place(folder: Path, option: str, error: OSError) -> MaesilError:
+    if error.errno in DISK_FULL:
+        return ResourceError(f"{option}: {folder}: the disk is full; free space and run the same command again")
+    found = "a file in its place" if error.errno == errno.ENOTDIR else str(error.strerror).lower()
+    return UsageError(f"{option}: {folder}: expected a folder that can be written to, found: {found}; name another")
+
+
+def make_link(path: Path, new: Path) -> None:
+    """Give a file a second name that must not exist yet: FileExistsError if it does, so that two never both have it.
+
+    UsageError on a file system without hard links.
+    """
+    try:
+        os.link(path, new)
+    except OSError as error:
+        if error.errno not in NO_HARD_LINKS:
+            raise
+        raise UsageError(
+            f"{new.parent}: the file system has no hard links, so that two writers could replace each other's files; "
+            "name a folder on another one"
+        ) from error
+
+
 def require_file_place(path: Path) -> None:
     """Make the folders above a file that is to be written; UsageError where a folder has its name, or none can be."""
     if path.is_dir():
         raise UsageError(f"{path}: expected the name of a file to write, found a folder; name another")
     make_folder(path.parent)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """Write or replace a file all at once, readable by its owner alone (mode 0600): for what holds paths of sources."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: Path, text: str) -> None:

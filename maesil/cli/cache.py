@@ -6,17 +6,16 @@ Heavy packages are imported inside the commands only.
 from __future__ import annotations
 
 import json
-import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
 
-from maesil.cli.options import AsJson
+from maesil.cli.options import AsJson, names_in_cache
 from maesil.cli.output import print_all
-from maesil.errors import EXIT_REFUSED, UsageError
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+from maesil.errors import EXIT_REFUSED
+from maesil.sizes import parse_size, size_text
+from maesil.text import counted, printable, written
 
 Force = Annotated[bool, typer.Option("--force", help="In spite of the runs that use it.")]
 
@@ -39,7 +38,7 @@ def list_stores(
         typer.echo(json.dumps(documents, indent=1))
     elif documents:
         total = sum(document["bytes"] for document in documents)
-        print_all(_table(documents), f"{len(documents)} stores, {_size(total)} in {catalogue.root}")
+        print_all(_table(documents), f"{counted(len(documents), 'store')}, {size_text(total)} in {catalogue.root}")
     else:
         typer.echo(f"no stores in {catalogue.root}; `maesil ingest SRC...` without --out makes one")
     _tell_unreadable(catalogue)
@@ -47,7 +46,10 @@ def list_stores(
 
 @app.command("path")
 def path(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="A store (default: the cache itself).")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="NAME", help="A store (default: the cache itself).", autocompletion=names_in_cache),
+    ] = None,
 ) -> None:
     """Print where the cache, or one of its stores, lies.
 
@@ -56,35 +58,55 @@ def path(
     from maesil.cache.catalogue import Catalogue
 
     catalogue = Catalogue()
-    typer.echo(str(catalogue.named(name).store if name else catalogue.root))
+    print_all(str(catalogue.named(name).store if name else catalogue.root))
 
 
 @app.command("prune")
 def prune(
-    max_size: Annotated[str, typer.Option(help="What may stay, for example 200GB or 0.")],
+    max_size: Annotated[str, typer.Option(metavar="SIZE", help="What may stay, with its unit: 200GB, 1.5TiB or 0.")],
     force: Force = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove the stores not used for the longest time until the rest fits; those that runs use stay.
 
-    Exit code 1 means that more than that stayed.
+    It says what it will remove before it removes anything. Exit code 1 means that more than SIZE stays.
 
-    Example: maesil cache prune --max-size 200GB
+    Example: maesil cache prune --max-size 200GB --dry-run
     """
     from maesil.cache.catalogue import Catalogue
 
-    limit, catalogue = parse_size(max_size), Catalogue()
-    for entry, size, why in catalogue.prune(limit, force=force):
-        typer.echo(f"kept {entry.name} ({_size(size)}): {why}" if why else f"removed {entry.name} ({_size(size)})")
-    left = sum(entry.bytes for entry in catalogue.entries())
-    typer.echo(f"{_size(left)} left in {catalogue.root}")
+    limit, catalogue = parse_size(max_size, "--max-size"), Catalogue()
+    planned = list(catalogue.prune(limit, force=force, dry_run=True))
+    going = [(entry, size) for entry, size, why in planned if not why]
+    typer.echo(_outlook(going, limit, "would be removed" if dry_run else "to remove"))
+    for entry, size, why in planned if dry_run else catalogue.prune(limit, force=force):
+        done = f"kept {entry.name} ({size_text(size)}): {why}" if why else f"removed {entry.name} ({size_text(size)})"
+        if why or not dry_run:
+            typer.echo(done)
+    left = sum(entry.bytes for entry in catalogue.entries()) - sum(size for _, size in going if dry_run)
+    typer.echo(f"{size_text(left)} {'would be left' if dry_run else 'left'} in {catalogue.root}")
     _tell_unreadable(catalogue)
     if left > limit:
         raise typer.Exit(EXIT_REFUSED)
 
 
+def _outlook(going: list[tuple[Any, int]], limit: int, verb: str) -> str:
+    """Return in one line what pruning is about to remove."""
+    if not going:
+        return f"nothing {verb} for --max-size {size_text(limit)}"
+    names = ", ".join(f"{entry.name} ({size_text(size)}, last used {_day(entry)})" for entry, size in going)
+    return f"{counted(len(going), 'store')}, {size_text(sum(size for _, size in going))} {verb}: {names}"
+
+
+def _day(entry: Any) -> str:
+    return datetime.fromtimestamp(entry.used, UTC).date().isoformat()
+
+
 @app.command("rm")
 def remove(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Stores of the cache.")],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME", help="Stores of the cache.", autocompletion=names_in_cache)
+    ],
     force: Force = False,
 ) -> None:
     """Remove stores from the cache; their sources are untouched.
@@ -94,21 +116,13 @@ def remove(
     from maesil.cache.catalogue import Catalogue
 
     catalogue = Catalogue()
-    for entry in [catalogue.named(name) for name in dict.fromkeys(names)]:
-        typer.echo(f"removed {entry.name}, {_size(catalogue.remove(entry, force=force))} freed")
+    for entry in [catalogue.named(name) for name in dict.fromkeys(names)]:  # one wrong name removes nothing
+        typer.echo(f"removed {entry.name}, {size_text(catalogue.remove(entry, force=force))} freed")
 
 
 def _tell_unreadable(catalogue: Any) -> None:
     for folder in catalogue.unreadable():
         typer.echo(f"{folder}: its entry.json cannot be read; ingest its sources again, or remove the folder", err=True)
-
-
-def parse_size(text: str) -> int:
-    """Return the bytes that ``200GB``, ``1.5TiB`` or ``0`` names; UsageError for anything else."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if match is None or match[2] not in _UNITS:
-        raise UsageError(f"--max-size: expected a size such as 200GB, 1.5TB or 0, found {text!r}")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def _document(catalogue: Any, entry: Any) -> dict[str, Any]:
@@ -118,7 +132,7 @@ def _document(catalogue: Any, entry: Any) -> dict[str, Any]:
         "key": entry.key,
         "path": str(entry.store),
         "report": str(entry.report),
-        "sources": list(entry.sources),
+        "sources": [written(source) for source in entry.sources],
         "recipe": entry.recipe,
         "state": "building" if catalogue.builder(entry) else "finished" if built else "unfinished",
         "fingerprint": built.fingerprint if built else None,
@@ -143,13 +157,9 @@ def _table(documents: list[dict[str, Any]]) -> Any:
     for document in documents:
         counts = [str(document[name] if document[name] is not None else "") for name in _COUNTS]
         pins = "\n".join(str(pin["run"]) for pin in document["pins"])
-        table.add_row(document["name"], document["state"], *counts, _size(document["bytes"]),
-                      document["used"][:10], pins, "\n".join(document["sources"]))  # fmt: skip
+        table.add_row(document["name"], document["state"], *counts, size_text(document["bytes"]),
+                      document["used"][:10], pins, "\n".join(map(printable, document["sources"])))  # fmt: skip
     return table
 
 
 _COUNTS = ("volumes", "patients", "superpatches")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 10**9 else f"{count / 1e6:.1f} MB"

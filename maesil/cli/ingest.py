@@ -11,83 +11,109 @@ from typing import Annotated, Any
 
 import typer
 
-from maesil.cli.options import AsJson
+from maesil.cli.options import AsJson, words_of
 from maesil.cli.output import print_all
 from maesil.errors import EXIT_REFUSED, SecurityError, UsageError
+from maesil.text import candidates, counted, printable
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
 
 _STAGES = {"scan": "files", "hash": "sources", "build": "volumes"}
 
-Sources = Annotated[list[str], typer.Argument(metavar="SRC...", help="Files or folders; searched all the way down.")]
+Sources = Annotated[list[str], typer.Argument(metavar="SRC", help="Files or folders; searched all the way down.")]
 
 
-def _option(help_text: str, *names: str, panel: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, **more)
+def _option(help_text: str, metavar: str | None, *names: str, panel: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help_text, metavar=metavar, rich_help_panel=panel, **more)
+
+
+def _flag(help_text: str, name: str, panel: str) -> Any:
+    return typer.Option(name, help=help_text, rich_help_panel=panel)
+
+
+def _word(help_text: str, metavar: str, panel: str, known: tuple[str, str], *more: str) -> Any:
+    """An option that takes one of a closed set of words, which the shell completes."""
+    return _option(help_text, metavar, panel=panel, autocompletion=words_of(*known, *more))
+
+
+_OPTIONS, _STORED = "maesil.ingest.options", "maesil.store.recipe"
 
 
 def ingest(
     sources: Sources,
     out: Annotated[
-        str | None, typer.Option(help="The store to make or to add to (default: found or made in the cache).")
+        str | None,
+        typer.Option(metavar="STORE", help="The store to make or to add to (default: found or made in the cache)."),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the store in the cache (default: after SRC).")] = None,
-    spacing: Annotated[str, _option("native, MM, or Z,Y,X in mm.", panel=_RECIPE)] = "1.5",
-    superpatch: Annotated[int, _option("Edge of a superpatch in voxels.", panel=_RECIPE)] = 128,
-    codec: Annotated[str, _option("fast, compact or raw.", panel=_RECIPE)] = "fast",
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Name of the store in the cache (default: after SRC).")
+    ] = None,
+    spacing: Annotated[
+        str, _option("Voxels of the store: native, one length, or three.", "native|MM|Z,Y,X", panel=_RECIPE)
+    ] = "1.5",
+    superpatch: Annotated[int, _option("Edge of a superpatch.", "VOXELS", panel=_RECIPE)] = 128,
+    codec: Annotated[
+        str, _word("How superpatches are compressed.", "fast|compact|raw", _RECIPE, (_STORED, "CODECS"))
+    ] = "fast",
     fill_gaps: Annotated[
-        int, _option("Interpolate up to so many missing slices in a row (marked not valid).", panel=_RECIPE)
+        int, _option("Interpolate up to N missing slices in a row (marked not valid).", "N", panel=_RECIPE)
     ] = 0,
-    include_derived: Annotated[
-        bool, _option("Take reformats (MPR, MIP...) too.", "--include-derived", panel=_RECIPE)
-    ] = False,
-    prefer: Annotated[str, _option("sform or qform, where a NIfTI file's two differ.", panel=_RECIPE)] = "",
+    include_derived: Annotated[bool, _flag("Take reformats (MPR, MIP...) too.", "--include-derived", _RECIPE)] = False,
+    prefer: Annotated[
+        str, _word("Which to take where a NIfTI file's two differ.", "sform|qform", _RECIPE, (_STORED, "FORMS"))
+    ] = "",
     accept: Annotated[
-        list[str] | None, _option("Code of a doubt about HU to accept on purpose; may be repeated.", panel=_RECIPE)
+        list[str] | None,
+        _word("A doubt about HU to accept on purpose; may be repeated.", "CODE", _RECIPE, (_STORED, "ACCEPTABLE")),
     ] = None,
     refuse: Annotated[
-        list[str] | None, _option("Note to refuse, for example lossy; may be repeated.", panel=_RECIPE)
+        list[str] | None,
+        _word("A note to refuse, for example lossy; may be repeated.", "NOTE", _RECIPE, (_STORED, "REFUSABLE")),
     ] = None,
     workers: Annotated[
-        int | None, _option("Dask processes (default: a core each as memory allows; 0: none).", panel=_RUN, min=0)
+        int | None,
+        _option("Dask processes (default: one per core, as memory allows; 0: none).", "N", panel=_RUN, min=0),
     ] = None,
-    scheduler: Annotated[str | None, _option("Address of a running Dask scheduler.", panel=_RUN)] = None,
+    scheduler: Annotated[str | None, _option("A running Dask scheduler.", "ADDRESS", panel=_RUN)] = None,
     trust_network: Annotated[
-        bool, _option("Allow a plain TCP scheduler on another machine.", "--trust-network", panel=_RUN)
+        bool, _flag("Allow a plain TCP scheduler on another machine.", "--trust-network", _RUN)
     ] = False,
-    partition: Annotated[str | None, _option("I/N: only the I-th of N parts (job arrays).", panel=_RUN)] = None,
-    dry_run: Annotated[bool, _option("Say what would be done; write nothing.", "--dry-run", panel=_RUN)] = False,
-    update: Annotated[
-        bool, _option("Allow another recipe: its volumes are made anew.", "--update", panel=_RUN)
-    ] = False,
-    rehash: Annotated[
-        bool, _option("Read sources again even if size and time are unchanged.", "--rehash", panel=_RUN)
-    ] = False,
-    force: Annotated[bool, _option("Make every volume anew.", "--force", panel=_RUN)] = False,
+    partition: Annotated[str | None, _option("Only the I-th of N parts (job arrays).", "I/N", panel=_RUN)] = None,
+    dry_run: Annotated[bool, _flag("Say what would be done; write nothing.", "--dry-run", _RUN)] = False,
+    update: Annotated[bool, _flag("Allow another recipe: its volumes are made anew.", "--update", _RUN)] = False,
+    rehash: Annotated[bool, _flag("Read sources again even if size and time are unchanged.", "--rehash", _RUN)] = False,
+    force: Annotated[bool, _flag("Make every volume anew.", "--force", _RUN)] = False,
     retry_quarantined: Annotated[
-        list[str] | None, _option("Code of earlier refusals to try again, or all; may be repeated.", panel=_RUN)
+        list[str] | None,
+        _word(
+            "Earlier refusals to try again, or all; may be repeated.",
+            "CODE",
+            _RUN,
+            ("maesil.store.remedies", "REMEDIES"),
+            "all",
+        ),
     ] = None,
     duplicates: Annotated[
-        str, _option("keep-all or keep-first, of sources with the very same pixels.", panel=_RUN)
+        str, _word("Of sources with the very same pixels.", "keep-all|keep-first", _RUN, (_OPTIONS, "DUPLICATES"))
     ] = "keep-all",
     group: Annotated[
-        str, _option("Regular expression: the patient in the path of files that name none (NIfTI).", panel=_REPORT)
+        str, _option("Finds the patient in the path of files that name none (NIfTI).", "REGEX", panel=_REPORT)
     ] = "",
-    follow_links: Annotated[bool, _option("Follow symbolic links below SRC.", "--follow-links", panel=_RUN)] = False,
+    follow_links: Annotated[bool, _flag("Follow symbolic links below SRC.", "--follow-links", _RUN)] = False,
     max_refused: Annotated[
-        int, _option("Refused volumes and damaged files that still count as success.", panel=_RUN, min=0)
+        int, _option("Refused volumes and damaged files that still count as success.", "N", panel=_RUN, min=0)
     ] = 0,
     report: Annotated[
-        Path | None, _option("Folder for index.html, files.parquet... (default: beside the store).", panel=_REPORT)
+        Path | None, _option("Where index.html, files.parquet... go (default: beside the store).", "DIR", panel=_REPORT)
     ] = None,
     key_file: Annotated[
-        Path | None, _option("Key for hashing identities (default: the user's own).", panel=_REPORT)
+        Path | None, _option("Key for hashing identities (default: the user's own).", "FILE", panel=_REPORT)
     ] = None,
     id_map: Annotated[
-        Path | None, _option("Write which patient and series became which volume to this file.", panel=_REPORT)
+        Path | None, _option("Write here which patient and series became which volume.", "FILE", panel=_REPORT)
     ] = None,
     phi_scan: Annotated[
-        bool, _option("Search the finished store for the sources' patients; exit code 6.", "--phi-scan", panel=_REPORT)
+        bool, _flag("Search the finished store for the sources' patients; exit code 6.", "--phi-scan", _REPORT)
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -100,8 +126,8 @@ def ingest(
     Example: maesil ingest downloads/LIDC downloads/btcv.nii.gz --out store.zarr --spacing 1.5
     """
     from maesil.cache.key import cache_folder
-    from maesil.files import require_folder_place
     from maesil.ingest.options import IngestOptions, parse_partition
+    from maesil.ingest.report_folder import default_folder
     from maesil.store.recipe import Recipe, parse_spacing
     from maesil.store.storage import local_path
 
@@ -117,33 +143,37 @@ def ingest(
     )  # fmt: skip
     if out is not None and name is not None:
         raise UsageError("--name: names a store of the cache; leave it out with --out")
-    if report is not None:
-        require_folder_place(report)
     places = [local_path(source) for source in sources]
     if out is None and not dry_run:
         store, folder, summary = _into_cache(places, recipe, options, name, report)
     else:
         store = local_path(out or "the cache")
-        folder = _report_folder(report, store)
+        folder = report or default_folder(store)
         summary = _into_store(places, store, recipe, options, folder)
+    search = _search_for_patients(store, folder, summary) if phi_scan and not dry_run else None
     if as_json:
-        typer.echo(json.dumps(summary.document() | {"store": str(store)}, indent=1))
+        typer.echo(json.dumps(summary.document() | {"store": printable(store)}, indent=1))
     else:
         print_all(summary.table(), *summary.refusals(), summary.conclusion(store))
     if not dry_run:
-        typer.echo(f"report: {folder / 'index.html'}", err=True)
-    if phi_scan and not dry_run:
-        _require_no_patient(store, summary)
+        _say(f"report: {folder / 'index.html'}")
+    if search is not None:
+        _tell_search(store, search)
     if summary.refused_volumes + summary.damaged_files > max_refused:
         raise typer.Exit(EXIT_REFUSED)
 
 
 def _into_store(places: list[Path], store: Path, recipe: Any, options: Any, report: Path) -> Any:
     """Ingest into a store of the user's own and write the report; return the summary."""
+    from maesil.files import require_writable
     from maesil.ingest.report import write_report
+    from maesil.ingest.report_folder import require_place
     from maesil.ingest.run import ingest as run_ingest
     from maesil.progress import progress
 
+    if not options.dry_run:
+        require_writable(store, "--out", links=True)
+        require_place(report, store)
     with progress(_STAGES) as shown:
         summary = run_ingest(places, store, recipe, options, shown)
     if not options.dry_run:
@@ -151,43 +181,51 @@ def _into_store(places: list[Path], store: Path, recipe: Any, options: Any, repo
     return summary
 
 
+def _say(line: str) -> None:
+    typer.echo(printable(line), err=True)
+
+
 def _into_cache(
     places: list[Path], recipe: Any, options: Any, name: str | None, report: Path | None
 ) -> tuple[Path, Path, Any]:
     """Find or build a store in the cache; return it, its report and the summary."""
     from maesil.build import ingest_into_cache
+    from maesil.files import require_folder_place, require_writable
     from maesil.ingest.report import write_report
     from maesil.progress import progress
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
-
+    if report is not None:
+        require_folder_place(report)
+        require_writable(report, "--report")
     with progress(_STAGES) as shown:
-        made = ingest_into_cache(places, recipe, options, name=name, progress=shown, say=say)
+        made = ingest_into_cache(places, recipe, options, name=name, progress=shown, say=_say)
     if report is not None:
         write_report(report, made.summary, made.entry.store)
-    say(
+    _say(
         f"{'found in' if made.found else 'built in'} the cache as {made.entry.name}: maesil train {made.entry.name} ..."
     )
     return made.entry.store, report or made.entry.report, made.summary
 
 
-def _report_folder(report: Path | None, out: Path) -> Path:
-    folder = report or out.with_name(f"{out.name.removesuffix('.zarr')}.report")
-    if folder.resolve().is_relative_to(out.resolve()):
-        raise UsageError(f"--report: expected a folder outside the store, since it holds paths; found {folder}")
-    return folder
-
-
-def _require_no_patient(out: Path, summary: Any) -> None:
-    from maesil.ingest.phi import findings, patient_words
+def _search_for_patients(store: Path, report: Path, summary: Any) -> Any:
+    """Search the finished store for what its sources say of patients, and note in the report what was searched."""
+    from maesil.ingest.phi import search
+    from maesil.ingest.report import note_phi_scan
     from maesil.store.store import Store
 
-    found = findings(Store.open(out), patient_words(verdict.path for verdict in summary.files))
-    if found:
+    found = search(Store.open(store), [verdict.path for verdict in summary.files])
+    summary.phi_scan = found.document()
+    note_phi_scan(report, summary.phi_scan)
+    return found
+
+
+def _tell_search(store: Path, search: Any) -> None:
+    _say(search.told())
+    if search.found:
         raise SecurityError(
-            f"{out}: expected nothing about the patients of the sources, found it in {len(found)} places "
-            f"({', '.join(found[:3])}); nothing was removed: look there, and report this"
+            f"{store}: expected nothing about the patients of the sources, found it in "
+            f"{counted(len(search.found), 'place')} ({candidates(search.found, 3)}); nothing was removed: look there, "
+            "and report this"
         )
 
 

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from maesil.cli import cache, demo, doctor, downstream, evaluate, ingest, store, train
 from maesil.errors import (
+    BROKEN,
     DISK_FULL,
     EXIT_INTERRUPTED,
     EXIT_RESOURCES,
@@ -22,6 +23,7 @@ from maesil.errors import (
     MaesilError,
     UsageError,
 )
+from maesil.text import printable
 
 
 class _ErrorMapping(TyperGroup):
@@ -41,11 +43,16 @@ class _ErrorMapping(TyperGroup):
                 _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)
             if error.errno in NOT_ALLOWED:
                 _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
+            if error.errno in BROKEN:
+                _end(
+                    f"error: {error.filename or 'a file'}: {error.strerror}; mend it and run the same command again",
+                    EXIT_RESOURCES,
+                )
             raise
 
 
 def _end(message: str, code: int) -> NoReturn:
-    typer.echo(message, err=True)
+    typer.echo(printable(message), err=True)
     raise typer.Exit(code)
 
 
@@ -54,6 +61,7 @@ app = typer.Typer(
     name="maesil",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     help="From folders of CT to a pre-trained 3D masked autoencoder.\n\n"
     "Start with `maesil demo`, or: maesil ingest SCANS --out store.zarr; maesil train store.zarr --out run; "

@@ -14,15 +14,17 @@ import typer
 
 from maesil.cli.options import WHERE, AsJson, StoreName, opened
 from maesil.cli.output import print_all
-from maesil.errors import (
-    EXIT_STORE,
-)
+from maesil.errors import EXIT_STORE
+from maesil.sizes import size_text
+from maesil.text import counted
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
 
 
 @app.command("info")
-def store_info(store: StoreName, where: Annotated[str, typer.Option(help=WHERE)] = "", as_json: AsJson = False) -> None:
+def store_info(
+    store: StoreName, where: Annotated[str, typer.Option(metavar="FILTER", help=WHERE)] = "", as_json: AsJson = False
+) -> None:
     """Summarise a store: recipe, volumes, patients, superpatches, size.
 
     Example: maesil store info store.zarr
@@ -51,10 +53,10 @@ def store_verify(store: StoreName, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(verified), indent=1))
     else:
-        for problem in verified.problems:
-            typer.echo(f"damaged: {problem}")
-        found = f"{len(verified.problems)} problems found" if verified.problems else "all intact"
-        typer.echo(f"{verified.volumes} volumes, {verified.superpatches} superpatches: {found}")
+        print_all(*(f"damaged: {problem}" for problem in verified.problems))
+        found = f"{counted(len(verified.problems), 'problem')} found" if verified.problems else "all intact"
+        superpatches = counted(verified.superpatches, "superpatch", "superpatches")
+        print_all(f"{counted(verified.volumes, 'volume')}, {superpatches}: {found}")
     if verified.problems:
         raise typer.Exit(EXIT_STORE)
 
@@ -62,10 +64,8 @@ def store_verify(store: StoreName, as_json: AsJson = False) -> None:
 @app.command("export")
 def store_export(
     store: StoreName,
-    out: Annotated[Path, typer.Option(help="Folder for the NIfTI files.")],
-    volume_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[VOLUME_ID]...", help="Default: all volumes.")
-    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the NIfTI files.")],
+    volume_ids: Annotated[list[str] | None, typer.Argument(metavar="VOLUME_ID", help="Default: all volumes.")] = None,
 ) -> None:
     """Write volumes as NIfTI (VOLUME_ID.nii.gz, int16 HU), every voxel where it was in the patient.
 
@@ -78,7 +78,7 @@ def store_export(
     wanted = [here.volume(name) for name in volume_ids] if volume_ids else here.volumes()
     reader = SuperpatchReader(here)
     for volume in wanted:
-        typer.echo(str(export_volume(reader, volume.volume_id, out)))
+        print_all(str(export_volume(reader, volume.volume_id, out)))
 
 
 @app.command("index")
@@ -90,13 +90,15 @@ def store_index(store: StoreName) -> None:
     from maesil.store.index import write_index
 
     volumes, superpatches = write_index(opened(store))
-    typer.echo(f"indexed {volumes} volumes, {superpatches} superpatches")
+    print_all(f"indexed {counted(volumes, 'volume')}, {counted(superpatches, 'superpatch', 'superpatches')}")
 
 
 @app.command("gc")
 def store_gc(
     store: StoreName,
-    older_than: Annotated[float, typer.Option(min=0, help="Hours that nothing has touched it.")] = 24.0,
+    older_than: Annotated[
+        float, typer.Option(metavar="HOURS", min=0, help="Hours that nothing has touched it.")
+    ] = 24.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
 ) -> None:
     """Remove what no volume needs: attempts replaced or never committed, and files left by killed processes.
@@ -108,19 +110,21 @@ def store_gc(
     here = opened(store)
     found = find_garbage(here, older_than)
     for garbage in found:
-        typer.echo(f"{garbage.key} ({garbage.bytes / 1e6:.1f} MB): {garbage.why}")
+        print_all(f"{garbage.key} ({size_text(garbage.bytes)}): {garbage.why}")
         if not dry_run:
             remove_garbage(here, garbage)
-    freed = sum(garbage.bytes for garbage in found) / 1e6
-    typer.echo(f"{len(found)} pieces, {freed:.1f} MB {'to be freed' if dry_run else 'freed'}")
+    freed = size_text(sum(garbage.bytes for garbage in found))
+    print_all(f"{counted(len(found), 'piece')}, {freed} {'to be freed' if dry_run else 'freed'}")
 
 
 @app.command("split")
 def store_split(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE...", help="Stores: paths or names in the cache.")],
-    out: Annotated[Path, typer.Option(help="The file to write.")],
-    shares: Annotated[str, typer.Option(help="Of training, validation and test patients.")] = "0.8,0.1,0.1",
-    seed: Annotated[int, typer.Option(help="Who falls where.")] = 0,
+    stores: Annotated[list[str], typer.Argument(metavar="STORE", help="Stores: paths or names in the cache.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The file to write.")],
+    shares: Annotated[
+        str, typer.Option(metavar="A,B,C", help="Of training, validation and test patients.")
+    ] = "0.8,0.1,0.1",
+    seed: Annotated[int, typer.Option(metavar="N", help="Who falls where.")] = 0,
 ) -> None:
     """Split the patients of stores by hash and freeze the split to a file; copies of one scan stay together.
 
@@ -134,23 +138,38 @@ def store_split(
     split = split_by_shares(leaders, parse_shares(shares), seed)
     write_split(out, split, [store.fingerprint for store in those])
     counts = (f"{len({leaders[group] for group in getattr(split, part)})} {part}" for part in PARTS)
-    typer.echo(f"{out}: patients: {', '.join(counts)}; use it with maesil train --split {out}")
+    print_all(f"{out}: patients: {', '.join(counts)}; use it with maesil train --split {out}")
 
 
 @app.command("explain")
 def explain(
     store: StoreName,
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or its beginning.")],
+    report: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Report of its ingest (default: beside the store).")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a volume is made of, or why its source was split, repaired or refused.
+    """Say what a volume is made of, from which files, or why its source was refused and what to do.
 
     Example: maesil store explain store.zarr 3f2a
     """
+    from maesil.ingest.report_folder import files_of
     from maesil.store.explain import explanation, lines
+    from maesil.text import printable
 
-    told = explanation(opened(store), volume)
+    here = opened(store)
+    files = files_of(report or _report_beside(here.path), here.path)
+    told = explanation(here, volume, {name: [printable(path) for path in paths] for name, paths in files.items()})
     if as_json:
         typer.echo(json.dumps(told, indent=1))
     else:
         print_all(*lines(told))
+
+
+def _report_beside(store: Path) -> Path:
+    from maesil.cache.catalogue import entry_of
+    from maesil.ingest.report_folder import default_folder
+
+    entry = entry_of(store)
+    return entry.report if entry else default_folder(store)

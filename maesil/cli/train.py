@@ -31,7 +31,7 @@ def train(
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
-    ram: Annotated[str | None, typer.Option(help="Memory for superpatches that were read: auto, or 8GB.")] = None,
+    ram: Annotated[str | None, typer.Option(help="Memory for superpatches read: auto, or a size such as 8GB.")] = None,
     device_resident: Annotated[
         bool | None, typer.Option("--device-resident", help="Keep the training scans themselves on the device.")
     ] = None,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import difflib
 import math
-import re
 from dataclasses import dataclass, field
 
 from maesil.errors import UsageError
+from maesil.sizes import parse_size
 from maesil.types import MAP_CELL, Window, Zyx
 
 HEAD_WIDTH = 64
@@ -197,8 +197,8 @@ class TrainConfig:
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws one at the end only."""
     ram: str = ""
-    """Memory for superpatches that were read once, shared by the ranks of a machine: ``8GB``; ``auto``: half of what
-    is free. Losses stay."""
+    """Memory for superpatches that were read once, shared by the ranks of a machine: a size with its unit, such as
+    ``8GB``; ``auto``: half of what is free. Losses stay."""
     device_resident: bool = False
     """Keep the training scans themselves on the device and cut crops there. Losses stay."""
     readers: int = 2
@@ -229,8 +229,8 @@ class TrainConfig:
         _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
         _require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
-        size = re.fullmatch(r"|auto|\d+(\.\d+)?GB", self.ram)
-        _require(size is not None, "train.ram", repr(self.ram), "auto, or a size such as 8GB or 0.5GB")
+        if self.ram not in ("", "auto"):
+            parse_size(self.ram, "train.ram", "auto or ")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
         _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
@@ -254,6 +254,8 @@ class RunConfig:
         _require(at_once, "train.accumulate", self.train.accumulate, "1 with model.kind=vqvae (its codebook follows "
                  "whole steps); more ranks need less memory too")  # fmt: skip
 
+
+_LISTED_IN_ONE_LINE = 8
 
 PRESETS: dict[str, RunConfig] = {
     "tiny": RunConfig(),
@@ -286,9 +288,13 @@ def require_tile(config: ModelConfig, tile: int, store: object) -> None:
         )
 
 
-def require_known(name: str, known: list[str], what: str) -> None:
-    """Raise UsageError unless ``name`` is one of ``known``, and say which one may have been meant."""
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"{name}: no such {what}; {hint}there are {', '.join(known)}")
+def require_known(name: str, known: list[str], what: str, listed_in: str = "docs/reference/configuration.md") -> None:
+    """Raise UsageError unless ``name`` is one of ``known``: say which ones may have been meant, list them if few."""
+    if name in known:
+        return
+    close = difflib.get_close_matches(name, known, n=3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    told = (
+        f"there are {', '.join(known)}" if len(known) <= _LISTED_IN_ONE_LINE else f"{listed_in} lists all {len(known)}"
+    )
+    raise UsageError(f"{name}: no such {what}; {hint}{told}")

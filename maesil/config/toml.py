@@ -100,6 +100,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
     return name.strip(), text.strip()  # a string without quotes, such as train.device=cpu
 
 
+_SIZES = ("train.ram",)
 _DESCRIBED = {float: "a number", int: "a whole number", str: "a word", bool: "true or false"}
 
 
@@ -114,6 +115,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return value
     if kind is str and isinstance(value, str):
         return value
+    if name in _SIZES and number:
+        return str(value)  # refused there, with a better reason than its type: it lacks a unit
     inner = typing.get_args(kind)
     if inner and isinstance(value, list | tuple) and len(value) == len(inner):
         return tuple(_typed(name, item, item_kind) for item, item_kind in zip(value, inner, strict=True))

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from maesil.errors import NoInputError, UsageError
 from maesil.files import make_folder
-from maesil.parquet import read_parquet
+from maesil.ingest.report_folder import read_noted
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,11 @@ def _used_files(report: Path) -> list[tuple[Path, str]]:
     if not path.exists():
         raise NoInputError(f"{path}: expected the files.parquet of an ingest's report, found none")
     try:
-        rows = read_parquet(path, columns=["path", "status", "volume_id"]).to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        verdicts = [noted.verdict for noted in read_noted(path)]
+    except (OSError, pa.ArrowException, KeyError) as error:
         raise NoInputError(f"{path}: expected the files.parquet of an ingest's report, found it damaged") from error
-    return [(Path(row["path"]), row["volume_id"]) for row in rows if row["status"] == "used" and row["volume_id"]]
+    used = [verdict for verdict in verdicts if verdict.status == "used"]
+    return [(verdict.path, volume_id) for verdict in used for volume_id in verdict.volume_ids]
 
 
 def _label_paths(files: list[tuple[Path, str]], image: str, label: str) -> dict[str, Path]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from maesil.errors import UsageError
 from maesil.store.records import Volume
+from maesil.store.remedies import remedy
 from maesil.store.store import Store
+from maesil.text import counted
+
+_FILES_SHOWN = 5
 
 NOTES = {
     "blank_series_uid": "the series UID was blanked; its slices were told apart by folder, geometry and acquisition",
@@ -33,20 +37,20 @@ NOTES = {
 """What ingest notes of an accepted volume; ``accepted_CODE`` says that a doubt was accepted on purpose (--accept)."""
 
 
-def explanation(store: Store, volume_id: str) -> dict[str, Any]:
-    """Return what the store says of a volume or a refused source; `UsageError` unless the id is known and unique."""
-    volumes = [v for v in (*store.volumes(), *store.outdated()) if v.volume_id.startswith(volume_id)]
-    refusals = [r for r in store.quarantined() if r["volume_id"].startswith(volume_id)]
-    ids = {v.volume_id for v in volumes} | {r["volume_id"] for r in refusals}
-    if len(ids) != 1:
-        raise UsageError(
-            f"{store.path}: expected one volume or refused source {volume_id!r}, found {len(ids)}; "
-            "see `maesil store info`"
-        )
+def explanation(store: Store, volume_id: str, sources: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+    """Return what the store says of a volume or a refused source; `UsageError` unless the id is known and unique.
+
+    ``sources`` are the files that each came from, by id: a store knows no path, the report of its ingest does.
+    """
+    volumes = {volume.volume_id: volume for volume in (*store.outdated(), *store.volumes())}
+    refusals = {record["volume_id"]: record for record in store.quarantined()}
+    found = store.whole_id(volume_id, {*volumes, *refusals}, "volume or refused source")
+    refusal = refusals.get(found)
     return {
-        "volume_id": ids.pop(),
-        "volume": _volume(store, volumes[0]) if volumes else None,
-        "refusal": refusals[0] if refusals else None,
+        "volume_id": found,
+        "sources": list((sources or {}).get(found, ())),
+        "volume": _volume(store, volumes[found]) if found in volumes else None,
+        "refusal": refusal | {"what_to_do": remedy(refusal["code"])} if refusal else None,
     }
 
 
@@ -81,9 +85,17 @@ def lines(found: dict[str, Any]) -> list[str]:
     if (refusal := found["refusal"]) is not None:
         text.append(f"source {found['volume_id']} was refused: {refusal['code']}: {refusal['detail']}")
         text += [f"  {name}: {value}" for name, value in refusal.get("numbers", {}).items()]
+        text.append(f"  what to do: {refusal['what_to_do']}")
         if volume is not None:
             text.append("  the volume above is of an earlier state of the source")
-    return text
+    return text + _source_lines(found["sources"])
+
+
+def _source_lines(sources: Sequence[str]) -> list[str]:
+    if not sources:
+        return ["  files: not known here; --report DIR names the report of its ingest, which knows them"]
+    more = [f"    and {len(sources) - _FILES_SHOWN} more (--json lists all)"] if len(sources) > _FILES_SHOWN else []
+    return [f"  {counted(len(sources), 'file')}:", *(f"    {path}" for path in sources[:_FILES_SHOWN]), *more]
 
 
 def _volume_lines(volume_id: str, volume: dict[str, Any]) -> list[str]:

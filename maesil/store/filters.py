@@ -7,6 +7,7 @@ allowed: nothing is ever evaluated as code.
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 from typing import Any
 
@@ -127,7 +128,11 @@ def _membership(left: ast.expr, right: ast.expr) -> pc.Expression:
 
 def _column(node: ast.Name) -> str:
     if node.id not in COLUMNS:
-        raise UsageError(f"--where: there is no column {node.id!r}; there are {', '.join(COLUMNS)}")
+        close = difflib.get_close_matches(node.id, COLUMNS, n=3)
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise UsageError(
+            f"--where: there is no column {node.id!r}; {hint}docs/how-to/cache.md lists all {len(COLUMNS)}"
+        )
     return node.id
 
 

@@ -12,6 +12,8 @@ from maesil.errors import UsageError
 from maesil.types import AIR_HU, MAP_CELL, Spacing
 
 CODECS = ("fast", "compact", "raw")
+FORMS = ("sform", "qform")
+"""What a NIfTI header may say of where its voxels lie."""
 ACCEPTABLE = (
     "constant", "eight_bit", "no_soft_tissue", "normalised", "odd_background", "offset_1024", "rescaled_twice",
     "too_dense", "unsigned", "windowed",
@@ -71,7 +73,7 @@ class Recipe:
             raise UsageError(f"--spacing: expected 'native' or 0.1 to 20 mm an axis, found {self.spacing}")
         if not 0 <= self.fill_gaps <= _MAX_FILLED:
             raise UsageError(f"--fill-gaps: expected 0 to {_MAX_FILLED} slices, found {self.fill_gaps}")
-        if self.prefer_form not in ("", "sform", "qform"):
+        if self.prefer_form not in ("", *FORMS):
             raise UsageError(f"--prefer: expected sform or qform, found {self.prefer_form!r}")
         for option, given, known in (("--accept", self.accept, ACCEPTABLE), ("--refuse", self.refuse, REFUSABLE)):
             if unknown := [code for code in given if code not in known]:

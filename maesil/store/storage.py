@@ -7,6 +7,7 @@ record appears whole under its final name or not at all. Keys are relative paths
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ from urllib.parse import unquote
 import zarr.storage
 
 from maesil.errors import DISK_FULL, ResourceError, StoreError, UsageError
+from maesil.files import make_link
 
 _TEMPORARY = ".tmp-"
 _SYNCS_AT_ONCE = 8
@@ -116,7 +118,7 @@ class Storage:
         path = self.root / key
         with _full_disk_is_resource_error(path), self._temporary(path, data) as temporary:
             try:
-                os.link(temporary, path)  # unlike rename, fails if the name is taken
+                make_link(temporary, path)  # unlike rename, fails if the name is taken
             except FileExistsError:
                 return False
             _sync(path.parent)
@@ -202,6 +204,9 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync no folders
+            raise
     finally:
         os.close(descriptor)
 

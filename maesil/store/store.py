@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from maesil.store.commit import CHECKSUM, commit_key, quarantine_key, sealed, un
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.storage import Storage, local_path
+from maesil.text import candidates
 
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 1
@@ -73,15 +75,15 @@ class Store:
     def create(cls, path: Path, recipe: Recipe, key_fingerprint: str, *, update: bool = False) -> Store:
         """Create a store, or open it if it exists with the same recipe and key.
 
-        `UsageError` if it has another recipe and not `update`, or was made with another key; `StoreError` if the
-        folder holds something else.
+        `UsageError` if it has another recipe and not `update`, was made with another key, or if the folder holds
+        something else.
         """
         if path.exists() and not path.is_dir():
-            raise StoreError(f"{path}: expected a folder for the store, found a file; name another --out")
+            raise UsageError(f"{path}: expected a folder for the store, found a file; name another --out")
         storage = Storage(path)
         if not storage.exists(_ROOT_KEY):
             if path.exists() and any(path.iterdir()) and not storage.exists("recipes"):
-                raise StoreError(f"{path}: expected a store or an empty folder, found other files; use another --out")
+                raise UsageError(f"{path}: expected a store or an empty folder, found other files; name another --out")
             storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
             storage.put_new(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
             storage.put_new("volumes/zarr.json", GROUP_DOCUMENT)
@@ -154,12 +156,22 @@ class Store:
 
     def volume(self, volume_id: str) -> Volume:
         """Return one live volume by its id or by a beginning of it that is unique; `UsageError` if there is none."""
-        found = [volume for volume in self.volumes() if volume.volume_id.startswith(volume_id)]
-        if len(found) != 1:
-            raise UsageError(
-                f"{self.path}: expected one volume {volume_id!r}, found {len(found)}; see `maesil store info`"
-            )
-        return found[0]
+        volumes = {volume.volume_id: volume for volume in self.volumes()}
+        return volumes[self.whole_id(volume_id, volumes, "volume")]
+
+    def whole_id(self, beginning: str, ids: Iterable[str], what: str) -> str:
+        """Return the one id of several that begins like this; `UsageError` names those it could be."""
+        known = sorted(ids)
+        found = [beginning] if beginning in known else [one for one in known if one.startswith(beginning)]
+        if len(found) == 1:
+            return found[0]
+        shown = candidates(one[: max(12, len(beginning) + 4)] for one in found)
+        told = (
+            f"found {len(found)}: {shown}; give more of the id (`maesil store info`)"
+            if found
+            else "found none; see `maesil store info`"
+        )
+        raise UsageError(f"{self.path}: expected one {what} whose id begins with {beginning!r}, {told}")
 
     def live(self, volume_id: str) -> Volume | None:
         """Return the live commit of exactly this id, or None."""
@@ -217,6 +229,15 @@ class Store:
         for volume in self.volumes():
             digest.update(f"{volume.volume_id} {volume.group} {volume.source_hash} {volume.recipe_hash}\n".encode())
         return digest.hexdigest()
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether a folder is a store of ours, of whatever version, by what its root says."""
+    try:
+        attributes = parsed_json((folder / ZARR_DOCUMENT).read_bytes())["attributes"]["maesil"]
+        return bool(attributes["format"] == FORMAT_NAME)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attributes": {}})

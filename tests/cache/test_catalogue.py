@@ -131,7 +131,10 @@ def test_pruning_takes_what_was_not_used_longest_and_leaves_what_is_pinned(catal
     entries[0].pin(run_folder(tmp_path, entries[0]), "f")
     total = sum(entry.bytes for entry in entries)
     assert list(catalogue.prune(total)) == []
+    planned = [(entry, size, why) for entry, size, why in catalogue.prune(total - 1, dry_run=True)]
+    assert sum(entry.bytes for entry in catalogue.entries()) == total, "a dry run removes nothing"
     pruned = list(catalogue.prune(total - 1))
+    assert pruned == planned, "what was said is what was done"
     assert [(entry.name, bool(why)) for entry, _, why in pruned] == [("store-a", True), ("store-b", False)]
     assert "used by" in pruned[0][2]
     assert [entry.name for entry in catalogue.entries()] == ["store-a", "store-c"]

@@ -85,6 +85,7 @@ def test_several_stores_share_a_budget(tmp_path):
 
 def test_budgets_are_read_and_measured():
     assert (budget_bytes(""), budget_bytes("8GB"), budget_bytes("0.5GB")) == (0, 8 * 10**9, 5 * 10**8)
+    assert (budget_bytes("500MB"), budget_bytes("1GiB")) == (5 * 10**8, 2**30)
     assert 10**6 < budget_bytes("auto") < available_memory()
     assert budget_bytes("8GB", processes=8) == 10**9, "the ranks of a machine share it"
     assert budget_bytes("auto", processes=8) < available_memory() / 12

@@ -10,7 +10,7 @@ from support.command_line import fails, run
 from support.sources import write_sources
 
 from maesil import errors
-from maesil.cli.cache import parse_size
+from maesil.sizes import size_text
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +81,30 @@ def test_mistakes_are_told_in_one_line(code, words):
     fails(code, *words.split())
 
 
-@pytest.mark.parametrize(
-    ("text", "size"), [("0", 0), ("1.5GB", 15 * 10**8), ("2 TiB", 2**41), ("10k", 10**4), ("7", 7)]
-)
-def test_sizes(text, size):
-    assert parse_size(text) == size
+def test_pruning_says_what_goes_before_it_goes(home):
+    assert ingest(home, "--name", "old")[0] == 0
+    stored = int(json.loads(run("cache", "list", "--json")[1])[0]["bytes"])
+    for size in ("200", "1.5", "200 "):
+        assert "its unit" in fails(errors.EXIT_USAGE, "cache", "prune", "--max-size", size)
+    code, stdout, _ = run("cache", "prune", "--max-size", "1kB", "--dry-run")
+    assert (
+        code == 0
+        and f"1 store, {size_text(stored)} would be removed: old (" in stdout
+        and "0 B would be left" in stdout
+    )
+    assert "old" in run("cache", "list")[1], "a dry run removes nothing"
+    code, stdout, _ = run("cache", "prune", "--max-size", "1TB")
+    assert code == 0 and "nothing to remove for --max-size 1.0 TB" in stdout
+    code, stdout, _ = run("cache", "prune", "--max-size", "0")
+    first, second, third = stdout.splitlines()
+    assert code == 0 and first.endswith("to remove: " + first.split(": ")[1]) and "last used 20" in first
+    assert second == f"removed old ({size_text(stored)})" and third.startswith("0 B left in")
+    assert "no stores" in run("cache", "list")[1]
+
+
+def test_a_wrong_name_is_answered_with_the_right_one(home):
+    assert "is empty" in fails(errors.EXIT_USAGE, "cache", "path", "nothing")
+    assert ingest(home, "--name", "lungs-1.5mm")[0] == 0
+    assert "did you mean lungs-1.5mm?" in fails(errors.EXIT_USAGE, "cache", "path", "lung-1.5mm")
+    assert "the cache holds lungs-1.5mm" in fails(errors.EXIT_USAGE, "cache", "rm", "something")
+    assert run("cache", "rm", "lungs-1.5mm")[0] == 0

@@ -197,7 +197,8 @@ def test_a_store_that_is_none(tmp_path, kind, command):
 def test_ingest_never_writes_into_what_is_no_store(tmp_path, sources, kind):
     path = not_a_store(tmp_path, kind)
     before = sorted(tmp_path.rglob("*"))
-    fails(errors.EXIT_STORE, *ingest(sources, path, "--key-file", tmp_path.parent / "k"))
+    code = errors.EXIT_USAGE if kind in ("file", "folder") else errors.EXIT_STORE
+    fails(code, *ingest(sources, path, "--key-file", tmp_path.parent / "k"))
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -222,7 +223,7 @@ def test_a_damaged_store(tmp_path, store, damage):
     path.write_bytes(bytes(data))
     code, stdout, stderr = run("store", "verify", opened.path)
     assert code == errors.EXIT_STORE
-    assert "damaged: " in stdout and "problems found" in stdout and "Traceback" not in stdout + stderr
+    assert "damaged: " in stdout and "1 problem found" in stdout and "Traceback" not in stdout + stderr
     code, stdout, _ = run("store", "verify", opened.path, "--json")
     assert code == errors.EXIT_STORE
     assert json.loads(stdout)["problems"]
@@ -397,3 +398,99 @@ def test_odd_values_in_headers_make_no_noise(tmp_path, sources, home):
     assert done.returncode == 0, done.stderr
     assert "DOE" not in done.stderr + done.stdout and "Warning" not in done.stderr
     assert np.all([re.match(r"(scan|hash|build|report): ", line) for line in done.stderr.splitlines()]), done.stderr
+
+
+def test_h_is_help_everywhere():
+    for path in [(), *commands()]:
+        assert run(*path, "-h")[1] == run(*path, "--help")[1] != ""
+
+
+@pytest.mark.parametrize("group", ["ingest", "store", "cache"])
+def test_values_of_options_have_names_that_people_can_read(group):
+    for path in [path for path in commands() if path[0] == group]:
+        told = run(*path, "--help")[1]
+        assert not re.findall(r"--[\w-]+ (?:<\w+|TEXT|PATH|INTEGER|FLOAT)", told), path
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("ingest x --codec ", {"fast", "compact", "raw"}),
+        ("ingest x --prefer s", {"sform"}),
+        ("ingest x --duplicates keep-f", {"keep-first"}),
+        ("ingest x --refuse lo", {"lossy"}),
+        ("ingest x --accept wind", {"windowed"}),
+        ("ingest x --retry-quarantined a", {"all"}),
+        ("cache rm lun", {"lungs"}),
+        ("cache path ", {"lungs"}),
+    ],
+)
+def test_the_shell_completes_closed_sets_of_words(sources, home, words, expected):
+    options = ("--spacing", "native", "--superpatch", 32, "--workers", 0)
+    assert run("ingest", sources / "nifti of SMITH", "--name", "lungs", *options)[0] == 0
+    environment = {**os.environ, **home, "_MAESIL_COMPLETE": "complete_bash", "COMP_WORDS": f"maesil {words}"}
+    environment["COMP_CWORD"] = str(len(words.split(" ")))
+    entry = [sys.executable, "-c", "from maesil.cli import app; app(prog_name='maesil')"]
+    done = subprocess.run(entry, env=environment, capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_a_store_given_as_a_source_is_named_as_one(tmp_path, store, sources):
+    for place in (store, store / "volumes"):
+        line = fails(errors.EXIT_USAGE, *ingest(place, tmp_path / "out.zarr"))
+        assert "found a store that `maesil ingest` made" in line and f"maesil store info {store}" in line
+    shutil.copytree(store, tmp_path / "below" / "s.zarr")
+    line = fails(errors.EXIT_NO_INPUT, *ingest(tmp_path / "below", tmp_path / "out.zarr"))
+    assert "Zarr folders only, which are not looked into" in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["below"]
+
+
+def test_what_was_searched_for_patients_is_told_and_kept(tmp_path, sources):
+    command = [*ingest(sources, tmp_path / "s.zarr", "--report", tmp_path / "r"), "--phi-scan"]
+    code, _, told = run(*command)
+    kept = json.loads((tmp_path / "r" / "summary.json").read_text())["phi_scan"]
+    assert code == 0 and kept["found"] == [] and kept["files"] == 50 and kept["headers"] == 49 and kept["terms"] > 10
+    assert kept["voxels"] >= 3 and kept["searched"] + kept["voxels"] == sum(
+        path.is_file() for path in (tmp_path / "s.zarr").rglob("*")
+    )
+    assert f"phi scan: {kept['terms']} terms from 49 headers of 50 files; searched {kept['searched']} files" in told
+    assert "found nothing" in told and json.loads(run(*command, "--json")[1])["phi_scan"] == kept
+    (tmp_path / "s.zarr" / "recipes" / "note.json").write_text(json.dumps({"x": f"of {PATIENTS[0]}"}))
+    code, _, told = run(*command)
+    assert code == errors.EXIT_SECURITY and "found it in 1 place (recipes/note.json)" in told
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["phi_scan"]["found"] == ["recipes/note.json"]
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_the_free_texts_of_nifti_are_searched_for(tmp_path, sources, kind, suffix):
+    from maesil.ingest.phi import patient_words
+
+    image = nib.load(sources / "nifti of SMITH" / "SMITH-42.nii.gz")
+    named = kind(np.asarray(image.dataobj)[:2, :2, :2], image.affine)
+    named.header["descrip"] = b"Smith, John 1970"
+    nib.save(named, tmp_path / f"x{suffix}")
+    assert patient_words([tmp_path / f"x{suffix}"]) == {"smith, john 1970"}
+
+
+def test_a_search_without_terms_says_that_it_proves_nothing(tmp_path, sources):
+    nameless = tmp_path / "nameless.nii.gz"
+    image = nib.load(sources / "nifti of SMITH" / "SMITH-42.nii.gz")
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), image.affine), nameless)
+    code, _, told = run(*ingest(nameless, tmp_path / "s.zarr"), "--phi-scan")
+    assert code == 0 and "nothing to search for" in told and "this proves nothing" in told
+
+
+@pytest.mark.parametrize(("maker", "patient", "code"), [
+    ("PHANTOM WORKS", "Nobody^Phantom", 0), ("Nobody Phantom", "Nobody^Phantom", errors.EXIT_SECURITY),
+])  # fmt: skip
+def test_the_maker_of_the_scanner_may_share_a_word_with_a_patient(tmp_path, sources, maker, patient, code):
+    import pydicom
+
+    folder = tmp_path / "scan"
+    folder.mkdir()
+    for path in slices_of(sources, PATIENTS[0]):
+        data = pydicom.dcmread(path)
+        data.Manufacturer, data.PatientName = maker, patient
+        data.save_as(folder / path.name)
+    assert run(*ingest(folder, tmp_path / "s.zarr"), "--phi-scan")[0] == code

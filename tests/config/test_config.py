@@ -72,6 +72,8 @@ def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
         ("train.lr=nan", "a number"),
         ("train.window=1,2,3", "2 numbers"),
         ("train.device=5", "a word"),
+        ("train.ram=8", "its unit, found '8'; did you mean 8GB?"),
+        ("train.ram=lots", "auto or a size such as 500MB"),
         ("train.steps=0", "at least 1"),
         ("train.lr=0", "greater than 0"),
         ("train.window=5,5", "a lower and an upper end"),
@@ -109,6 +111,18 @@ def test_unknown_options_list_the_known_ones():
     assert all(f"mask.{f.name}" in str(error.value) for f in fields(MaskConfig))
     with pytest.raises(UsageError, match="there are tiny, small, base, large"):
         load_config("huge")
+
+
+def test_long_lists_of_options_stay_out_of_the_message():
+    with pytest.raises(UsageError) as error:
+        load_config("tiny", None, ["train.stepps=5"])
+    assert "did you mean train.steps" in str(error.value) and len(str(error.value)) < 200
+    assert f"configuration.md lists all {len(fields(TrainConfig))}" in str(error.value)
+
+
+@pytest.mark.parametrize("size", ["", "auto", "8GB", "500MB", "1.5 GiB", "8g"])
+def test_memory_takes_the_words_of_every_size(size):
+    assert load_config("tiny", None, [f'train.ram="{size}"']).train.ram == size
 
 
 def test_files_that_are_no_configuration_are_named(tmp_path):

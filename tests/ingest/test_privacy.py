@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.errors import UsageError
-from maesil.ingest.privacy import IdentityKey, default_key_file, load_or_create_key
+from maesil.ingest.privacy import IdentityKey, default_key_file, load_or_create_key, without_paths
 from maesil.ingest.source_cache import SourceCache
 
 KEY = IdentityKey(b"k" * 32)
@@ -158,3 +158,37 @@ def test_many_processes_may_share_a_memory(tmp_path, files):
     for thread in threads:
         thread.join()
     assert failures == []
+
+
+HARD_NAMES = ["DOE-JANE", "4711", "28", "CT", "JANE.dcm", "1.2.840.5", "smith", "Sch\udce4del", "\x1b[0m", "it's"]
+SENTENCE = "the 2nd of 28 slices is 45.5 % air at -1024 HU, a CT number of 1.5 mm (line 7): expected soft tissue"
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 2000).map(str), st.floats(0, 99).map("{:.1f}".format), st.sampled_from(
+    ["CT", "HU", "a", "of", "mm", "sof", "numb", "slic", "exp"]))))  # fmt: skip
+def test_numbers_and_words_of_a_message_are_no_file_names(names):
+    paths = [Path("/scans/DOE JANE") / name for name in names] + [Path(name) for name in names]
+    assert without_paths(SENTENCE, paths) == SENTENCE
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.sampled_from(HARD_NAMES), min_size=2, max_size=4),
+    st.sampled_from(["{}: cut", "cannot open {}", "[Errno 2] no such file: '{}'", "({})"]),
+    st.booleans(),
+)
+def test_no_path_and_no_name_by_itself_is_left(names, sentence, quoted):
+    path = Path("/scans", *names)
+    for told in (str(path), str(path.parent), str(Path(*names))):
+        told = repr(told)[1:-1] if quoted else told
+        kept = without_paths(sentence.format(told), [path, Path(*names)])
+        assert kept.count("<source>") == 1 and kept.replace("<source>", "") == sentence.format("")
+
+
+def test_a_name_is_taken_from_beside_punctuation_and_from_quotes():
+    paths = [Path("/x/DOE.dcm"), Path("/x/28"), Path("/x/CT")]
+    assert without_paths("DOE.dcm: cut. See DOE.dcm.", paths) == "<source>: cut. See <source>."
+    assert without_paths("no file '28', no \"CT\"; 28 CT", paths) == "no file '<source>', no \"<source>\"; 28 CT"
+    assert without_paths("28: cut at 28", paths) == "<source>: cut at 28"
+    assert without_paths("MCDOE.dcm2 and DOE.dcm-7", paths) == "MCDOE.dcm2 and DOE.dcm-7"

@@ -103,7 +103,7 @@ def test_an_edited_affine_redoes_the_nifti_as_another_volume(place):
     write_nifti(path, phantom_hu(20.0).astype(np.int16), base_affine(origin=(0, 0, 1)))
     summary = place.ingest()
     assert len(summary.committed) == 1 and summary.absent == 1
-    assert "1 volumes of the store have no source" in summary.conclusion(place.out)
+    assert "1 volume of the store came from other sources" in summary.conclusion(place.out)
 
 
 def test_moved_and_renamed_sources_are_the_same_volumes(first, tmp_path):
@@ -188,7 +188,7 @@ def test_no_input(tmp_path):
     with pytest.raises(NoInputError, match="nothing there"):
         place.ingest(tmp_path / "missing")
     place.sources.mkdir()
-    with pytest.raises(NoInputError, match="no file at all"):
+    with pytest.raises(NoInputError, match="found no file; name the folder"):
         place.ingest()
     (place.sources / "notes.txt").write_text("x")
     with pytest.raises(NoInputError, match="not_medical"):

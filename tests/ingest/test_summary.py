@@ -16,10 +16,10 @@ from maesil.ingest.verdict import STATUSES, FileVerdict
 
 verdicts = st.builds(
     FileVerdict,
-    path=st.text("abc/[]", min_size=1, max_size=12).map(Path),
+    path=st.text("abc/[]\udce4\x1b\u202e", min_size=1, max_size=12).map(Path),
     status=st.sampled_from(STATUSES),
     code=st.sampled_from(["gap", "fresh", "empty", "[red]"]),
-    detail=st.text("a[]\\/ :", max_size=10),
+    detail=st.text("a[]\\/ :\x1b\n", max_size=10),
 )
 
 
@@ -39,8 +39,10 @@ def test_rows_sum_to_the_files_found(files):
     assert sum(counts) == len(files) == int(table.columns[2].footer)
     assert sum(summary.counts.values()) == len(files)
     assert list(summary.counts) == list(STATUSES)
-    json.dumps(summary.document())
-    printed(table)  # names with brackets are names, not markup
+    assert json.dumps(summary.document(), ensure_ascii=False).encode().isascii() or files
+    text = printed(table, *summary.refusals())  # names with brackets are names, not markup
+    text.encode("utf-8")
+    assert "\x1b" not in text and "\u202e" not in text
 
 
 def test_brackets_of_names_and_details_are_printed_as_they_are():
@@ -59,6 +61,11 @@ def test_conclusions(tmp_path):
     volumes = make_store(tmp_path / "s", [(9, 9, 9)] * 2, superpatch=16).volumes()
     assert Summary(committed=volumes).conclusion("s").startswith("2 volumes committed to s, 0 were up to date")
     assert Summary(fresh=volumes, absent=3).conclusion("s").startswith("nothing to do: 2 volumes")
-    assert "3 volumes of the store have no source" in Summary(fresh=volumes, absent=3).conclusion("s")
+    assert "3 volumes of the store came from other sources" in Summary(fresh=volumes, absent=3).conclusion("s")
+    assert Summary(fresh=volumes[:1]).conclusion("s") == "nothing to do: 1 volume is up to date in s"
+    assert Summary(refused_volumes=2).conclusion("s") == "no volume was made in s; 2 refused"
+    assert (
+        Summary(committed=volumes[:1], fresh=volumes[1:]).conclusion("s") == "1 volume committed to s, 1 was up to date"
+    )
     assert Summary(committed=volumes, refused_volumes=1).conclusion("s").endswith("1 refused")
-    assert "1 volumes would be made" in Summary(planned=["a"], dry_run=True).conclusion("s")
+    assert "1 volume would be made" in Summary(planned=["a"], dry_run=True).conclusion("s")

@@ -85,9 +85,11 @@ def test_what_is_no_filter_is_refused_in_one_line(text):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_column_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"no column 'thickness'; there are body, valid, .*notes"):
-        parse("body > 0.3 and thickness < 2")
+def test_an_unknown_column_is_named_with_those_meant_and_where_all_are_listed():
+    with pytest.raises(UsageError, match=r"no column 'spacing'; did you mean spacing_\w or .* lists all \d+$"):
+        parse("body > 0.3 and spacing < 2")
+    with pytest.raises(UsageError, match=r"no column 'qqq'; docs/how-to/cache\.md lists all \d+$"):
+        parse("qqq < 2")
 
 
 def test_a_store_without_its_index_is_filtered_alike(tmp_path):

@@ -1,0 +1,175 @@
+"""A report folder over many runs: whose it is, and the newest verdict on every file that any run met.
+
+Each run is merged into what the folder knows, volume by volume. A store grows by runs over other sources, and only the
+folder knows which files a volume came from.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from maesil.documents import parsed_json
+from maesil.errors import UsageError
+from maesil.files import require_folder_place, require_writable, write_private
+from maesil.ingest.verdict import FileVerdict
+from maesil.parquet import read_parquet, to_parquet
+from maesil.text import counted, exact, printable, written
+
+OWNER, FILES, EARLIER, RUNS = "store.json", "files.parquet", "earlier.parquet", "runs.jsonl"
+PAGE, SUMMARY, REFUSED = "index.html", "summary.json", "quarantine.csv"
+_TEXTS = ("path", "status", "code", "volume_id", "detail")
+_SCHEMA = pa.schema(
+    [*(pa.field(name, pa.string()) for name in _TEXTS), ("more_volumes", pa.list_(pa.string())), ("run", pa.string())]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A verdict on a file, and the run that gave it (ISO 8601, UTC)."""
+
+    verdict: FileVerdict
+    run: str
+
+    @property
+    def fact(self) -> tuple[object, ...]:
+        """What the verdict says, whenever it was given: a volume that was made and one that is there are the same."""
+        verdict = self.verdict
+        code = "" if verdict.status == "used" else verdict.code
+        return verdict.path, verdict.status, code, verdict.volume_ids, verdict.detail
+
+
+def default_folder(store: Path) -> Path:
+    """Return where the report of a store lies unless told otherwise: beside it."""
+    return store.with_name(f"{store.name.removesuffix('.zarr')}.report")
+
+
+def require_place(folder: Path, store: Path) -> None:
+    """Raise UsageError unless a folder may hold the report of this store: outside it, and of no other store's."""
+    if folder.resolve().is_relative_to(store.resolve()):
+        raise UsageError(f"--report: expected a folder outside the store, since it holds paths; found {folder}")
+    require_folder_place(folder)
+    require_writable(folder, "--report")
+    other = _other_owner(folder, store)
+    if other is not None:
+        raise UsageError(f"--report: {folder} holds the report of another store, {other}; name another folder")
+    strange = [name for name in (PAGE, SUMMARY, REFUSED) if (folder / name).exists()]
+    if strange and not (folder / FILES).exists():
+        raise UsageError(f"--report: {folder} holds a {strange[0]} that is not of a report; name another folder")
+
+
+def _other_owner(folder: Path, store: Path) -> Path | None:
+    """Return the store that a folder belongs to, if that is another one and still there."""
+    try:
+        document = parsed_json((folder / OWNER).read_bytes())
+        places = [(folder / exact(document["beside"])).resolve(), Path(exact(document["store"]))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # Store and folder may have been moved or copied together: then the way from one to the other is as it was.
+    there = [place for place in places if (place / "zarr.json").exists()]
+    return None if not there or store.resolve() in there else there[0]
+
+
+def own(folder: Path, store: Path) -> None:
+    """Note whose report this is."""
+    beside = os.path.relpath(store.resolve(), folder.resolve())
+    document = {"store": written(store.resolve()), "beside": written(beside)}
+    write_private(folder / OWNER, json.dumps(document, indent=1).encode())
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the one process that writes a report: the parts of a job array share it."""
+    with (folder / ".lock").open("a") as file:
+        with suppress(OSError):  # a file system without locks: parts may then overwrite each other's rows
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def merged(
+    before: Sequence[Noted], now: Sequence[Noted], kept_ids: set[str], *, whole: bool
+) -> tuple[list[Noted], list[Noted]]:
+    """Return what is known after a run, and what of before it no longer holds.
+
+    A new verdict takes the place of an older one on the same file or volume. Older verdicts on other files stay while
+    the store knows their volume (``kept_ids``, live or refused); none does where the run saw all sources of the store
+    (``whole``). What a run left to another part of the work says nothing.
+    """
+    known = {noted.verdict.path for noted in before}
+    now = [noted for noted in now if noted.verdict.code != "other_partition" or noted.verdict.path not in known]
+    paths = {noted.verdict.path for noted in now}
+    ids = {volume_id for noted in now for volume_id in noted.verdict.volume_ids}
+    kept: list[Noted] = []
+    replaced: list[Noted] = []
+    for noted in before:
+        own_ids = set(noted.verdict.volume_ids)
+        stale = whole or noted.verdict.path in paths or bool(own_ids & ids) or bool(own_ids and not own_ids & kept_ids)
+        (replaced if stale else kept).append(noted)
+    facts = {noted.fact for noted in now}
+    return kept + now, [noted for noted in replaced if noted.fact not in facts]
+
+
+def read_noted(path: Path) -> list[Noted]:
+    """Return the rows of a table of verdicts, those of earlier versions among them; OSError or ArrowException."""
+    return [_noted(row) for row in read_parquet(path).to_pylist()]
+
+
+def _noted(row: dict[str, Any]) -> Noted:
+    more = tuple(row.get("more_volumes") or ())
+    code, detail = row.get("code") or "", row.get("detail") or ""
+    verdict = FileVerdict(Path(exact(row["path"])), row["status"], code, row.get("volume_id"), detail, more)
+    return Noted(verdict, row.get("run") or "")
+
+
+def known_verdicts(folder: Path) -> list[Noted]:
+    """Return the newest verdict on every file that any run met; nothing where there is no readable report."""
+    try:
+        return read_noted(folder / FILES)
+    except (OSError, pa.ArrowException, KeyError):
+        return []
+
+
+def write_noted(path: Path, rows: Iterable[Noted]) -> None:
+    """Write a table of verdicts, readable by its owner alone."""
+    documents = [{**noted.verdict.document(), "run": noted.run} for noted in rows]
+    write_private(path, to_parquet(pa.Table.from_pylist(documents, schema=_SCHEMA)))
+
+
+def add_earlier(folder: Path, replaced: Sequence[Noted]) -> None:
+    """Add verdicts that no longer hold to those of before."""
+    if not replaced:
+        return
+    with suppress(OSError, pa.ArrowException, KeyError):
+        replaced = [*read_noted(folder / EARLIER), *replaced]
+    write_noted(folder / EARLIER, replaced)
+
+
+def files_of(folder: Path, store: Path) -> dict[str, list[Path]]:
+    """Return the files that each volume of a store came from, as its report says; nothing where that is another's."""
+    return {} if _other_owner(folder, store) else files_by_volume(known_verdicts(folder))
+
+
+def files_by_volume(rows: Iterable[Noted]) -> dict[str, list[Path]]:
+    """Return the files that each volume or refused source came from, by its id."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    for noted in rows:
+        if noted.verdict.status in ("used", "quarantined"):
+            for volume_id in noted.verdict.volume_ids:
+                found[volume_id].append(noted.verdict.path)
+    return dict(found)
+
+
+def source_text(files: Sequence[Path]) -> str:
+    """Return in one line where the files of a volume lie: the file, or the folder that holds them all."""
+    if len(files) < 2:
+        return printable(files[0]) if files else ""
+    return f"{printable(os.path.commonpath([file.parent for file in files]))} ({counted(len(files), 'file')})"
