@@ -27,7 +27,7 @@ from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
-from maesil.training.checkpoint import Run, load_run
+from maesil.training.checkpoint import CHECKPOINT, Run, load_run
 from maesil.types import Intensity
 from maesil.version import __version__
 
@@ -97,7 +97,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         card: dict[str, Any] = parsed_json(path.read_text(encoding="utf-8"))
         known = (card["format"], card["version"]) == (FORMAT, VERSION)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found no {CARD}") from error
+        is_run = (folder / CHECKPOINT).exists() or (folder / "config.toml").exists()
+        found = f"a run; export its encoder first: maesil export {folder} --out DIR" if is_run else f"no {CARD}"
+        raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found {found}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: expected the card of an encoder, found something else") from error
     if not known:

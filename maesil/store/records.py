@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from maesil.documents import reason
 from maesil.errors import StoreError
 from maesil.geometry import Affine
 from maesil.store.commit import attempt_prefix, commit_key, sealed, unsealed
@@ -115,12 +116,12 @@ class Volume:
         try:
             document = unsealed(data)
         except ValueError as error:
-            raise StoreError(f"{key}: expected a commit record, found damage ({error})") from error
+            raise StoreError(f"{key}: expected a commit record, found damage ({reason(error)})") from error
         try:
             volume = cls._from_document(document)
         except (KeyError, TypeError, ValueError) as error:
             raise StoreError(
-                f"{key}: expected a commit this version of maesil knows, found another ({error})"
+                f"{key}: expected a commit this version of maesil knows, found another ({reason(error)})"
             ) from error
         if volume.key != key:
             raise StoreError(f"{key}: expected the commit of this name, found {volume.key}; it was moved")

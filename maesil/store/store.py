@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from maesil.documents import canonical_json, parsed_json
+from maesil.documents import canonical_json, parsed_json, reason
 from maesil.errors import StoreError, UsageError
 from maesil.store.commit import CHECKSUM, commit_key, quarantine_key, sealed, unsealed
 from maesil.store.recipe import Recipe
@@ -111,7 +111,7 @@ class Store:
         try:
             recipe = Recipe.from_document(parsed_json(self.storage.read(f"recipes/{self.recipe_hash}.json")))
         except (ValueError, KeyError, TypeError, AttributeError, UsageError) as error:
-            raise StoreError(f"{damaged} ({error})") from error
+            raise StoreError(f"{damaged} ({reason(error)})") from error
         if recipe.hash != self.recipe_hash:
             raise StoreError(f"{damaged}: its hash is {recipe.hash[:12]}")
         return recipe
@@ -220,7 +220,9 @@ class Store:
             record = unsealed(self.storage.read(key))
             return {name: record[name] for name in ("volume_id", "code", "detail")} | record
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{self.path}: {key}: expected the record of a refusal, found damage ({error})") from error
+            raise StoreError(
+                f"{self.path}: {key}: expected the record of a refusal, found damage ({reason(error)})"
+            ) from error
 
     @property
     def fingerprint(self) -> str:

@@ -174,6 +174,8 @@ def test_damage_and_other_folders_are_told_apart(world, tmp_path):
     folder, _, _ = world
     with pytest.raises(CheckpointError, match=r"found no card\.json"):
         maesil.load_encoder(tmp_path)
+    with pytest.raises(CheckpointError, match=r"found a run; export its encoder first: maesil export .*run --out DIR"):
+        maesil.load_encoder(folder / "run")
     copy = tmp_path / "copy"
     shutil.copytree(folder / "encoder", copy)
     card = (copy / "card.json").read_text()
