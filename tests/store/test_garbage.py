@@ -107,7 +107,7 @@ def test_the_command_says_what_goes_and_a_dry_run_removes_nothing(store):
     old, _ = replaced(store)
     before = files(store)
     said = CliRunner().invoke(app, ["store", "gc", str(store.path), "--dry-run", "--older-than", "0"])
-    assert said.exit_code == 0 and old.prefix in said.output and "1 pieces" in said.output
+    assert said.exit_code == 0 and old.prefix in said.output and "1 piece," in said.output
     assert files(store) == before
     said = CliRunner().invoke(app, ["store", "gc", str(store.path), "--older-than", "0"])
     assert said.exit_code == 0 and "freed" in said.output
