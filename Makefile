@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint types imports check gpu clean
+.PHONY: demo test lint types imports docs check gpu clean
 
 demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
@@ -20,7 +20,10 @@ types: .venv/.installed-test
 imports: .venv/.installed-test
 	$(BIN)/lint-imports --no-cache
 
-check: lint types imports test
+docs: .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint types imports docs test
 
 # On a machine with a GPU; needs python3 (or PYTHON=...) with torch, triton, numpy and pytest, and no .venv.
 gpu:
@@ -29,7 +32,7 @@ gpu:
 	PYTHONPATH=. $(PYTHON) tests/benchmarks/kernels_gpu.py --json kernels_gpu.json
 
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo site build *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -40,4 +43,8 @@ clean:
 
 .venv/.installed-test: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ .venv/.installed
+
+.venv/.installed-docs: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@ .venv/.installed

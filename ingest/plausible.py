@@ -82,7 +82,7 @@ def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
         raise doubt
 
 
-def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
+def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:  # noqa: C901 - a list of rules
     """Yield every reason why valid voxels cannot be HU; the first is the plainest."""
     values = _sample(hu, valid)
     if not values.size:

@@ -44,6 +44,10 @@ class Summary:
     phi_scan: dict[str, Any] | None = None
     """What a search for the patients of the sources looked at and found; None where there was none."""
 
+    def __repr__(self) -> str:
+        files = ", ".join(f"{status}={count}" for status, count in self.counts.items())
+        return f"Summary(committed={len(self.committed)}, fresh={len(self.fresh)}, files: {files})"
+
     @property
     def volumes(self) -> list[Volume]:
         """All volumes that the sources of this run lead to."""

@@ -70,6 +70,8 @@ def _runs_triton(tensor: Tensor, dtype: torch.dtype) -> bool:
         return tensor.is_cuda and dtype in _TRITON_DTYPES and can_run_triton(tensor.device)
     if dtype not in _TRITON_DTYPES:
         raise ValueError(f"Triton kernels compute in float32, asked for is {dtype}; use_kernels('auto') takes it")
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("Triton is not installed: pip install 'maesil[gpu]', or use_kernels('auto')")
     if not can_run_triton(tensor.device):
         raise RuntimeError(
             f"Triton kernels need CUDA tensors, found one on {tensor.device}; use_kernels('auto'), or set "

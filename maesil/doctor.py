@@ -18,6 +18,7 @@ from maesil.store.store import Store
 from maesil.store.summary import describe
 
 _PACKAGES = ("maesil", "torch", "triton", "numpy", "zarr", "numcodecs", "SimpleITK", "pydicom", "dask", "monai")
+_NOT_INSTALLED = {"triton": "not installed; only a GPU has a use for it (extra gpu)"}
 _COMPILERS = ("g++", "c++", "clang++")
 _NATIVE_BFLOAT16 = (8, 0)
 _GB = 1e9
@@ -69,7 +70,7 @@ def _software() -> Iterator[Finding]:
         try:
             yield Finding("software", name, version(name))
         except PackageNotFoundError:
-            yield Finding("software", name, "not installed")
+            yield Finding("software", name, _NOT_INSTALLED.get(name, "not installed"))
 
 
 def _devices() -> Iterator[Finding]:
@@ -111,7 +112,8 @@ def _kernels(device: torch.device) -> Finding:
     if can_run_triton(device):
         return Finding("runs", "train.kernels=auto", "triton")
     why = "no GPU" if device.type == "cpu" else "Triton is not installed"
-    advice = "pip install triton: without it the voxel operations run in plain PyTorch" if device.type == "cuda" else ""
+    slow = "pip install 'maesil[gpu]': without Triton the voxel operations run in plain PyTorch"
+    advice = slow if device.type == "cuda" else ""
     return Finding("runs", "train.kernels=auto", f"reference, plain PyTorch: {why}", advice)
 
 

@@ -15,22 +15,40 @@ from maesil.config.schema import MASK_KINDS, MaskConfig
 from maesil.models.masking import make_masks
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
-def test_the_page_of_options_is_made_from_the_code():
-    path = ROOT / "docs" / "reference" / "make_configuration.py"
-    spec = importlib.util.spec_from_file_location("make_configuration", path)
+def script(name: str):
+    """Import one of the scripts that lie beside the pages they make."""
+    path = ROOT / "docs" / name
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page()
+    return module
+
+
+@pytest.mark.parametrize("name", ["reference/make_configuration.py", "reference/make_cli.py"])
+def test_pages_of_options_are_made_from_the_code(name):
+    module = script(name)
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), f"run python docs/{name}"
+
+
+def test_the_page_of_commands_has_every_option_of_every_command():
+    page = script("reference/make_cli.py").page()
+    sections = {part.splitlines()[0]: part for part in page.split("\n## ")[1:]}
+    for path, command in leaves(typer.main.get_command(app), []):
+        section = sections.pop(" ".join(["maesil", *path]))
+        for parameter in command.params:
+            wanted = parameter.opts if parameter.param_type_name == "option" else [parameter.metavar]
+            assert all(f"`{name}`" in section for name in wanted), (path, wanted)
+    assert not sections
 
 
 def test_the_picture_of_masks_is_drawn_from_the_masks():
-    path = ROOT / "docs" / "explanation" / "draw_masks.py"
-    spec = importlib.util.spec_from_file_location("draw_masks", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("explanation/draw_masks.py")
     told = [text.get_text() for text in module.draw().texts]
     assert [text for text in told if text in module.WHAT] == [kind for kind in MASK_KINDS if kind != "none"]
     page = (ROOT / "docs" / "explanation" / "masking.md").read_text(encoding="utf-8")
@@ -74,12 +92,46 @@ def test_every_relative_link_leads_somewhere(page):
             assert (page.parent / target).exists(), target
 
 
-def test_every_command_has_help_with_an_example():
-    def leaves(command, path):
-        for name, sub in getattr(command, "commands", {}).items():
-            yield from leaves(sub, [*path, name])
-        if not hasattr(command, "commands"):
-            yield path, command
+def leaves(command, path: list[str]):
+    """Every command below a group, with the words that call it."""
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from leaves(sub, [*path, name])
+    if not hasattr(command, "commands"):
+        yield path, command
 
+
+def test_every_command_has_help_with_an_example():
     for path, command in leaves(typer.main.get_command(app), []):
         assert f"Example: maesil {' '.join(path)}" in command.help, path
+
+
+def decisions() -> list[Path]:
+    return sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+
+
+def test_decisions_have_no_gap_a_status_a_date_and_a_line_in_the_index():
+    index = (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")
+    for number, path in enumerate(decisions(), start=1):
+        text = path.read_text(encoding="utf-8")
+        title = text.splitlines()[0].removeprefix(f"# {number}. ")
+        status = re.search(r"^Status: (holds|replaced|replaced in part)\.", text, re.MULTILINE)
+        date = re.search(r"\bDate: (\d{4}-\d{2}-\d{2})\.$", text, re.MULTILINE)
+        assert path.name.startswith(f"{number:04d}-") and status and date, path.name
+        assert f"| {number} | [{title}]({path.name}) | {status[1]}" in index
+        assert f"| {date[1]} |" in index
+
+
+def test_every_page_is_in_the_navigation_of_the_site_and_in_the_index():
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        name = page.relative_to(ROOT / "docs").as_posix()
+        if page not in decisions():
+            assert f": {name}\n" in site, name
+            assert name == "index.md" or f"({name})" in index, name
+
+
+def test_every_how_to_is_linked_from_the_readme():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in sorted((ROOT / "docs" / "how-to").glob("*.md")):
+        assert f"(docs/how-to/{page.name})" in readme, page.name

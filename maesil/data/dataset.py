@@ -67,6 +67,9 @@ class SuperpatchDataset(Dataset[Item]):
         self._reader: SuperpatchReader | None = None
         self._reader_of = 0
 
+    def __repr__(self) -> str:
+        return f"SuperpatchDataset({str(self.path)!r}, superpatches={len(self)})"
+
     def __len__(self) -> int:
         return len(self._volume_ids)
 

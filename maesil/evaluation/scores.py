@@ -45,6 +45,11 @@ class Report:
     pictures: tuple[Path, ...]
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        scored = [row for row in self.rows if row["psnr_hidden"] is not None]
+        shown = [f"{row['region']} {row['model']} {row['psnr_hidden']:.2f} dB" for row in scored]
+        return f"Report({self.facts['run']}, step {self.facts['step']}: {'; '.join(shown)})"
+
     def document(self) -> dict[str, Any]:
         """Return everything as plain values; what does not apply is None."""
         return {

@@ -74,6 +74,11 @@ class Volume:
     """crc32c of each Zarr metadata document of the attempt, by its key below it."""
     generation: int = 0
 
+    def __repr__(self) -> str:
+        z, y, x = self.shape
+        mm = ", ".join(f"{step:g}" for step in self.spacing)
+        return f"Volume({self.volume_id[:12]}, {z}x{y}x{x} voxels of ({mm}) mm, {len(self.superpatches)} superpatches)"
+
     @property
     def affine(self) -> Affine:
         """The affine as a float64 array."""

@@ -38,6 +38,9 @@ class Store:
         self.key_fingerprint: str = attributes["key_fingerprint"]
         self._known: dict[str, tuple[tuple[int, int], Volume]] = {}
 
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}, volumes={len(self.live_commits())}, recipe={self.recipe_hash[:12]!r})"
+
     @property
     def path(self) -> Path:
         """The folder of the store."""

@@ -50,7 +50,10 @@ def prepare(
     ranks = current()
     device = pick_device(config.train.device, ranks)
     if config.train.kernels == "triton" and not can_run_triton(device):
-        raise UsageError(f"train.kernels=triton: Triton needs a GPU, training is on {device}; use auto or reference")
+        raise UsageError(
+            f"train.kernels=triton: Triton needs a GPU, training is on {device}; use auto or reference "
+            "(with a GPU: pip install 'maesil[gpu]')"
+        )
     _require_even_shares(config, ranks)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)

@@ -192,3 +192,27 @@ def test_importing_the_kernels_needs_torch_alone():
     assert {name for name in loaded if name.startswith("maesil.")} == {
         "maesil.kernels", "maesil.kernels.library", "maesil.kernels.reference",
     }  # fmt: skip
+
+
+def test_without_triton_the_definitions_run_and_doctor_says_so():
+    code = """
+import sys
+sys.modules["triton"] = None  # as if it were not installed
+import torch
+from maesil import kernels
+from maesil.doctor import examine
+from maesil.models.registry import make_model
+volume, ids = torch.zeros(1, 8, 8, 8, dtype=torch.int16), torch.zeros(1, 1, dtype=torch.int64)
+lookup = dict(patch_size=8, window=(-1000.0, 1000.0), mean=0.0, std=1.0)
+print(kernels.gather_patches(volume, ids, dtype=torch.float32, **lookup).unique().tolist())
+print(*[line.value for line in examine() if line.name == "train.kernels=auto"])
+with kernels.use_kernels("triton"):
+    try:
+        kernels.gather_patches(volume, ids, dtype=torch.float32, **lookup)
+    except RuntimeError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    voxels, runs, refused = done.stdout.splitlines()
+    assert voxels == "[0.5]" and runs.startswith("reference, plain PyTorch")
+    assert refused.startswith("Triton is not installed: pip install 'maesil[gpu]'")

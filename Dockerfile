@@ -1,0 +1,26 @@
+# maesil in a container.
+#   CPU:  docker build -t maesil .
+#   GPU:  docker build -t maesil:gpu --build-arg EXTRA=[gpu] --build-arg TORCH_INDEX=https://pypi.org/simple .
+#   docker run --rm -v /data:/data -v maesil-config:/home/maesil/.config maesil ingest /data/ct --out /data/store.zarr
+# The volume maesil-config keeps the identity key: with another key the same scans get other ids.
+ARG PYTHON=3.11
+FROM python:${PYTHON}-slim AS build
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG EXTRA=
+COPY . /src
+RUN python -m venv /opt/maesil \
+ && /opt/maesil/bin/pip install --no-cache-dir torch --index-url ${TORCH_INDEX} \
+ && /opt/maesil/bin/pip install --no-cache-dir "/src${EXTRA}"
+
+FROM python:${PYTHON}-slim
+ARG EXTRA=
+# Triton compiles the code that launches its kernels.
+RUN if [ -n "${EXTRA}" ]; then apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*; fi
+COPY --from=build /opt/maesil /opt/maesil
+RUN useradd --create-home maesil && mkdir -p /home/maesil/.config && chown maesil /home/maesil/.config
+USER maesil
+WORKDIR /home/maesil
+ENV PATH=/opt/maesil/bin:$PATH
+ENTRYPOINT ["maesil"]
+CMD ["--help"]
