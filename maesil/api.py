@@ -16,19 +16,17 @@ if TYPE_CHECKING:
     from maesil.evaluation.scores import Report
     from maesil.training.train import TrainSummary
 
-Place = Path | str
-
 
 def train(
-    stores: Place | Sequence[Place],
-    out: Place,
+    stores: Path | str | Sequence[Path | str],
+    out: Path | str,
     *,
     preset: str | None = None,
-    config: RunConfig | Place | None = None,
+    config: RunConfig | Path | str | None = None,
     overrides: Iterable[str] = (),
     weights: Sequence[float] = (),
     where: str = "",
-    split: Split | Place | None = None,
+    split: Split | Path | str | None = None,
     resume: bool = False,
 ) -> TrainSummary:
     """Pre-train a model on one or more stores and leave checkpoint, log and pictures in ``out``.
@@ -56,13 +54,13 @@ def train(
 
 
 def evaluate(
-    run: Place,
-    store: Place,
+    run: Path | str,
+    store: Path | str,
     *,
-    out: Place | None = None,
+    out: Path | str | None = None,
     volumes: Sequence[str] | None = None,
     where: str = "",
-    split: Place | None = None,
+    split: Path | str | None = None,
     seed: int = 0,
     device: str = "auto",
 ) -> Report:
@@ -80,5 +78,5 @@ def evaluate(
     )  # fmt: skip
 
 
-def _paths(places: Place | Sequence[Place]) -> list[Path]:
-    return [Path(places)] if isinstance(places, Place) else [Path(place) for place in places]
+def _paths(places: Path | str | Sequence[Path | str]) -> list[Path]:
+    return [Path(places)] if isinstance(places, Path | str) else [Path(place) for place in places]

@@ -8,11 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
+import yaml
+
+import maesil
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {"maesil": "maesil", "maesil/ingest": "ingest", "maesil/kernels": "kernels", "maesil/cache": "cache"}
@@ -115,6 +119,43 @@ def test_every_module_of_the_installed_wheel_imports(wheel, tmp_path):
     assert not {path.name for path in target.iterdir()} & {"ingest", "kernels", "cache", "tests"}
 
 
+@pytest.mark.slow
+def test_the_wheel_has_the_version_of_the_code_and_triton_as_an_extra(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        lines = archive.read(name).decode().splitlines()
+    assert f"Version: {maesil.__version__}" in lines
+    of_triton = [line for line in lines if line.startswith("Requires-Dist: triton")]
+    assert of_triton and all('extra == "gpu"' in line for line in of_triton)
+    assert any("maesil[gpu]" in line and 'extra == "test"' in line for line in lines)
+
+
+def test_the_version_stands_in_one_place():
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert document["project"]["dynamic"] == ["version"]
+    assert document["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "maesil.version.__version__"}
+    assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+
+def test_what_github_reads_is_whole():
+    """The workflow runs the script that everybody runs; forms have what GitHub asks of them."""
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
+    steps = workflow["jobs"]["run"]["steps"]
+    assert steps[-1] == {"run": ".ci/run"} and os.access(ROOT / ".ci" / "run", os.X_OK)
+    tried = workflow["jobs"]["run"]["strategy"]["matrix"]["python"]
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    assert [f"Programming Language :: Python :: {version}" for version in tried] == [
+        line for line in told if line.startswith("Programming Language")
+    ]
+    for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"):
+        document = yaml.safe_load(form.read_text())
+        if form.name != "config.yml":
+            assert {"name", "description", "body"} <= set(document)
+            assert all("label" in part["attributes"] for part in document["body"] if part["type"] != "markdown")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+
+
 def test_this_installation_is_the_tree(tmp_path):
     code = "import maesil, maesil.ingest, maesil.kernels, maesil.store.reader as r\n"
     code += "print(maesil.__file__, maesil.ingest.__file__, maesil.kernels.__file__, r.__file__, sep='\\n')"
@@ -132,8 +173,6 @@ def test_links_lead_to_the_folders():
 
 def test_the_command_is_installed():
     """The entry point of pyproject leads to the function that exists."""
-    import tomllib
-
     (target,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"].values()
     module, function = target.split(":")
     code = f"from {module} import {function}; assert callable({function})"
