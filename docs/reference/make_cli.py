@@ -21,7 +21,13 @@ _HEAD = """# Command line
 One section per command. `maesil COMMAND --help` prints the same.
 
 Results go to standard output. Progress and messages go to standard error. Every command ends with one of the
-[exit codes](verdicts.md#exit-codes). A `STORE` is the path of a store, or its name in the [cache](../how-to/cache.md).
+[exit codes](verdicts.md#exit-codes).
+
+* A `STORE` is the path of a store, a `file://` URL, or its name in the [cache](../how-to/cache.md).
+* A volume id may be shortened to any beginning that is unique in its store.
+* A size is a number with its unit: `500MB`, `1.5TB` (powers of 1000), `8GiB` (powers of 1024). Only 0 needs no unit.
+* `-h` is short for `--help`.
+* `maesil --install-completion` lets the shell complete commands, options, words of options and names of stores in the cache.
 
 This page is made from the commands by [make_cli.py](make_cli.py).
 """
