@@ -27,7 +27,7 @@ Results go to standard output. Progress and messages go to standard error. Every
 * A volume id may be shortened to any beginning that is unique in its store.
 * A size is a number with its unit: `500MB`, `1.5TB` (powers of 1000), `8GiB` (powers of 1024). Only 0 needs no unit.
 * `-h` is short for `--help`.
-* `maesil --install-completion` lets the shell complete commands, options, words of options and names of stores in the cache.
+* `maesil --install-completion` lets the shell complete commands, options and names of stores in the cache.
 
 This page is made from the commands by [make_cli.py](make_cli.py).
 """
