@@ -185,10 +185,14 @@ def _mirror(patch_BNV: Tensor, flip: Tensor, patch: int) -> Tensor:
     return patch_BNV.gather(2, source_BV[:, None].expand_as(patch_BNV))
 
 
-def _window_bounds(window: Window, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape ``(lo, hi)`` of one window, or of ``[B, 2]`` windows, to broadcast against ``[B, N, P^3]``."""
-    bounds = torch.as_tensor(window, dtype=like.dtype, device=like.device)
-    lo, hi = bounds.unbind(-1)
+def _window_bounds(window: Window, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return ``(lo, hi)``: the numbers of one window, or tensors that broadcast against ``[B, N, P^3]``.
+
+    Numbers stay numbers: a tensor made of them would be copied to a GPU, which waits, and which no graph can capture.
+    """
+    if not isinstance(window, Tensor):
+        return window
+    lo, hi = window.to(like).unbind(-1)
     return lo.reshape(-1, 1, 1), hi.reshape(-1, 1, 1)
 
 

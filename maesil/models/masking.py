@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from maesil.config.schema import MaskConfig, hidden_count
 from maesil.types import Zyx
+
+Generators = Sequence[torch.Generator]
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,8 @@ def make_masks(config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torc
     """
     if config.kind == "none":
         return _nothing_hidden(len(seeds), grid).to(device)
-    nothing_wanted = torch.zeros(grid[0], grid[1] * grid[2], dtype=torch.bool)
-    hidden = [_KINDS[config.kind](config, grid, _generator(seed), nothing_wanted) for seed in seeds]
-    return masks_from_hidden(torch.stack(hidden).flatten(1)).to(device)
+    hidden = _KINDS[config.kind](config, grid, _generators(seeds), None)
+    return masks_from_hidden(hidden.flatten(1)).to(device)
 
 
 def complementary_masks(
@@ -58,12 +60,11 @@ def complementary_masks(
     """
     if config.kind == "none":
         return [make_masks(config, grid, seeds, device)]
-    generators = [_generator(seed) for seed in seeds]
+    generators = _generators(seeds)
     wanted = torch.ones(len(seeds), grid[0], grid[1] * grid[2], dtype=torch.bool)
     passes = []
     while wanted.any():
-        draws = [_KINDS[config.kind](config, grid, *sample) for sample in zip(generators, wanted, strict=True)]
-        hidden = torch.stack(draws)
+        hidden = _KINDS[config.kind](config, grid, generators, wanted)
         wanted &= ~hidden
         passes.append(masks_from_hidden(hidden.flatten(1)).to(device))
     return passes
@@ -71,16 +72,27 @@ def complementary_masks(
 
 def masks_from_hidden(hidden_BL: Tensor) -> Masks:
     """Return the masks of a boolean ``[B, L]`` (True = hidden); each sample must hide equally many tokens."""
-    count = int(hidden_BL[0].sum())
-    if not torch.equal(hidden_BL.sum(dim=1), torch.full((len(hidden_BL),), count)):
-        raise ValueError(f"every sample must hide equally many tokens, found {hidden_BL.sum(dim=1).tolist()}")
-    # A stable sort of "hidden" keeps both parts in the order of the grid.
-    ids_shuffle = torch.argsort(hidden_BL.to(torch.uint8), dim=1, stable=True)
-    keep = hidden_BL.shape[1] - count
+    counts = hidden_BL.sum(dim=1).tolist()
+    if len(set(counts)) != 1:
+        raise ValueError(f"every sample must hide equally many tokens, found {counts}")
+    return masks_of_equal_count(hidden_BL, counts[0])
+
+
+def masks_of_equal_count(hidden_BL: Tensor, count: int) -> Masks:
+    """Return the masks of a boolean ``[B, L]`` of which it is known that each sample hides ``count`` tokens.
+
+    No value is looked at, so that a GPU is not waited for.
+    """
+    hidden_so_far, (samples, tokens) = hidden_BL.cumsum(dim=1), hidden_BL.shape
+    position = torch.arange(tokens, device=hidden_BL.device).expand(samples, -1)
+    keep = tokens - count
+    # Both parts stay in the order of the grid, so a token's place is the number of its own kind before it.
+    ids_restore = torch.where(hidden_BL, keep - 1 + hidden_so_far, position - hidden_so_far)
+    ids_shuffle = torch.empty_like(ids_restore).scatter_(1, ids_restore, position)
     return Masks(
         ids_keep=ids_shuffle[:, :keep].contiguous(),
         ids_masked=ids_shuffle[:, keep:].contiguous(),
-        ids_restore=torch.argsort(ids_shuffle, dim=1),
+        ids_restore=ids_restore,
         mask=hidden_BL.float(),
     )
 
@@ -89,15 +101,14 @@ def draw_targets(masks: Masks, share: float, seeds: Sequence[int]) -> Tensor:
     """Draw which hidden tokens a lean decoder predicts in one step: ``[B, S]``, ascending, one seed a sample."""
     hidden = masks.ids_masked.shape[1]
     count = max(1, hidden_count(share, hidden))
-    all_alike = torch.zeros(hidden, dtype=torch.bool)
-    chosen = torch.stack([_random_order(all_alike, _generator(seed))[:count].sort().values for seed in seeds])
+    chosen = _chosen(count, (hidden,), _generators(seeds)).nonzero()[:, 1].view(-1, count)
     return masks.ids_masked.gather(1, chosen.to(masks.ids_masked.device))
 
 
 def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Draw standard normal numbers, float32 ``[B, *shape]``, one seed a sample."""
     # Not the mask's own stream.
-    return torch.stack([torch.randn(tuple(shape), generator=_generator(seed ^ 1)) for seed in seeds])
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in _generators([seed ^ 1 for seed in seeds])])
 
 
 def _nothing_hidden(samples: int, grid: Zyx) -> Masks:
@@ -105,46 +116,45 @@ def _nothing_hidden(samples: int, grid: Zyx) -> Masks:
     return Masks(ids_BL, ids_BL, ids_BL, torch.ones(ids_BL.shape))
 
 
-# Each kind returns what it hides, bool [gz, gy * gx]; ``wanted``, of the same shape, says what to hide first.
+# Each kind returns what it hides, bool [B, gz, gy * gx]; ``wanted``, of the same shape, says what to hide first.
 
 
-def _dual(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
+def _dual(config: MaskConfig, grid: Zyx, generators: Generators, wanted: Tensor | None) -> Tensor:
     """Hide whole columns, and in each layer by itself a share of what is left."""
     gz, gy, gx = grid
-    columns = _random_order(wanted.sum(dim=0), generator)
+    columns = _random_order((gy * gx,), generators, None if wanted is None else wanted.sum(dim=1))
     in_plane = hidden_count(config.plane, gy * gx)
-    left = columns[in_plane:]
-    order_per_layer = _random_order(wanted[:, left], generator)
-    in_layer = left[order_per_layer[:, : hidden_count(config.axis, len(left))]]
-    hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
-    hidden[:, columns[:in_plane]] = True
-    return hidden.scatter_(1, in_layer, True)
+    left = columns[:, None, in_plane:].expand(-1, gz, -1)
+    in_layer = hidden_count(config.axis, left.shape[2])
+    chosen = _chosen(in_layer, left.shape[1:], generators, None if wanted is None else wanted.gather(2, left))
+    return torch.ones(len(generators), gz, gy * gx, dtype=torch.bool).scatter_(2, left, chosen)
 
 
-def _random(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
+def _random(config: MaskConfig, grid: Zyx, generators: Generators, wanted: Tensor | None) -> Tensor:
     """Hide a share of all tokens."""
-    hidden = torch.zeros(wanted.numel(), dtype=torch.bool)
-    hidden[_random_order(wanted.flatten(), generator)[: hidden_count(config.share, wanted.numel())]] = True
-    return hidden.view_as(wanted)
+    gz, gy, gx = grid
+    tokens = gz * gy * gx
+    wanted = None if wanted is None else wanted.flatten(1)
+    return _chosen(hidden_count(config.share, tokens), (tokens,), generators, wanted).view(-1, gz, gy * gx)
 
 
-def _tube(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
+def _tube(config: MaskConfig, grid: Zyx, generators: Generators, wanted: Tensor | None) -> Tensor:
     """Hide whole columns."""
     gz, gy, gx = grid
-    hidden = torch.zeros(gz, gy * gx, dtype=torch.bool)
-    hidden[:, _random_order(wanted.sum(dim=0), generator)[: hidden_count(config.plane, gy * gx)]] = True
-    return hidden
+    wanted = None if wanted is None else wanted.sum(dim=1)
+    columns = _chosen(hidden_count(config.plane, gy * gx), (gy * gx,), generators, wanted)
+    return columns[:, None].expand(-1, gz, -1)
 
 
-def _slab(config: MaskConfig, grid: Zyx, generator: torch.Generator, wanted: Tensor) -> Tensor:
+def _slab(config: MaskConfig, grid: Zyx, generators: Generators, wanted: Tensor | None) -> Tensor:
     """Hide whole columns, and whole axial layers."""
-    hidden = _tube(config, grid, generator, wanted)
-    layers = _random_order((wanted & ~hidden).sum(dim=1), generator)
-    hidden[layers[: hidden_count(config.axis, grid[0])]] = True
-    return hidden
+    hidden = _tube(config, grid, generators, wanted)
+    wanted = None if wanted is None else (wanted & ~hidden).sum(dim=2)
+    layers = _chosen(hidden_count(config.axis, grid[0]), grid[:1], generators, wanted)
+    return hidden | layers[..., None]
 
 
-_KINDS: dict[str, Callable[[MaskConfig, Zyx, torch.Generator, Tensor], Tensor]] = {
+_KINDS: dict[str, Callable[[MaskConfig, Zyx, Generators, Tensor | None], Tensor]] = {
     "dual": _dual,
     "random": _random,
     "tube": _tube,
@@ -152,11 +162,30 @@ _KINDS: dict[str, Callable[[MaskConfig, Zyx, torch.Generator, Tensor], Tensor]] 
 }
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def _generators(seeds: Sequence[int]) -> Generators:
+    """Return one generator a sample, so that a mask follows from its own seed, whoever it is drawn with."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def _random_order(wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw a random permutation along the last axis, what is wanted most coming first."""
-    at_random = torch.rand(wanted.shape, generator=generator).argsort(dim=-1, stable=True)
+def _random_order(shape: Sequence[int], generators: Generators, wanted: Tensor | None = None) -> Tensor:
+    """Draw random permutations along the last axis, int64 ``[B, *shape]``, what is wanted most coming first."""
+    at_random = _drawn(shape, generators).argsort(dim=-1, stable=True)
+    if wanted is None:
+        return at_random
     return at_random.gather(-1, wanted.gather(-1, at_random).argsort(dim=-1, descending=True, stable=True))
+
+
+def _chosen(count: int, shape: Sequence[int], generators: Generators, wanted: Tensor | None = None) -> Tensor:
+    """Draw the first ``count`` of each of those permutations, as a bool ``[B, *shape]``."""
+    if wanted is not None or count == 0:
+        order = _random_order(shape, generators, wanted)
+        return torch.zeros(order.shape, dtype=torch.bool).scatter_(-1, order[..., :count], True)
+    drawn = _drawn(shape, generators)
+    last = torch.from_numpy(np.partition(drawn.numpy(), count - 1)[..., count - 1, None])  # a tenth of a sort's time
+    below, equal = drawn < last, drawn == last
+    # Equal numbers are rare, and a stable sort would leave them in the order of the grid.
+    return below | (equal & (below.sum(dim=-1, keepdim=True) + equal.cumsum(dim=-1) <= count))
+
+
+def _drawn(shape: Sequence[int], generators: Generators) -> Tensor:
+    return torch.stack([torch.rand(tuple(shape), generator=generator) for generator in generators])

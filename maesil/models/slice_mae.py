@@ -14,7 +14,7 @@ from maesil import kernels
 from maesil.config.schema import ModelConfig
 from maesil.models.masked_autoencoder import Block, Prediction, ReconstructionModel, sincos_positions
 from maesil.models.masked_input import MaskedInput
-from maesil.models.masking import Masks, masks_from_hidden
+from maesil.models.masking import Masks, masks_of_equal_count
 from maesil.models.patches import tokens_at
 
 
@@ -75,12 +75,10 @@ class SliceMaskedAutoencoder(ReconstructionModel):
 
     def _masks_of_layers(self, masks: Masks) -> Masks:
         """Return the masks of each layer of tokens by itself, ``[B * gz, ...]``."""
-        gz = self.config.grid[0]
-        if masks.ids_keep.shape[1] == self.config.tokens:
-            hidden = torch.zeros_like(masks.mask, dtype=torch.bool)
-        else:
-            hidden = masks.mask > 0
-        return masks_from_hidden(hidden.reshape(len(hidden) * gz, -1))
+        gz, visible = self.config.grid[0], masks.ids_keep.shape[1]
+        hidden = masks.mask > 0 if visible < self.config.tokens else torch.zeros_like(masks.mask, dtype=torch.bool)
+        # Layers hide equally many (`RunConfig` sees to it), so shapes say how many: no GPU is asked and waited for.
+        return masks_of_equal_count(hidden.reshape(len(hidden) * gz, -1), (self.config.tokens - visible) // gz)
 
 
 def _for_each_slice(masks: Masks, slices: int) -> Masks:

@@ -2,6 +2,8 @@
 
     python tests/benchmarks/kernels_gpu.py [--json FILE]     # `make gpu` runs the tests first, then this
 
+The file is written anew after every row, so that whatever cuts the script off leaves the rows before it.
+
 Needs torch and triton only, and the repository's root on PYTHONPATH. Bandwidth is the least an operation must move
 (32-byte sectors counted) over its time, at 64 samples with inputs rotated past the L2 cache; latency is at 8 samples.
 Both are taken from CUDA graphs. Peers: *naive* PyTorch as one writes it first, with float volumes and targets; *good*
@@ -17,7 +19,7 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -211,11 +213,10 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.numel() / (microseconds([lambda: lambda: target.copy_(source)], device) * 1e-6)
 
 
-def measure(shape: Shape, sets: int, copy: float, smoke: bool) -> list[dict[str, object]]:
-    """Measure every operation in every way on ``sets`` inputs in turn."""
+def measure(shape: Shape, sets: int, copy: float, smoke: bool) -> Iterator[dict[str, object]]:
+    """Measure every operation in every way on ``sets`` inputs in turn, row by row."""
     inputs = [Inputs(shape, seed) for seed in range(sets)]
     least = least_bytes(inputs[0])
-    rows = []
     for way, functions in ways(smoke).items():
         torch._dynamo.reset()
         prepared = [operations(functions, given) for given in inputs]
@@ -229,20 +230,18 @@ def measure(shape: Shape, sets: int, copy: float, smoke: bool) -> list[dict[str,
                 "floor_us": round(floor, 2), "least_megabytes": round(moved / 1e6, 1),
                 "peak_megabytes": peak_megabytes(prepared[0][name](), shape.device),
             }  # fmt: skip
-            rows.append(row)
             print("{operation:19} {way:15} B={batch:<3} {us:10.1f} us {gigabytes_per_second:8.1f} GB/s "
                   "{share_of_copy:6.1%} of copy, peak {peak_megabytes} MB".format(**row), flush=True)  # fmt: skip
-    return rows
+            yield row
 
 
-def whole_step(smoke: bool, device: str) -> list[dict[str, object]]:
+def whole_step(smoke: bool, device: str) -> Iterator[dict[str, object]]:
     """Time training steps of preset base: kernels and definitions, both as they are and compiled whole."""
     definitions = SimpleNamespace(
         gather_patches=reference.gather_patches,
         unshuffle_tokens=reference.unshuffle_tokens,
         masked_reconstruction_loss=reference.masked_reconstruction_loss,
     )
-    rows = []
     for way, operators, compiled in (
         ("maesil", kernels, False), ("maesil compiled", kernels, True),
         ("good", definitions, False), ("good compiled", definitions, True),
@@ -264,18 +263,13 @@ def whole_step(smoke: bool, device: str) -> list[dict[str, object]]:
                 step()
             _wait(device)
         taken = (time.perf_counter() - started) / steps
-        rows.append(
-            {
-                "way": way,
-                "batch": batch,
-                "ms": round(taken * 1e3, 2),
-                "superpatches_per_second": round(batch / taken, 1),
-                "peak_megabytes": peak,
-            }
-        )
+        row = {
+            "way": way, "batch": batch, "ms": round(taken * 1e3, 2),
+            "superpatches_per_second": round(batch / taken, 1), "peak_megabytes": peak,
+        }  # fmt: skip
         print("step {way:15} B={batch} {ms:8.2f} ms {superpatches_per_second:7.1f} superpatches/s, "
-              "peak {peak_megabytes} MB".format(**rows[-1]), flush=True)  # fmt: skip
-    return rows
+              "peak {peak_megabytes} MB".format(**row), flush=True)  # fmt: skip
+        yield row
 
 
 def training_step(batch: int, compiled: bool, smoke: bool, device: str) -> Call:
@@ -326,18 +320,33 @@ def main() -> None:
     copy = copy_bandwidth(device)
     print(f"copy: {copy / 1e9:.0f} GB/s")
     tiny = {"edge": 16, "width": 32, "device": "cpu"} if arguments.smoke else {}
-    figures = {
+    about: dict[str, object] = {
         "device": "cpu (smoke)" if arguments.smoke else torch.cuda.get_device_name(),
         "date": datetime.date.today().isoformat(),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "copy_gigabytes_per_second": round(copy / 1e9, 1),
+    }
+    tables = {
         "latency": measure(Shape(2 if arguments.smoke else 8, **tiny), 1, copy, arguments.smoke),
         "bandwidth": measure(Shape(3 if arguments.smoke else 64, **tiny), 2, copy, arguments.smoke),
         "step": whole_step(arguments.smoke, device),
     }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_row_by_row(about, tables, arguments.json)
+
+
+def write_row_by_row(
+    about: dict[str, object], tables: Mapping[str, Iterable[dict[str, object]]], path: Path | None
+) -> None:
+    """Fill the tables, and write all there is after every row."""
+    figures = {**about, **{name: list[dict[str, object]]() for name in tables}}
+    for name, rows in tables.items():
+        for row in rows:
+            figures[name].append(row)  # type: ignore[attr-defined]
+            if path:
+                partial = path.with_name(path.name + ".partial")
+                partial.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                partial.replace(path)
 
 
 if __name__ == "__main__":

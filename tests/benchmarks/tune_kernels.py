@@ -1,10 +1,12 @@
 """Make ``kernels/launch_table.json``: the launch settings of every kernel, by architecture and shape.
 
-    python tests/benchmarks/tune_kernels.py              # on a GPU: measure, and write its architecture's part
+    python tests/benchmarks/tune_kernels.py [--minutes 5]    # on a GPU: measure, and write its architecture's part
     python tests/benchmarks/tune_kernels.py --by-rule    # anywhere: write what the rule says for all architectures
 
 Needs torch and triton only, and the repository's root on PYTHONPATH. Each candidate runs the operation on inputs larger
-than the L2 cache in a CUDA graph; the fastest median wins. The table also says where its parts come from.
+than the L2 cache in a CUDA graph; the fastest median wins. The table is written after every shape, those of the presets
+first; shapes that were measured on the same GPU and versions are left as they are, so the same command goes on where
+it stopped, or where ``--minutes`` ended it. Shapes not measured yet keep the rule's settings; ``made_by`` says which.
 """
 
 from __future__ import annotations
@@ -13,19 +15,24 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
+import triton
 
 from maesil.kernels import configs, gather, loss, unshuffle
 from maesil.kernels.configs import TABLE, Launch, by_rule
 
 ARCHITECTURES = ("80", "90")
-PATCHES = (4, 8, 16)
-WIDTHS = (128, 192, 256, 384, 512, 768)
+PATCHES = (8, 4, 16)
+WIDTHS = (384, 512, 256, 128, 192, 768)
 BY_PATCH, BY_WIDTH = ("gather", "loss_forward", "loss_backward"), (
     "unshuffle_forward", "unshuffle_backward", "unshuffle_subset",
 )  # fmt: skip
@@ -33,9 +40,13 @@ BATCH, EDGE = 16, 128
 
 
 def shapes() -> Iterator[tuple[str, int]]:
-    """Every operation with every width the table names."""
-    yield from itertools.product(BY_PATCH, [patch**3 for patch in PATCHES])
-    yield from itertools.product(BY_WIDTH, WIDTHS)
+    """Every operation with every width the table names, those of the presets base, large and small first."""
+    found = [
+        *((place, name, patch**3) for place, patch in enumerate(PATCHES) for name in BY_PATCH),
+        *((place / 2, name, width) for place, width in enumerate(WIDTHS) for name in BY_WIDTH),
+    ]
+    for _, operation, width in sorted(found, key=lambda one: one[0]):
+        yield operation, width
 
 
 def candidates(operation: str, width: int) -> list[Launch]:
@@ -89,6 +100,7 @@ def call(operation: str, width: int) -> Callable[[], object]:
 
 def measure(operation: str, width: int) -> Launch:
     """Return the fastest candidate."""
+    from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench_cudagraph
 
     run = call(operation, width)
@@ -101,38 +113,88 @@ def measure(operation: str, width: int) -> Launch:
         with contextlib.ExitStack() as stack:
             for module in (gather, loss, unshuffle):
                 stack.enter_context(mock.patch.object(module, "launch", launch))
-            seconds[candidate] = do_bench_cudagraph(run, rep=50, return_mode="median")
+            with contextlib.suppress(OutOfResources):  # no launch for this GPU
+                seconds[candidate] = do_bench_cudagraph(run, rep=50, return_mode="median")
     best = min(seconds, key=seconds.__getitem__)
     print(f"{operation:20} {width:5} {best} {1e3 * seconds[best]:8.1f} us", flush=True)
     return best
 
 
-def write(parts: dict[str, dict[tuple[str, int], Launch]], made_by: str) -> None:
-    """Replace the parts of these architectures in the table, and leave the others."""
-    document = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.exists() else {"made_by": {}, "architectures": {}}
-    for architecture, launches in parts.items():
-        document["made_by"][architecture] = made_by
-        operations: dict[str, dict[str, dict[str, int]]] = {}
-        for (operation, width), chosen in launches.items():
-            operations.setdefault(operation, {})[str(width)] = asdict(chosen)
-        document["architectures"][architecture] = operations
+def read(path: Path = TABLE) -> dict[str, Any]:
+    """Read the table, or begin one."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {"made_by": {}, "measured": {}, "architectures": {}}
+
+
+def write(document: dict[str, Any], path: Path = TABLE) -> None:
+    """Write the table whole, one line a launch."""
     text = json.dumps(document, indent=1)
     text = re.sub(r"\{\s+(\"rows[^}]+?)\s+\}", lambda found: "{" + re.sub(r"\s+", " ", found[1]) + "}", text)
-    TABLE.write_text(text + "\n", encoding="utf-8")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def set_by_rule(document: dict[str, Any], architecture: str) -> None:
+    """Give every shape of an architecture the rule's settings."""
+    launches: dict[str, dict[str, dict[str, int]]] = {}
+    for operation, width in shapes():
+        launches.setdefault(operation, {})[str(width)] = asdict(by_rule(operation, width))
+    document["architectures"][architecture] = launches
+    document["made_by"][architecture] = "rule, not measured"
+    document.setdefault("measured", {}).pop(architecture, None)
+
+
+def tune(
+    architecture: str,
+    machine: str,
+    measure: Callable[[str, int], Launch],
+    seconds: float = math.inf,
+    path: Path = TABLE,
+) -> int:
+    """Measure the shapes of an architecture that were not measured on this machine yet, for so long; return how many.
+
+    The table is written after each.
+    """
+    document, started, done = read(path), time.monotonic(), 0
+    known = document.setdefault("measured", {}).get(architecture, {})
+    if known.get("on") != machine:
+        set_by_rule(document, architecture)
+        known = document["measured"][architecture] = {"on": machine, "shapes": []}
+    for operation, width in shapes():
+        if f"{operation} {width}" in known["shapes"]:
+            continue
+        if time.monotonic() - started >= seconds:
+            break
+        document["architectures"][architecture][operation][str(width)] = asdict(measure(operation, width))
+        known["shapes"].append(f"{operation} {width}")
+        told, of = len(known["shapes"]), len(list(shapes()))
+        rest = "" if told == of else f"; {of - told} of {of} shapes by the rule"
+        document["made_by"][architecture] = f"measured on {machine}{rest}"
+        write(document, path)
+        done += 1
+    return done
 
 
 def main() -> None:
     """Make the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--by-rule", action="store_true", help="write the rule's settings, measure nothing")
-    if parser.parse_args().by_rule:
-        write({name: {shape: by_rule(*shape) for shape in shapes()} for name in ARCHITECTURES}, "rule, not measured")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no shape after so long")
+    asked = parser.parse_args()
+    if asked.by_rule:
+        document = read()
+        for architecture in ARCHITECTURES:
+            set_by_rule(document, architecture)
+        write(document)
         return
     if not torch.cuda.is_available():
         raise SystemExit("tune_kernels.py: expected a CUDA GPU, torch sees none; --by-rule needs none")
     major, minor = torch.cuda.get_device_capability()
-    made_by = f"measured on {torch.cuda.get_device_name()}, torch {torch.__version__}"
-    write({f"{major}{minor}": {shape: measure(*shape) for shape in shapes()}}, made_by)
+    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__}"
+    done = tune(f"{major}{minor}", machine, measure, 60 * asked.minutes)
+    print(f"{done} shapes measured; {read()['made_by'][f'{major}{minor}']}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from benchmarks import kernels_gpu as script
@@ -33,3 +35,15 @@ def test_least_bytes_are_those_counted_by_hand():
     assert moved["loss backward"] == moved["loss"] + tokens * 3 // 4
     visible = moved["gather"] - tokens // 4 - 1024 * 8
     assert visible == pytest.approx(2 * 128**3 * (1 - 0.75**2), rel=0.05)
+
+
+def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
+    path = tmp_path / "figures.json"
+
+    def rows():
+        yield {"us": 1.0}
+        assert json.loads(path.read_text(encoding="utf-8")) == {"device": "d", "latency": [{"us": 1.0}], "step": []}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        script.write_row_by_row({"device": "d"}, {"latency": rows(), "step": iter(())}, path)

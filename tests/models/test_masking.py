@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from benchmarks import masks as script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +69,20 @@ def test_columns_and_layers_are_hidden_evenly():
 def test_the_mask_of_a_seed_never_changes():
     # Recorded: runs are reproduced from their seeds, so a change here changes every score.
     assert make_masks(MaskConfig(), (2, 3, 3), [7]).ids_keep.tolist() == [[0, 7, 11, 16]]
+
+
+@given(
+    kind=st.sampled_from(script.KINDS),
+    grid=st.tuples(st.integers(2, 6), st.integers(2, 6), st.integers(2, 6)),
+    shares=st.tuples(*[st.floats(0.3, 0.6)] * 3),
+    seeds=st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=3),
+)
+@settings(max_examples=60, deadline=None)
+def test_masks_are_those_of_their_definition_by_sorting(kind, grid, shares, seeds):
+    config = MaskConfig(kind, *shares)
+    ours, theirs = make_masks(config, grid, seeds), script.by_sorting(config, grid, seeds)
+    for name in ("ids_keep", "ids_masked", "ids_restore", "mask"):
+        assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
 
 
 def test_samples_that_hide_different_numbers_are_refused():
