@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from maesil.kernels import library
-from maesil.kernels.library import CHOICES, can_run_triton, use_kernels
+from maesil.kernels.library import CHOICES, can_run_triton, use_kernels, what_triton_lacks
 from maesil.kernels.reference import Size, Window, superpatch_edges
 
 __all__ = [
     "CHOICES", "can_run_triton", "gather_patches", "masked_reconstruction_loss", "unshuffle_tokens", "use_kernels",
+    "what_triton_lacks",
 ]  # fmt: skip
 
 

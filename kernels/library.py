@@ -7,7 +7,10 @@ called here by several names there: ``window`` is ``[lo, hi]`` unless ``windows 
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -50,10 +53,26 @@ def use_kernels(kernels: str) -> AbstractContextManager[None]:
 
 def can_run_triton(device: torch.device | str) -> bool:
     """Return whether Triton kernels run on tensors of this device: CUDA, or a CPU under Triton's interpreter."""
+    return not what_triton_lacks(device)
+
+
+def what_triton_lacks(device: torch.device | str) -> str:
+    """Say what is missing for Triton kernels to run on tensors of this device; an empty string: nothing.
+
+    On a GPU Triton builds its launchers with a C compiler, when a kernel first runs.
+    """
     if importlib.util.find_spec("triton") is None:
-        return False
-    device = torch.device(device)
-    return device.type == "cuda" or (device.type == "cpu" and _interpreted())
+        return "no Triton (pip install 'maesil[gpu]')"
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return "" if _c_compiler() else "no C compiler (apt-get install gcc, or set CC)"
+    return "" if kind == "cpu" and _interpreted() else "no GPU"
+
+
+@functools.cache
+def _c_compiler() -> str | None:
+    """Find what Triton would find (``triton.runtime.build``)."""
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
 
 
 def _interpreted() -> bool:

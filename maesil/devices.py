@@ -1,11 +1,15 @@
-"""Which device a process computes on."""
+"""Which device a process computes on, and how tensors and models get there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+from torch import Tensor, nn
 
 from maesil.distributed import ALONE, Ranks
-from maesil.errors import UsageError
+from maesil.errors import ResourceError, UsageError, out_of_memory
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -33,3 +37,50 @@ def _own_gpu(name: str, ranks: Ranks) -> torch.device:
         )
     torch.cuda.set_device(ranks.local)
     return torch.device("cuda", ranks.local)
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the host on a device, without waiting: to a GPU it goes through pinned memory.
+
+    A copy from other memory would begin when the GPU has done all that it was given, and the host would wait for it.
+    """
+    device = torch.device(device)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def settled(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device; on a GPU with the weights of 3D convolutions channels last, as tensor cores take them.
+
+    The values are the same, and so are checkpoints.
+    """
+    model = model.to(device)
+    on_gpu = device.type == "cuda"
+    return model.to(memory_format=torch.channels_last_3d) if on_gpu and _convolves(model) else model  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def convolutions_tuned(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Let cuDNN try its algorithms at the first step and keep the fastest, where a model convolves on a GPU."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or (device.type == "cuda" and _convolves(model))
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+def _convolves(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Conv3d | nn.ConvTranspose3d) for module in model.modules())
+
+
+@contextmanager
+def memory_errors_named(advice: str) -> Iterator[None]:
+    """Turn what torch says where there is no memory left, on a GPU or not, into one line with ``advice``."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if told := out_of_memory(error):
+            raise ResourceError(f"{told}; {advice}") from error
+        raise

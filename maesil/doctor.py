@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
-from maesil.kernels import can_run_triton
+from maesil.kernels import what_triton_lacks
 from maesil.store.store import Store
 from maesil.store.summary import describe
 
@@ -109,11 +109,10 @@ def _what_runs_where() -> Iterator[Finding]:
 
 
 def _kernels(device: torch.device) -> Finding:
-    if can_run_triton(device):
+    why = what_triton_lacks(device)
+    if not why:
         return Finding("runs", "train.kernels=auto", "triton")
-    why = "no GPU" if device.type == "cpu" else "Triton is not installed"
-    slow = "pip install 'maesil[gpu]': without Triton the voxel operations run in plain PyTorch"
-    advice = slow if device.type == "cuda" else ""
+    advice = f"{why}: without it the voxel operations run in plain PyTorch" if device.type == "cuda" else ""
     return Finding("runs", "train.kernels=auto", f"reference, plain PyTorch: {why}", advice)
 
 

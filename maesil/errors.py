@@ -80,6 +80,24 @@ class EndedWithOthers(MaesilError):
         self.exit_code = exit_code
 
 
+_SIGNS_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed")
+"""What torch, CUDA, cuBLAS and cuDNN say in errors that have no class of their own."""
+
+
+def out_of_memory(error: BaseException) -> str:
+    """Say in one line that and where memory ran out, if that is what an error means; else an empty string.
+
+    Known by class and by words, so that nobody must import torch to ask.
+    """
+    told = " ".join(str(error).split())
+    signs = any(sign in told.lower() for sign in _SIGNS_OF_MEMORY)
+    if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)):
+        return ""
+    on_gpu = type(error).__name__ == "OutOfMemoryError" or "cuda" in told.lower() or "cu" in told[:6].lower()
+    asked = next((part for part in told.split(". ") if "allocate" in part.lower()), told)
+    return f"out of {'GPU ' if on_gpu else ''}memory" + (f" ({asked[:120]})" if asked else "")
+
+
 class Refused(Exception):
     """One source (a series, a NIfTI file) that will not become a volume: a code, and the numbers why.
 

@@ -22,6 +22,7 @@ from maesil.errors import (
     EndedWithOthers,
     MaesilError,
     UsageError,
+    out_of_memory,
 )
 from maesil.text import printable
 
@@ -38,6 +39,10 @@ class _ErrorMapping(TyperGroup):
             _end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt:
             _end("interrupted; the same command goes on where it stopped (train: with --resume)", EXIT_INTERRUPTED)
+        except (MemoryError, RuntimeError) as error:
+            if told := out_of_memory(error):
+                _end(f"error: {told}; free some, or take a device with more: --device cpu", EXIT_RESOURCES)
+            raise
         except OSError as error:
             if error.errno in DISK_FULL:
                 _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)

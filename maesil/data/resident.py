@@ -73,7 +73,7 @@ class ResidentLoader:
                 torch.from_numpy(np.stack([self._cells(draw, name) for draw in draws])) for name in ("valid", "body")
             )
             flip = torch.tensor([draw.flip for draw in draws])
-            origin = torch.tensor([self._place(draw) for draw in draws]).to(self._device, non_blocking=True)
+            origin = torch.tensor([self._place(draw) for draw in draws])
             yield Batch(scans, valid, body, flip, draws, origin)
 
     def _load(self, reader: SuperpatchReader, volume: Volume) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maesil.config.schema import ModelConfig
+from maesil.devices import sent
 from maesil.distributed import current
 from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
 from maesil.models.masked_input import MaskedInput
@@ -142,30 +143,36 @@ class VectorQuantisedAutoencoder(Autoencoder):
     def _learn_codebook(self, code_nc: Tensor, nearest_n: Tensor) -> None:
         """Move each code towards the average of what chose it, on any rank; revive the dead ones."""
         K = len(self.codebook_Kc)
-        counts = current().sum(torch.bincount(nearest_n, minlength=K).float())
+        counts = current().sum(_counts(nearest_n, K))
         sums = current().sum(torch.zeros_like(self.sums_Kc).index_add_(0, nearest_n, code_nc))
         self.counts_K.lerp_(counts, 1 - self.DECAY)
         self.sums_Kc.lerp_(sums, 1 - self.DECAY)
         even = current().count * len(code_nc) / K
-        used = self.counts_K > self.DEAD_BELOW * even
-        self.codebook_Kc[used] = self.sums_Kc[used] / self.counts_K[used, None]
-        dead = int((~used).sum())
-        if dead:
-            drawn = _drawn_rows(code_nc, dead)
-            self.codebook_Kc[~used], self.counts_K[~used], self.sums_Kc[~used] = drawn, even, drawn * even
+        used_K = self.counts_K > self.DEAD_BELOW * even
+        # Drawn for all, taken for the dead: how many they are is known to the device alone, and asking it is waiting.
+        drawn_Kc = _drawn_rows(code_nc, K)
+        averages_Kc = self.sums_Kc / self.counts_K.clamp_min(torch.finfo(self.counts_K.dtype).tiny)[:, None]
+        self.codebook_Kc.copy_(torch.where(used_K[:, None], averages_Kc, drawn_Kc))
+        self.sums_Kc.copy_(torch.where(used_K[:, None], self.sums_Kc, drawn_Kc * even))
+        self.counts_K.masked_fill_(~used_K, even)
 
     def _perplexity(self, nearest_n: Tensor) -> Tensor:
         """Return how many codes are in use: the exponential of the entropy of their shares."""
-        counts = torch.bincount(nearest_n, minlength=len(self.codebook_Kc)).float()
+        counts = _counts(nearest_n, len(self.codebook_Kc))
         counts = current().sum(counts) if self.training else counts
         share = counts / counts.sum()
         return torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
 
 
+def _counts(numbers_n: Tensor, K: int) -> Tensor:
+    """Count how often each of 0 .. K - 1 occurs, float32 ``[K]``; `torch.bincount` waits for a GPU."""
+    return numbers_n.new_zeros(K, dtype=torch.float32).index_add_(0, numbers_n, torch.ones_like(numbers_n).float())
+
+
 def _drawn_rows(rows_nc: Tensor, count: int) -> Tensor:
     """Draw rows at random from those of all ranks, the same on each of them: ``[count, c]``."""
     ranks, n = current(), len(rows_nc)
-    drawn = torch.randint(ranks.count * n, (count,)).to(rows_nc.device)  # by the CPU's generator, alike on all ranks
+    drawn = sent(torch.randint(ranks.count * n, (count,)), rows_nc.device)  # by the CPU's generator, alike on all ranks
     ours = (drawn // n == ranks.number)[:, None]
     return ranks.sum(torch.where(ours, rows_nc[drawn % n], 0.0))
 

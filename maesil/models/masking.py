@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maesil.config.schema import MaskConfig, hidden_count
+from maesil.devices import sent
 from maesil.types import Zyx
 
 Generators = Sequence[torch.Generator]
@@ -32,8 +33,8 @@ class Masks:
     """``[B, L]`` float32: 1 where a token is to be predicted."""
 
     def to(self, device: torch.device | str) -> Masks:
-        """Return the masks on another device."""
-        return Masks(*(ids.to(device) for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask)))
+        """Return the masks on another device, see `maesil.devices.sent`."""
+        return Masks(*(sent(ids, device) for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask)))
 
 
 def make_masks(config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu") -> Masks:
@@ -102,7 +103,7 @@ def draw_targets(masks: Masks, share: float, seeds: Sequence[int]) -> Tensor:
     hidden = masks.ids_masked.shape[1]
     count = max(1, hidden_count(share, hidden))
     chosen = _chosen(count, (hidden,), _generators(seeds)).nonzero()[:, 1].view(-1, count)
-    return masks.ids_masked.gather(1, chosen.to(masks.ids_masked.device))
+    return masks.ids_masked.gather(1, sent(chosen, masks.ids_masked.device))
 
 
 def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:

@@ -34,6 +34,17 @@ class MicroBatch:
     """What each predicted patch counts in the loss."""
 
 
+@dataclass(frozen=True)
+class _Unread:
+    """A step whose numbers are still on the device."""
+
+    number: int
+    lr: float
+    names: tuple[str, ...]
+    values: Tensor
+    crops: str
+
+
 @dataclass(kw_only=True)
 class Learner:
     """A model on its way: what a step changes, and the step."""
@@ -47,11 +58,15 @@ class Learner:
     step: int = 0
     """Optimiser steps done."""
     ranks: Ranks = field(default_factory=current)
+    _unread: list[_Unread] = field(init=False, default_factory=list)
+    _broken: Tensor = field(init=False)
+    """1 on the device from the first step on whose loss or gradient is not finite; such steps change nothing."""
     _forward: Callable[[MaskedInput], Prediction] = field(init=False)
     _parallel: DistributedDataParallel | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.model.train()
+        self._broken = torch.zeros((), device=self.device)
         if self.config.train.ema and self.averaged is None:
             self.averaged = copy.deepcopy(self.model)
         forward: Callable[[MaskedInput], Prediction] = self.model
@@ -80,26 +95,39 @@ class Learner:
         """The model that is scored and used: the average, if there is one."""
         return self.averaged or self.model
 
-    def learn(self, micro_batches: Sequence[MicroBatch], crops: str = "") -> dict[str, float]:
-        """Take one step of AdamW; return its number, loss, learning rate and gradient norm (before clipping).
+    def learn(self, micro_batches: Sequence[MicroBatch], crops: str = "") -> None:
+        """Take one step of AdamW, without waiting for the device; `read` tells what it came to.
 
-        All ranks call it with equally many micro-batches of equally many crops. MaesilError, before anything is
-        changed, where loss or gradient are not finite; it names all ranks' ``crops``.
+        All ranks call it with equally many micro-batches of equally many crops. From a step on whose loss or gradient
+        is not finite nothing is changed: the device sees to it, and `read` raises.
         """
         settings = self.config.train
         self.optimizer.zero_grad(set_to_none=True)
         facts = self._backward(micro_batches)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         named = {"loss": facts.pop("loss"), "grad_norm": norm.float(), **facts}
-        values = torch.stack(list(named.values())).tolist()  # one wait for the GPU
-        record = {"step": self.step + 1, "lr": self.lr, **dict(zip(named, values, strict=True))}
-        if not math.isfinite(sum(values)):
-            raise MaesilError(_blown_up(record, self.ranks.gather(crops)))
+        values = torch.stack(list(named.values()))
+        self._unread.append(_Unread(self.step + 1, self.lr, tuple(named), values, crops))
+        self._broken = torch.maximum(self._broken, (~values.sum().isfinite()).float())
+        self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]  # the fused AdamW then changes nothing
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
         self.step += 1
         if self.averaged is not None:
             update_average(self.averaged, self.model, settings.ema, self.step)
+
+    def read(self) -> dict[str, float]:
+        """Wait for the device; return the last step's number, learning rate, loss and gradient norm (before clipping).
+
+        MaesilError for the first step since the last reading whose loss or gradient is not finite; it names all ranks'
+        crops. All ranks call it after the same steps; a checkpoint is written after a reading only.
+        """
+        unread, self._unread = self._unread, []
+        record: dict[str, float] = {}
+        for step, values in zip(unread, torch.stack([one.values for one in unread]).tolist(), strict=True):
+            record = {"step": step.number, "lr": step.lr, **dict(zip(step.names, values, strict=True))}
+            if not math.isfinite(sum(values)):
+                raise MaesilError(_blown_up(record, self.ranks.gather(step.crops)))
         return record
 
     def _backward(self, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
@@ -137,6 +165,6 @@ class Learner:
 def _blown_up(record: dict[str, float], crops: Sequence[str]) -> str:
     return (
         f"step {record['step']}: loss {record['loss']}, gradient norm {record['grad_norm']} at learning rate "
-        f"{record['lr']:.3g}; nothing of this step was kept. Lower train.lr and go on with --resume, or look "
+        f"{record['lr']:.3g}; nothing of it was kept. Lower train.lr and go on with --resume, or look "
         f"at its crops: {'; '.join(crops)}"
     )

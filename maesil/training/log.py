@@ -41,7 +41,7 @@ class RunLog:
             disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("training", total=steps, completed=start, loss=math.nan, psnr="", speed="")
-        self._steps, self._psnr, self._speed = steps, "", ""
+        self._steps, self._loss, self._psnr, self._speed = steps, math.nan, "", ""
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -74,8 +74,12 @@ class RunLog:
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
 
-    def show(self, step: int, loss: float) -> None:
-        """Move the progress bar, or now and then print a line where there is no terminal."""
+    def show(self, step: int, loss: float | None) -> None:
+        """Move the progress bar, or now and then print a line where there is no terminal.
+
+        Without a loss, which is not read at every step, the last one stands.
+        """
+        loss = self._loss = self._loss if loss is None else loss
         self._progress.update(self._task, completed=step, loss=loss, psnr=self._psnr, speed=self._speed)
         now = time.monotonic()
         if self._progress.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._steps):
@@ -95,7 +99,7 @@ class NoLog(nullcontext["NoLog"]):
     def sync(self) -> None:
         """Do nothing."""
 
-    def show(self, step: int, loss: float) -> None:
+    def show(self, step: int, loss: float | None) -> None:
         """Show nothing."""
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -23,17 +22,19 @@ from maesil.data.intensity import measure_intensity
 from maesil.data.sampler import CropSampler
 from maesil.data.sources import Sources
 from maesil.data.split import Split, read_split, split_patients
-from maesil.devices import pick_device
+from maesil.devices import convolutions_tuned, pick_device, settled
 from maesil.distributed import Ranks, current
 from maesil.errors import CheckpointError, UsageError
-from maesil.kernels import can_run_triton
+from maesil.kernels import what_triton_lacks
 from maesil.models.registry import make_model
 from maesil.training.checkpoint import Run, has_checkpoint, load_run, require_resumable, restore_rng
 from maesil.training.optim import make_optimizer
-from maesil.training.throughput import Pace, flops_per_crop, measure_peak
+from maesil.training.throughput import Pace, flops_per_crop, measure_peak, wait_for
 from maesil.training.trainer import Trainer
 
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 12
+_TIMED_VISITS = 2
+"""Reading comes in visits of several steps; time is taken over whole ones."""
 
 
 def prepare(
@@ -49,10 +50,9 @@ def prepare(
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
     ranks = current()
     device = pick_device(config.train.device, ranks)
-    if config.train.kernels == "triton" and not can_run_triton(device):
+    if config.train.kernels == "triton" and (missing := what_triton_lacks(device)):
         raise UsageError(
-            f"train.kernels=triton: Triton needs a GPU, training is on {device}; use auto or reference "
-            "(with a GPU: pip install 'maesil[gpu]')"
+            f"train.kernels=triton: training is on {device}, and there is {missing}; use auto or reference"
         )
     _require_even_shares(config, ranks)
     if config.train.threads:
@@ -76,7 +76,7 @@ def prepare(
         intensity = ranks.from_first(measured)
         model.init_weights(torch.Generator().manual_seed(config.train.seed))
         torch.manual_seed(config.train.seed)  # for the codes that a VQ-VAE revives: alike on all ranks
-    model = model.to(device)
+    model = settled(model, device)
     trainer = Trainer(
         config=config,
         device=device,
@@ -124,18 +124,24 @@ def with_steps(config: RunConfig, steps: int) -> RunConfig:
 
 
 def steps_that_fit(trainer: Trainer, minutes: float) -> int:
-    """Return how many steps fit into a time on this machine: the median of a few, taken by a copy of the trainer."""
+    """Return how many steps fit into a time on this machine, by the mean of some that a copy of the trainer takes.
+
+    A step's time is all that passes until the next one begins, waiting for data as well.
+    """
     settings = trainer.config.train
     model, rng = copy.deepcopy(trainer.model), torch.get_rng_state()
     rehearsal = replace(trainer, model=model, optimizer=make_optimizer(model, settings), averaged=None)
-    seconds = []
-    with trainer.loader() as loader:
-        for ready in rehearsal.prepared(loader.batches(0, _WARM_UP_STEPS + _TIMED_STEPS)):
-            started = time.monotonic()
+    timed = max(_TIMED_STEPS, _TIMED_VISITS * trainer.sampler.crops_per_visit)
+    started = time.monotonic()
+    with trainer.loader() as loader, convolutions_tuned(model, trainer.device):
+        for ready in rehearsal.prepared(loader.batches(0, _WARM_UP_STEPS + timed)):
             rehearsal.training_step(ready)
-            seconds.append(time.monotonic() - started)
+            if rehearsal.step == _WARM_UP_STEPS:
+                wait_for(trainer.device)
+                started = time.monotonic()
+        rehearsal.read()
     torch.set_rng_state(rng)
-    return max(1, int(60 * minutes / statistics.median(seconds[_WARM_UP_STEPS:])))
+    return max(1, int(60 * minutes * timed / (time.monotonic() - started)))
 
 
 def measure_pace(trainer: Trainer, console: Console) -> Pace:

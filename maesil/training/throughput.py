@@ -15,6 +15,8 @@ from maesil.training.learner import Learner, MicroBatch
 T = TypeVar("T")
 
 _REPEATS = 5
+_WARM_UP_SECONDS = {"cuda": 0.5, "cpu": 0.05}
+"""A GPU that was idle raises its clocks while it works; before that a product takes longer than in a run."""
 _EDGE = {"cuda": 8192, "cpu": 1024}
 
 
@@ -22,19 +24,19 @@ _EDGE = {"cuda": 8192, "cpu": 1024}
 def measure_peak(device: torch.device, threads: int) -> float:
     """Measure what a device reaches in one large matrix product (FLOP/s): bfloat16 on a GPU, else float32.
 
-    The best of a few; ``threads`` are those of a CPU, by which the figure is remembered.
+    The best of a few after a warm-up; ``threads`` are those of a CPU, by which the figure is remembered.
     """
     edge, dtype = _EDGE[device.type], torch.bfloat16 if device.type == "cuda" else torch.float32
     generator = torch.Generator(device).manual_seed(0)  # torch's own is the run's
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype, generator=generator) for _ in range(2))
-    torch.mm(a, b)
-    best = float("inf")
-    for _ in range(_REPEATS):
+    warm, best, timed = time.perf_counter() + _WARM_UP_SECONDS[device.type], float("inf"), 0
+    while timed < _REPEATS:
         wait_for(device)
         started = time.perf_counter()
         torch.mm(a, b)
         wait_for(device)
-        best = min(best, time.perf_counter() - started)
+        if started >= warm:
+            best, timed = min(best, time.perf_counter() - started), timed + 1
     return 2 * edge**3 / best
 
 

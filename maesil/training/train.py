@@ -7,23 +7,24 @@ run goes on from its last checkpoint with the losses an undisturbed one would ha
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from maesil.config.schema import RunConfig
 from maesil.data.split import Split
+from maesil.devices import convolutions_tuned, memory_errors_named
 from maesil.distributed import joined
-from maesil.errors import ResourceError
 from maesil.kernels import use_kernels
 from maesil.signals import interrupts_deferred
 from maesil.training.log import NoLog, RunLog
 from maesil.training.profiling import profiled
 from maesil.training.setup import measure_pace, prepare
+
+_LESS_MEMORY = "raise train.accumulate (the same steps in more parts), or lower train.batch or model.width"
 
 
 @dataclass(frozen=True)
@@ -60,32 +61,36 @@ def train(
     SIGINT or SIGTERM, once the checkpoint is written. ``profile`` traces a few steps, see `maesil.training.profiling`.
     """
     started, last = time.monotonic(), {}
-    with joined() as ranks, _memory_errors_named(), use_kernels(config.train.kernels):
+    with joined() as ranks, memory_errors_named(_LESS_MEMORY), use_kernels(config.train.kernels):
         console = (console or Console(stderr=True)) if ranks.first else Console(quiet=True)
         trainer = prepare(stores, config, out, resume=resume, split=split, weights=weights, console=console)
         settings, pace = trainer.config.train, measure_pace(trainer, console)
         with (
+            convolutions_tuned(trainer.model, trainer.device),
             RunLog(out, trainer.step, settings.steps, console) if ranks.first else NoLog() as log,
             profiled(out, trainer.device, console) if profile and ranks.first else nullcontext() as profiler,
             trainer.loader() as loader,
             interrupts_deferred() as interrupted,
         ):
             for ready in pace.over(trainer.prepared(loader.batches(trainer.step, settings.steps))):
-                record = trainer.training_step(ready)
+                trainer.training_step(ready)
                 step, end = trainer.step, trainer.step == settings.steps
                 if profiler:
                     profiler.step(ready, pace.last_wait)
-                log.show(step, record["loss"])
 
+                stop = ranks.any(interrupted.is_set())
+                save = end or stop or step % settings.checkpoint_every == 0
                 validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
-                if end or validate or step % settings.log_every == 0:
+                logged = end or validate or step % settings.log_every == 0
+                record = trainer.read() if logged or save else {}  # the only wait for the device
+                log.show(step, record.get("loss"))
+                if logged:
                     record |= pace.record()
                     record |= trainer.validate() if validate else {}
                     log.write(record)
                     last = record
                     pace.restart()
-                stop = ranks.any(interrupted.is_set())
-                if end or stop or step % settings.checkpoint_every == 0:
+                if save:
                     log.sync()
                     if ranks.first:
                         trainer.save(out)
@@ -96,11 +101,3 @@ def train(
                     ranks.any(False)  # the first rank has written it before any other ends
                     raise KeyboardInterrupt
     return TrainSummary(out, trainer.step, time.monotonic() - started, last)
-
-
-@contextmanager
-def _memory_errors_named() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"out of GPU memory; lower train.batch or model.width ({str(error)[:100]})") from error

@@ -18,6 +18,7 @@ from maesil.data.loader import Batch, CropLoader
 from maesil.data.resident import ResidentLoader, open_loader
 from maesil.data.sampler import CropSampler, Draw
 from maesil.data.split import Split
+from maesil.devices import sent
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_noise, draw_targets, make_masks
 from maesil.models.patches import to_hu, unpatchify
@@ -59,14 +60,20 @@ class Trainer(Learner):
         return open_loader(self.sampler, self.config.train, self.device, self.ranks.number, self.ranks.count)
 
     def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
-        """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before."""
+        """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before.
+
+        On a GPU copies have a stream of their own, so their order is said: they begin when the steps that were given
+        to the device before this item is are done. The memory of those steps' crops is free by then, and handed out
+        again to copies; and the host is never more than a step ahead. A step begins when the copies of its crops have
+        ended.
+        """
         source, copies = iter(batches), None
         if self.on_gpu:
             copies = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         with ThreadPoolExecutor(1, thread_name_prefix="maesil-prepare") as pool:
-            coming = pool.submit(self._prepare_next, source, copies)
+            coming = pool.submit(self._prepare_next, source, copies, self._mark())
             while (ready := coming.result()) is not None:
-                coming = pool.submit(self._prepare_next, source, copies)
+                coming = pool.submit(self._prepare_next, source, copies, self._mark())
                 yield ready
 
     def one_crop(self) -> MicroBatch:
@@ -75,9 +82,9 @@ class Trainer(Learner):
             (ready,) = self.prepared(loader.batches(0, 1))
         return ready.micro_batches[0]
 
-    def training_step(self, prepared: Prepared) -> dict[str, float]:
-        """Take one step, see `Learner.learn`."""
-        return self.learn(prepared.micro_batches, crops="; ".join(map(str, prepared.draws)))
+    def training_step(self, prepared: Prepared) -> None:
+        """Take one step, see `Learner.learn`; `Learner.read` tells what it came to."""
+        self.learn(prepared.micro_batches, crops="; ".join(map(str, prepared.draws)))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -86,7 +93,7 @@ class Trainer(Learner):
         ``validation_loss`` is the training loss, ``validation_psnr`` the PSNR over hidden valid voxels pooled over
         all crops (dB of the window's width). Ranks share the crops out.
         """
-        sums = torch.zeros(2, dtype=torch.float64)
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         model, at_once = self.final_model.eval(), self.crops_at_once
         for start in range(self.ranks.number * at_once, len(self.validation), self.ranks.count * at_once):
             crops = self.validation[start : start + at_once]
@@ -94,8 +101,8 @@ class Trainer(Learner):
             weight_BS = self._weights(patch_shares(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
             with self.autocast():
                 patches_BSV = model(inputs).patches_BSV
-            weight = float(weight_BS.sum())
-            sums += torch.tensor([float(inputs.loss(patches_BSV, weight_BS)) * weight, weight], dtype=torch.float64)
+            weight = weight_BS.sum(dtype=torch.float64)
+            sums += torch.stack([inputs.loss(patches_BSV, weight_BS) * weight, weight])
         self.model.train()
         error, total = self.ranks.sum(sums).tolist()
         loss_value = error / total
@@ -135,12 +142,20 @@ class Trainer(Learner):
             ranks=self.ranks.count,
         )
 
-    def _prepare_next(self, batches: Iterator[Batch], copies: torch.cuda.Stream | None) -> Prepared | None:
+    def _mark(self) -> torch.cuda.Event | None:
+        """Mark what the device was given up to now."""
+        return torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
+
+    def _prepare_next(
+        self, batches: Iterator[Batch], copies: torch.cuda.Stream | None, after: torch.cuda.Event | None
+    ) -> Prepared | None:
         started = time.monotonic()
         batch = next(batches, None)
         if batch is None:
             return None
         read = time.monotonic()
+        if copies is not None and after is not None:
+            copies.wait_event(after)
         with torch.cuda.stream(copies):
             micro_batches = [
                 self._micro_batch(batch, start) for start in range(0, len(batch.draws), self.crops_at_once)
@@ -171,14 +186,14 @@ class Trainer(Learner):
             window_B2=self._to_device(windows) if settings.window_jitter else None,
             ids_target=draw_targets(masks, model.decoded, seeds) if lean else None,
             noise=self._to_device(draw_noise(noise_shape, seeds)) if noise_shape else None,
-            origin_B3=None if origin is None else origin[chosen],
+            origin_B3=None if origin is None else self._to_device(origin[chosen]),
             crop=None if origin is None else model.crop,
         )  # fmt: skip
 
     def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
         config = self.config
         masks = make_masks(config.mask, config.model.grid, mask_seeds, self.device)
-        return MaskedInput(self._copied(hu), masks, self.intensity, config.model.patch)
+        return MaskedInput(self._to_device(hu), masks, self.intensity, config.model.patch)
 
     def _copied(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, copy=True, non_blocking=True)
@@ -188,7 +203,7 @@ class Trainer(Learner):
         return self._to_device(shares_BL).gather(1, inputs.targets)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        return sent(tensor, self.device)
 
     def _picture_crop(self) -> HuArray:
         """Return the held-out crop with the most body, or the first that training sees."""

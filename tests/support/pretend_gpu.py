@@ -136,6 +136,8 @@ class Gpu:
         self.copying: list[tuple[Clock, Tensor, Tensor]] = []
         """Copies from pinned memory that may still run: their place in the queue, their source, what it held."""
         self.of_thread = threading.local()
+        self.in_backward = False
+        """Gradients are of the device: what torch's formulas make for them, by the device it knows of, is so too."""
 
     @property
     def stream(self) -> Stream:
@@ -236,13 +238,15 @@ class PretendTensor(Tensor):
         return self.to("cpu")
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+        device, dtype, non_blocking, memory_format = torch._C._nn._parse_to(*args, **kwargs)
+        if args and isinstance(args[0], PretendTensor):
+            device = DEVICE
         copied, dtype = bool(kwargs.get("copy")), dtype or self.dtype
         if device is not None and device.type == "cpu":
             return torch.ops.aten._to_copy.default(self, dtype=dtype, device=device, non_blocking=non_blocking)
-        if not copied and dtype is self.dtype:
+        if not copied and dtype is self.dtype and memory_format is None:
             return self
-        return torch.ops.aten._to_copy.default(self, dtype=dtype)
+        return torch.ops.aten._to_copy.default(self, dtype=dtype, memory_format=memory_format)
 
     def numpy(self, **_: object) -> Any:  # type: ignore[override]
         raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu()")
@@ -282,6 +286,7 @@ WAITING = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.is_nonzero.default,
     aten.masked_select.default, aten._unique2.default, aten.bincount.default, aten.repeat_interleave.Tensor,
 }  # fmt: skip
+CONVOLUTIONS = {aten.convolution.default, aten.convolution_backward.default}
 COPIES = {aten.copy_.default, aten._to_copy.default}
 
 
@@ -294,12 +299,16 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return args[0].untyped_storage()._cdata in gpu.pinned
     if func in (aten._pin_memory.default,) or (kwargs.get("pin_memory") and not ours):
         return _pinned(gpu, func, args, kwargs)
+    if gpu.in_backward and ours:
+        kwargs = {**kwargs, "device": DEVICE} if "device" in kwargs else kwargs
     device = kwargs.get("device")
     wanted = torch.device(device).type if device is not None else None
-    if not ours and wanted != "cuda":
+    made_in_backward = gpu.in_backward and not any(isinstance(one, Tensor) for one in flat)
+    if not ours and wanted != "cuda" and not made_in_backward:
         return func(*args, **kwargs)
     if func.namespace == "maesil" and ours:
-        return _operator(func)(*args, **kwargs)
+        with _Watch():  # a mode is off while it looks at an operation
+            return _operator(func)(*args, **kwargs)
     if func in COPIES:
         return _copy(gpu, func, args, kwargs, wanted)
     if strangers := [one for one in flat if _strange(one)]:
@@ -324,11 +333,13 @@ def _strange(one: object) -> bool:
 def _on_device(gpu: Gpu, func: Any, args: Any, kwargs: Any, ours: list[PretendTensor]) -> Any:
     memories = {one.values_held.untyped_storage()._cdata: one.memory for one in ours}
     given = {id(one.values_held): one for one in ours}
-    real_args, real_kwargs = tree_map(lambda one: one.values_held if isinstance(one, PretendTensor) else one, (args, kwargs))
+    real_args, real_kwargs = tree_map(
+        lambda one: one.values_held if isinstance(one, PretendTensor) else one, (args, kwargs)
+    )
     if "device" in real_kwargs:
         real_kwargs["device"] = torch.device("cpu")
     with _paused():
-        found = func(*real_args, **real_kwargs)
+        found = _in_float32(func, real_args) if func in CONVOLUTIONS else func(*real_args, **real_kwargs)
     changed = _changed(func, args, kwargs)
     writes = _histories(changed)
 
@@ -348,6 +359,17 @@ def _on_device(gpu: Gpu, func: Any, args: Any, kwargs: Any, ours: list[PretendTe
     if not func.is_view:
         gpu.use(str(func), _histories(ours), writes)
     return results
+
+
+def _in_float32(func: Any, args: Any) -> Any:
+    """Convolve in float32 and round: torch 2.13's gradients of bfloat16 convolutions on a CPU are infinite at times."""
+    dtype = args[0].dtype
+    found = func(*tree_map(lambda one: one.float() if isinstance(one, Tensor) else one, args))
+    return tree_map(lambda one: one.to(dtype) if isinstance(one, Tensor) else one, found)
+
+
+def _values(one: object) -> object:
+    return one.values_held if isinstance(one, PretendTensor) else one
 
 
 def _histories(tensors: list[PretendTensor]) -> list[History]:
@@ -454,6 +476,29 @@ def _submit(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: An
 _REAL_SUBMIT = ThreadPoolExecutor.submit
 
 
+def _grouped(function: Callable[..., Any], lists: Any, *args: Any) -> Any:
+    """Groups of tensors by device, which the core of torch takes for the CPU."""
+    found = function(lists, *args)
+    if not any(isinstance(one, PretendTensor) for one in tree_flatten(lists)[0]):
+        return found
+    return {(DEVICE, dtype): group for (_, dtype), group in found.items()}
+
+
+def _of_the_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Note that gradients of the device are computed, if they are."""
+
+    @functools.wraps(function)
+    def noted(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        gpu = current_gpu()
+        gpu.in_backward = any(isinstance(one, PretendTensor) for one in tree_flatten(tensors)[0])
+        try:
+            return function(tensors, *args, **kwargs)
+        finally:
+            gpu.in_backward = False
+
+    return noted
+
+
 class _Generator(torch.Generator):
     """The device's generator is one of the CPU."""
 
@@ -487,7 +532,8 @@ def pretend_gpu(memory: int = 2**40) -> Iterator[Gpu]:
     Stream(name="default")
     facts = SimpleNamespace(name="pretended", major=9, minor=0, total_memory=memory)
     patches = {
-        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "_lazy_init": lambda: None,
+        "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0,
+        "_lazy_init": lambda: None,
         "Stream": Stream, "Event": Event, "stream": _on, "current_stream": lambda *_: gpu.stream,
         "default_stream": lambda *_: gpu.streams[0], "set_device": lambda *_: None,
         "synchronize": lambda *_: [gpu.host_sees(stream.clock) for stream in gpu.streams],
@@ -502,6 +548,11 @@ def pretend_gpu(memory: int = 2**40) -> Iterator[Gpu]:
             stack.enter_context(mock.patch.object(torch.cuda, name, value, create=True))
         stack.enter_context(mock.patch.object(torch, "Generator", _Generator))
         stack.enter_context(mock.patch.object(torch, "autocast", _Autocast))
+        grouped = functools.partial(_grouped, torch._C._group_tensors_by_device_and_dtype)
+        stack.enter_context(mock.patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped))
+        for name in ("backward", "grad"):
+            patched = _of_the_device(getattr(torch.autograd, name))
+            stack.enter_context(mock.patch.object(torch.autograd, name, patched))
         # Moved parameters become new ones: torch would leave the old Python objects, which are of another class.
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch.__future__.set_overwrite_module_params_on_conversion, False)

@@ -10,20 +10,20 @@ import pytest
 import torch
 from rich.console import Console
 from support.labelled import labelled_store
-from support.pretend_gpu import Hazard, pretend_gpu
+from support.pretend_gpu import pretend_gpu
 from support.runs import save_run
 from support.stores import make_store
 
-from maesil import speed
-from maesil.checkpoint import load_run
-from maesil.config import MaskConfig, ModelConfig, RunConfig, TrainConfig
-from maesil.evaluate import evaluate
-from maesil.features import write_features
-from maesil.finetune import Budget, finetune
-from maesil.probe import probe
-from maesil.reconstruct import reconstruct_volume
-from maesil.split import Split
-from maesil.train import train
+from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
+from maesil.data.split import Split
+from maesil.downstream.features import write_features
+from maesil.downstream.finetune import Budget, finetune
+from maesil.downstream.probe import probe
+from maesil.evaluation.evaluate import evaluate
+from maesil.evaluation.reconstruct import reconstruct_volume
+from maesil.training import throughput
+from maesil.training.checkpoint import load_run
+from maesil.training.train import train
 
 GPU = "cuda:0"
 MODEL = ModelConfig(
@@ -42,10 +42,10 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def small_peak(monkeypatch, one_thread):
-    monkeypatch.setitem(speed._EDGE, "cuda", 64)
-    speed.measure_peak.cache_clear()
+    monkeypatch.setitem(throughput._EDGE, "cuda", 64)
+    throughput.measure_peak.cache_clear()
     yield
-    speed.measure_peak.cache_clear()
+    throughput.measure_peak.cache_clear()
 
 
 @pytest.fixture(scope="module")
