@@ -185,7 +185,7 @@ def _mirror(patch_BNV: Tensor, flip: Tensor, patch: int) -> Tensor:
     return patch_BNV.gather(2, source_BV[:, None].expand_as(patch_BNV))
 
 
-def _window_bounds(window: Window, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+def _window_bounds(window: Window, like: Tensor) -> tuple[Any, Any]:
     """Return ``(lo, hi)``: the numbers of one window, or tensors that broadcast against ``[B, N, P^3]``.
 
     Numbers stay numbers: a tensor made of them would be copied to a GPU, which waits, and which no graph can capture.

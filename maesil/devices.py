@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from maesil.distributed import ALONE, Ranks
 from maesil.errors import ResourceError, UsageError, out_of_memory
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def pick_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -50,14 +53,15 @@ def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def settled(model: nn.Module, device: torch.device) -> nn.Module:
+def settled(model: M, device: torch.device) -> M:
     """Move a model to a device; on a GPU with the weights of 3D convolutions channels last, as tensor cores take them.
 
     The values are the same, and so are checkpoints.
     """
     model = model.to(device)
-    on_gpu = device.type == "cuda"
-    return model.to(memory_format=torch.channels_last_3d) if on_gpu and _convolves(model) else model  # type: ignore[call-overload, no-any-return]
+    if device.type == "cuda" and _convolves(model):
+        model.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    return model
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def out_of_memory(error: BaseException) -> str:
     signs = any(sign in told.lower() for sign in _SIGNS_OF_MEMORY)
     if not (isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and signs)):
         return ""
-    on_gpu = type(error).__name__ == "OutOfMemoryError" or "cuda" in told.lower() or "cu" in told[:6].lower()
+    on_gpu = type(error).__name__ == "OutOfMemoryError" or any(word in told.lower() for word in ("cuda", "cudnn"))
     asked = next((part for part in told.split(". ") if "allocate" in part.lower()), told)
     return f"out of {'GPU ' if on_gpu else ''}memory" + (f" ({asked[:120]})" if asked else "")
 

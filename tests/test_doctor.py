@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from maesil import doctor
 from maesil.cli import app
-from maesil.kernels import can_run_triton
+from maesil.kernels import can_run_triton, library
 
 
 def by_name(findings):
@@ -29,6 +29,19 @@ def test_what_will_run_where_is_what_runs(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     compiled = by_name(doctor.examine())["train.compile=true"]
     assert "would fail" in compiled.value and "g++" in compiled.advice
+
+
+def test_triton_is_not_promised_without_a_c_compiler(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv("CC", raising=False)
+    library._c_compiler.cache_clear()
+    told = doctor._kernels(gpu)
+    assert told.value.startswith("reference") and "C compiler" in told.advice and not can_run_triton(gpu)
+    monkeypatch.setenv("CC", "cc")
+    library._c_compiler.cache_clear()
+    assert doctor._kernels(gpu).value == "triton" and can_run_triton(gpu)
+    library._c_compiler.cache_clear()
 
 
 def test_a_store_is_held_against_the_memory_there_is(tmp_path, monkeypatch):

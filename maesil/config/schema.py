@@ -181,7 +181,8 @@ class TrainConfig:
     ema: float = 0.0
     """Decay of the moving average of the weights that validation, evaluation and export use; 0 keeps none."""
     minutes: float = 0.0
-    """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, and then stays."""
+    """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, waiting for data
+    included, and then stays."""
     compile: bool = False
     """Compile the training step with ``torch.compile``: minutes at the start, faster steps on a GPU."""
     where: str = ""

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maesil.config.schema import ModelConfig
-from maesil.devices import sent
 from maesil.distributed import current
 from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
 from maesil.models.masked_input import MaskedInput
@@ -172,7 +171,8 @@ def _counts(numbers_n: Tensor, K: int) -> Tensor:
 def _drawn_rows(rows_nc: Tensor, count: int) -> Tensor:
     """Draw rows at random from those of all ranks, the same on each of them: ``[count, c]``."""
     ranks, n = current(), len(rows_nc)
-    drawn = sent(torch.randint(ranks.count * n, (count,)), rows_nc.device)  # by the CPU's generator, alike on all ranks
+    # By the device's own generator, which is alike on all ranks: numbers of the host would have to be sent and awaited.
+    drawn = torch.randint(ranks.count * n, (count,), device=rows_nc.device)
     ours = (drawn // n == ranks.number)[:, None]
     return ranks.sum(torch.where(ours, rows_nc[drawn % n], 0.0))
 

@@ -87,7 +87,7 @@ def save_checkpoint(
         "model": model.state_dict(),
         "averaged": averaged.state_dict() if averaged else None,
         "optimizer": optimizer.state_dict(),
-        "rng": {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()},
+        "rng": {"cpu": torch.get_rng_state(), "cuda": _device_rng(next(model.parameters()).device)},
     }
     path = run_dir / CHECKPOINT
     temporary = path.with_suffix(".partial")
@@ -131,11 +131,19 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
     return Run(model, intensity, config, split, step, stores, state, optimizer_state, rng_state, version, ranks)
 
 
-def restore_rng(state: dict[str, Any]) -> None:
-    """Bring torch's own generators back to where they were; maesil itself draws from (seed, step) only."""
+def restore_rng(state: dict[str, Any], device: torch.device) -> None:
+    """Bring torch's generators back to where they were; maesil itself draws nearly all from (seed, step) only.
+
+    Every rank goes on with the state of the first rank's GPU, on its own one: what a VQ-VAE draws is alike on all.
+    """
     torch.set_rng_state(state["cpu"])
-    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    if device.type == "cuda" and state["cuda"]:
+        torch.cuda.set_rng_state(state["cuda"][0], device)
+
+
+def _device_rng(device: torch.device) -> list[torch.Tensor]:
+    """Return the state of a GPU's generator, if a run is on one."""
+    return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
 
 
 def require_resumable(

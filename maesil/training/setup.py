@@ -51,9 +51,8 @@ def prepare(
     ranks = current()
     device = pick_device(config.train.device, ranks)
     if config.train.kernels == "triton" and (missing := what_triton_lacks(device)):
-        raise UsageError(
-            f"train.kernels=triton: training is on {device}, and there is {missing}; use auto or reference"
-        )
+        found = f"training is on {device}, and there is {missing}"
+        raise UsageError(f"train.kernels=triton: {found}; use auto or reference")
     _require_even_shares(config, ranks)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -95,7 +94,7 @@ def prepare(
     if saved:
         trainer.step = saved.step
         trainer.optimizer.load_state_dict(saved.optimizer_state)
-        restore_rng(saved.rng_state)
+        restore_rng(saved.rng_state, device)
         _announce_changes(saved, trainer, console)
     if ranks.first:
         _write_decisions(trainer, out)
@@ -129,18 +128,18 @@ def steps_that_fit(trainer: Trainer, minutes: float) -> int:
     A step's time is all that passes until the next one begins, waiting for data as well.
     """
     settings = trainer.config.train
-    model, rng = copy.deepcopy(trainer.model), torch.get_rng_state()
+    model = copy.deepcopy(trainer.model)
     rehearsal = replace(trainer, model=model, optimizer=make_optimizer(model, settings), averaged=None)
     timed = max(_TIMED_STEPS, _TIMED_VISITS * trainer.sampler.crops_per_visit)
     started = time.monotonic()
-    with trainer.loader() as loader, convolutions_tuned(model, trainer.device):
+    on_gpu = [trainer.device] if trainer.on_gpu else []
+    with torch.random.fork_rng(on_gpu), trainer.loader() as loader, convolutions_tuned(model, trainer.device):
         for ready in rehearsal.prepared(loader.batches(0, _WARM_UP_STEPS + timed)):
             rehearsal.training_step(ready)
             if rehearsal.step == _WARM_UP_STEPS:
                 wait_for(trainer.device)
                 started = time.monotonic()
         rehearsal.read()
-    torch.set_rng_state(rng)
     return max(1, int(60 * minutes * timed / (time.monotonic() - started)))
 
 

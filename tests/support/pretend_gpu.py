@@ -540,7 +540,8 @@ def pretend_gpu(memory: int = 2**40) -> Iterator[Gpu]:
         "device_of": lambda *_: contextlib.nullcontext(), "is_bf16_supported": lambda *_, **__: True,
         "mem_get_info": lambda *_: (gpu.memory - gpu.used, gpu.memory), "get_device_name": lambda *_: facts.name,
         "get_device_capability": lambda *_: (9, 0), "get_device_properties": lambda *_: facts,
-        "get_rng_state_all": list, "set_rng_state_all": lambda *_: None, "empty_cache": lambda: None,
+        "get_rng_state": lambda *_: torch.get_rng_state(), "set_rng_state": lambda *_: None,
+        "empty_cache": lambda: None,
         "is_current_stream_capturing": lambda: False,
     }  # fmt: skip
     with contextlib.ExitStack() as stack:

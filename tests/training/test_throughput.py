@@ -20,6 +20,7 @@ from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.models.registry import make_model
+from maesil.training import throughput
 from maesil.training.flops import count_flops
 from maesil.training.learner import Learner, MicroBatch
 from maesil.training.optim import make_optimizer
@@ -80,6 +81,23 @@ def test_counting_leaves_model_and_numbers_drawn_as_they_were(kind):
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in ours.model.state_dict().items())
     assert all(parameter.grad is None for parameter in ours.model.parameters()) and ours.model.training
+
+
+def test_the_peak_is_taken_after_a_warm_up(monkeypatch):
+    started, multiply = [], torch.mm
+
+    def slow_at_first(a, b):
+        started.append(time.perf_counter())
+        if started[-1] < started[0] + 0.04:  # clocks that have not risen yet
+            time.sleep(0.02)
+        return multiply(a, b)
+
+    monkeypatch.setattr(throughput, "_EDGE", {"cpu": 64})
+    monkeypatch.setattr(throughput.torch, "mm", slow_at_first)
+    measure_peak.cache_clear()
+    measure_peak(torch.device("cpu"), 1)
+    measure_peak.cache_clear()
+    assert started[-5] >= started[0] + 0.04  # none of the five that count was a slow one
 
 
 def test_the_pace_counts_steps_and_waiting_apart():
