@@ -1,12 +1,13 @@
 """The tier without reading: the training scans themselves stay on the device, and kernels cut the crops out of them.
 
-Scans lie one behind the other along z in one int16 array, as wide as the widest of them. A batch is that array seen by
-every sample (nothing is copied) and the first voxel of each crop in it.
+Scans lie packed in one int16 array (`packed`). A batch is that array seen by every sample (nothing is copied) and the
+first voxel of each crop in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -19,7 +20,7 @@ from maesil.data.sampler import CropSampler, Draw
 from maesil.errors import ResourceError
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
-from maesil.types import AIR_HU, HuArray, MapArray
+from maesil.types import AIR_HU, HuArray, MapArray, Zyx
 
 
 def open_loader(
@@ -48,10 +49,8 @@ class ResidentLoader:
     ) -> None:
         self._sampler, self._samples = sampler, samples_of_rank(batch, rank, world_size)
         self._device = torch.device(device)
-        reaches = [sampler.reach(volume) for _, volume in sampler.volumes]
-        first = np.cumsum([0, *(z for z, _, _ in reaches)])
-        self._first_slice = {v.volume_id: int(z) for (_, v), z in zip(sampler.volumes, first[:-1], strict=True)}
-        shape = int(first[-1]), max(y for _, y, _ in reaches), max(x for _, _, x in reaches)
+        shape, places = packed([sampler.reach(volume) for _, volume in sampler.volumes])
+        self._first = {v.volume_id: place for (_, v), place in zip(sampler.volumes, places, strict=True)}
         _require_room(shape, self._device)
         self._scans = torch.full(shape, AIR_HU, dtype=torch.int16, device=self._device)
         with ThreadPoolExecutor(readers) as pool:
@@ -78,16 +77,55 @@ class ResidentLoader:
 
     def _load(self, reader: SuperpatchReader, volume: Volume) -> None:
         hu = read_scan(reader, volume, self._sampler.reach(volume))
-        z, (depth, height, width) = self._first_slice[volume.volume_id], hu.shape
-        self._scans[z : z + depth, :height, :width] = torch.from_numpy(hu).to(self._device)
+        z, y, x = (slice(a, a + n) for a, n in zip(self._first[volume.volume_id], hu.shape, strict=True))
+        self._scans[z, y, x] = torch.from_numpy(hu).to(self._device)
 
     def _cells(self, draw: Draw, name: str) -> MapArray:
         size = (self._sampler.crop,) * 3
         return draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, size)
 
     def _place(self, draw: Draw) -> list[int]:
-        z, y, x = draw.origin
-        return [self._first_slice[draw.volume.volume_id] + z, y, x]
+        return [a + b for a, b in zip(self._first[draw.volume.volume_id], draw.origin, strict=True)]
+
+
+_MOST_STACKS = 24
+"""Stacks that are tried beside each other."""
+
+
+def packed(sizes: Sequence[Zyx]) -> tuple[Zyx, list[Zyx]]:
+    """Place boxes in one: its size, and the first voxel of each.
+
+    Boxes of like height and width lie one behind the other along z, in stacks that stand beside each other in shelves.
+    Of several numbers of stacks and shelves the one that takes least room is chosen; a single stack, as high and wide
+    as the largest box, is among them.
+    """
+    counts = range(1, min(len(sizes), _MOST_STACKS) + 1)
+    layouts = (_in_stacks(sizes, stacks, in_shelf) for stacks in counts for in_shelf in range(1, stacks + 1))
+    return min(layouts, key=lambda layout: math.prod(layout[0]))
+
+
+def _in_stacks(sizes: Sequence[Zyx], stacks: int, in_shelf: int) -> tuple[Zyx, list[Zyx]]:
+    """Place boxes, the highest first, in about so many stacks of about equal depth, so many of them in a shelf."""
+    by_height = sorted(range(len(sizes)), key=lambda number: sizes[number][1:], reverse=True)
+    depth = -(-sum(z for z, _, _ in sizes) // stacks)
+    piles: list[list[int]] = [[]]
+    for number in by_height:
+        if sum(sizes[other][0] for other in piles[-1]) >= depth:
+            piles.append([])
+        piles[-1].append(number)
+    places: dict[int, Zyx] = {}
+    top, shape = 0, (0, 0, 0)
+    for start in range(0, len(piles), in_shelf):
+        left = 0
+        for pile in piles[start : start + in_shelf]:
+            behind = 0
+            for number in pile:
+                places[number] = (behind, top, left)
+                behind += sizes[number][0]
+            left += max(sizes[number][2] for number in pile)
+            shape = max(shape[0], behind), shape[1], max(shape[2], left)
+        top += max(sizes[number][1] for number in piles[start])  # the highest of its shelf
+    return (shape[0], top, shape[2]), [places[number] for number in range(len(sizes))]
 
 
 def read_scan(reader: SuperpatchReader, volume: Volume, size: tuple[int, int, int]) -> HuArray:

@@ -119,11 +119,15 @@ class Learner:
     def read(self) -> dict[str, float]:
         """Wait for the device; return the last step's number, learning rate, loss and gradient norm (before clipping).
 
+        An empty record if nothing was learnt since the last reading.
+
         MaesilError for the first step since the last reading whose loss or gradient is not finite; it names all ranks'
         crops. All ranks call it after the same steps; a checkpoint is written after a reading only.
         """
         unread, self._unread = self._unread, []
         record: dict[str, float] = {}
+        if not unread:
+            return record
         for step, values in zip(unread, torch.stack([one.values for one in unread]).tolist(), strict=True):
             record = {"step": step.number, "lr": step.lr, **dict(zip(step.names, values, strict=True))}
             if not math.isfinite(sum(values)):

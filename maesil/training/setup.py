@@ -51,8 +51,11 @@ def prepare(
     ranks = current()
     device = pick_device(config.train.device, ranks)
     if config.train.kernels == "triton" and (missing := what_triton_lacks(device)):
-        found = f"training is on {device}, and there is {missing}"
-        raise UsageError(f"train.kernels=triton: {found}; use auto or reference")
+        lacks = "Triton needs a GPU" if device.type == "cpu" else f"there is {missing}"
+        raise UsageError(
+            f"train.kernels=triton: {lacks}, training is on {device}; use auto or reference "
+            "(with a GPU: pip install 'maesil[gpu]')"
+        )
     _require_even_shares(config, ranks)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)

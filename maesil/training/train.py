@@ -78,11 +78,9 @@ def train(
                 if profiler:
                     profiler.step(ready, pace.last_wait)
 
-                stop = ranks.any(interrupted.is_set())
-                save = end or stop or step % settings.checkpoint_every == 0
                 validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
                 logged = end or validate or step % settings.log_every == 0
-                record = trainer.read() if logged or save else {}  # the only wait for the device
+                record = trainer.read() if logged else {}  # waits for the device
                 log.show(step, record.get("loss"))
                 if logged:
                     record |= pace.record()
@@ -90,7 +88,9 @@ def train(
                     log.write(record)
                     last = record
                     pace.restart()
-                if save:
+                stop = ranks.any(interrupted.is_set())
+                if end or stop or step % settings.checkpoint_every == 0:
+                    trainer.read()  # no step that blew up becomes a checkpoint
                     log.sync()
                     if ranks.first:
                         trainer.save(out)

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.stores import make_store
 
 from maesil.config.schema import ModelConfig, TrainConfig
 from maesil.data.loader import CropLoader
-from maesil.data.resident import ResidentLoader, open_loader
+from maesil.data.resident import ResidentLoader, open_loader, packed
 from maesil.data.sampler import CropSampler
 from maesil.data.sources import Sources
 
@@ -44,6 +46,28 @@ def test_all_samples_share_one_copy_of_the_scans(sources):
     assert batch.hu.stride(0) == 0
     scans = sum(np.prod([-(-n // 8) * 8 for n in volume.shape]) for _, volume in sampler.volumes)
     assert batch.hu[0].numel() < 2 * scans
+
+
+boxes = st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(1, 40))
+
+
+@given(sizes=st.lists(boxes, min_size=1, max_size=30))
+@settings(max_examples=60, deadline=None)
+def test_packed_scans_lie_inside_apart_and_take_no_more_room_than_one_stack(sizes):
+    shape, places = packed(sizes)
+    taken = np.zeros(shape, np.uint8)
+    for size, place in zip(sizes, places, strict=True):
+        box = tuple(slice(a, a + n) for a, n in zip(place, size, strict=True))
+        assert taken[box].shape == size and not taken[box].any()
+        taken[box] = 1
+    depths, heights, widths = zip(*sizes, strict=True)
+    assert taken.size <= sum(depths) * max(heights) * max(widths)
+
+
+def test_one_wide_scan_does_not_make_all_others_as_wide():
+    sizes = [(300, 512, 512)] + 30 * [(300, 256, 256)]
+    shape, _ = packed(sizes)
+    assert np.prod(shape) <= 0.5 * 31 * 300 * 512 * 512  # needed are 0.27 of that stack
 
 
 def test_the_ranks_share_the_batch(sources):

@@ -137,7 +137,22 @@ class Gpu:
         """Copies from pinned memory that may still run: their place in the queue, their source, what it held."""
         self.of_thread = threading.local()
         self.in_backward = False
-        """Gradients are of the device: what torch's formulas make for them, by the device it knows of, is so too."""
+
+    @property
+    def makes_tensors_of_its_own(self) -> bool:
+        """Whether torch is inside a function of tensors of the device, or a gradient of them.
+
+        What its core makes there without naming a tensor, on the device that it knows of, is of the device as well.
+        """
+        return self.in_backward or getattr(self.of_thread, "depth", 0) > 0
+
+    @contextlib.contextmanager
+    def composing(self) -> Iterator[None]:
+        self.of_thread.depth = getattr(self.of_thread, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self.of_thread.depth -= 1
 
     @property
     def stream(self) -> Stream:
@@ -271,6 +286,13 @@ class PretendTensor(Tensor):
         self.memory.history.kept_for.add(stream.name)
 
     @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.to and not isinstance(args[0], PretendTensor):
+            return args[0].to(DEVICE, args[1].dtype)  # like another tensor
+        with current_gpu().composing(), torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
 
@@ -303,8 +325,8 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         kwargs = {**kwargs, "device": DEVICE} if "device" in kwargs else kwargs
     device = kwargs.get("device")
     wanted = torch.device(device).type if device is not None else None
-    made_in_backward = gpu.in_backward and not any(isinstance(one, Tensor) for one in flat)
-    if not ours and wanted != "cuda" and not made_in_backward:
+    made_inside = gpu.makes_tensors_of_its_own and not any(isinstance(one, Tensor) for one in flat)
+    if not ours and wanted != "cuda" and not made_inside:
         return func(*args, **kwargs)
     if func.namespace == "maesil" and ours:
         with _Watch():  # a mode is off while it looks at an operation

@@ -114,6 +114,7 @@ def test_scans_that_stay_on_the_gpu_and_micro_batches_give_the_same_losses(store
     assert [r["loss"] for r in resident] == pytest.approx([r["loss"] for r in read], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_command_runs_on_a_gpu(labelled, tmp_path, name):
     store, labels, volumes = labelled
