@@ -207,7 +207,7 @@ def test_out_of_memory_elsewhere_is_one_line_and_exit_5(labelled, tmp_path, comm
     store, _, volumes = labelled
     path = save_run(tmp_path / "run", Split((volumes[0].group,), ()), MODEL)
     out = ["--out", str(tmp_path / "out")]
-    with pretend_gpu(memory=2**17), use_kernels("reference"):
+    with pretend_gpu(memory=2**16), use_kernels("reference"):
         done = CliRunner().invoke(app, [command, str(path), str(store.path), "--device", GPU, *out])
     assert done.exit_code == 5, done.output
     (line,) = [line for line in done.output.splitlines() if "memory" in line]
