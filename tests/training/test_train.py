@@ -26,12 +26,9 @@ from maesil.devices import pick_device
 from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
 from maesil.signals import interrupts_deferred
 from maesil.store.store import Store
-from maesil.training import setup
 from maesil.training.checkpoint import CHECKPOINT, load_run
 from maesil.training.log import RunLog, truncate_metrics
-from maesil.training.setup import prepare
 from maesil.training.train import train
-from maesil.training.trainer import Trainer
 
 CONFIG = RunConfig(
     ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1),
@@ -85,31 +82,6 @@ def test_a_run_leaves_what_it_promises(undisturbed, store):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "2 patients to train on, 1 held out" in printed
     assert "step 8/8" in printed
-
-
-def test_a_budget_in_minutes_counts_the_wait_for_data(store, tmp_path, monkeypatch):
-    class Slow:
-        def __init__(self, loader):
-            self.loader = loader
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            return self.loader.__exit__(*error)
-
-        def batches(self, start, stop):
-            for batch in self.loader.batches(start, stop):
-                time.sleep(0.2)
-                yield batch
-
-    loader, seconds, timed = Trainer.loader, 60.0, setup._TIMED_STEPS
-    monkeypatch.setattr(Trainer, "loader", lambda self: Slow(loader(self)))
-    config = with_train(steps=1, crops_per_visit=timed // 2)
-    trainer = prepare([store], config, tmp_path / "r", resume=False, console=Console(quiet=True))
-    drawn = torch.get_rng_state()
-    assert 0.5 * seconds / 0.2 < setup.steps_that_fit(trainer, seconds / 60) <= seconds / 0.2
-    assert torch.equal(torch.get_rng_state(), drawn) and trainer.step == 0
 
 
 def test_tensorboard_holds_the_same_numbers(undisturbed):
