@@ -73,7 +73,9 @@ def _section(name: str, command: Any) -> str:
 
 def _metavar(argument: Any) -> str:
     shown: str = argument.metavar or argument.name.upper()
-    return shown
+    if not argument.required and not shown.startswith("["):
+        shown = f"[{shown}]"
+    return shown + "..." * (argument.nargs == -1 and not shown.endswith("..."))
 
 
 def _names(option: Any, command: Any) -> str:
@@ -82,8 +84,8 @@ def _names(option: Any, command: Any) -> str:
     hint = typing.get_type_hints(command.callback)[option.name]
     outer = typing.get_args(hint)  # of `list[str] | None`: list[str], None
     kinds = {hint, *outer} | {inner for kind in outer for inner in typing.get_args(kind)}
-    word = next((word for kind, word in _WORDS.items() if kind in kinds), "")
-    return f"{names} {word}".rstrip()
+    word = option.metavar or next((word for kind, word in _WORDS.items() if kind in kinds), "")
+    return f"{names} {_escaped(word)}".rstrip()
 
 
 def _default(option: Any) -> str:
