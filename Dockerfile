@@ -2,6 +2,7 @@
 #   CPU:  docker build -t maesil .
 #   GPU:  docker build -t maesil:gpu --build-arg EXTRA=[gpu] --build-arg TORCH_INDEX=https://pypi.org/simple .
 #   docker run --rm -v /data:/data -v maesil-config:/home/maesil/.config maesil ingest /data/ct --out /data/store.zarr
+# Checked so far: `pip install` of this tree outside of a container. The image was not built: no container engine was at hand.
 # The volume maesil-config keeps the identity key: with another key the same scans get other ids.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
