@@ -311,7 +311,6 @@ def test_a_budget_in_minutes_becomes_a_number_of_steps_and_stays(store, tmp_path
     summary, _ = run(store, tmp_path / "r", config)
     saved = load_run(tmp_path / "r")
     assert saved.config.train.steps == summary.steps == metrics(tmp_path / "r")[-1]["step"]
-    assert summary.steps > 12
     again, _ = run(store, tmp_path / "r", config, resume=True)
     assert again.steps == summary.steps and again.last == {}
     # The rehearsal leaves no trace: the same steps without it give the same losses.
