@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
 from maesil.errors import Refused
-from maesil.ingest.encoded import decode_frames, is_lossy
-from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, tags_of, texts_of, without_warnings
+from maesil.ingest.encoded import Decoded, decode_frames
+from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, without_warnings
 from maesil.ingest.source_file import read_dataset
+from maesil.ingest.values import number_of, tags_of, texts_of, whole_number_of
 from maesil.types import AIR_HU
 
 MAX_INSTANCE_BYTES = 1 << 31
 _SURELY_OUTSIDE_HU = (-900, 3071)
 _EXACT_IN_FLOAT32 = 1 << 23
+_UNIT, _RESCALE = tags_of("RescaleType"), tags_of("RescaleSlope", "RescaleIntercept")
+_HU_UNITS = {"", "HU", "US"}
+"""Units (PS3.3 C.11.1.1.2) of CT numbers; US says nothing."""
 _VOXEL_TAGS = tags_of(
     *GEOMETRY_TAGS,
     "RescaleSlope",
@@ -104,17 +108,17 @@ def _slices_of(path: Path, wanted: list[int | None], digests: dict[Path, bytes] 
             digests[path] = _digest(dataset)  # before anything is supplied that decoding needs
         numbers = [frame for frame in wanted if frame is not None]
         headers = list(islice(frame_datasets(dataset), max(numbers) + 1)) if numbers else []
-        for frame, stored in zip(wanted, decode_frames(dataset, wanted), strict=True):
-            yield _slice_hu(dataset if frame is None else headers[frame], stored, lossy=is_lossy(dataset))
+        for frame, decoded in zip(wanted, decode_frames(dataset, wanted), strict=True):
+            yield _slice_hu(dataset if frame is None else headers[frame], decoded)
 
 
-def _slice_hu(header: Dataset, stored: NDArray[Any], *, lossy: bool) -> SliceHu:
-    notes = {"lossy"} if lossy else set()
+def _slice_hu(header: Dataset, decoded: Decoded) -> SliceHu:
+    stored, notes = decoded.stored, set(decoded.notes)
     if "ModalityLUTSequence" in header:
         raise Refused("modality_lut", "expected a rescale slope and intercept, found a modality look-up table")
-    if (kind := str(header.get("RescaleType") or "HU").strip().upper()) not in ("HU", "US"):
-        raise Refused("not_hu", f"expected RescaleType HU, found {kind}")
-    if header.get("RescaleSlope") is None or header.get("RescaleIntercept") is None:
+    if not set(texts_of(header, _UNIT)["RescaleType"].upper().split("\\")) <= _HU_UNITS:
+        raise Refused("not_hu", "expected RescaleType HU, found another unit")
+    if not all(texts_of(header, _RESCALE).values()):
         notes.add("no_rescale_tags")
     slope, intercept = rescale_of(header)
     hu = _rescaled(stored, slope, intercept)
@@ -132,11 +136,11 @@ def _rescaled(stored: NDArray[Any], slope: float, intercept: float) -> NDArray[n
 
 def rescale_of(dataset: Dataset) -> tuple[float, float]:
     """Return (slope, intercept) of a slice; 1 and 0 where absent."""
-    slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
-    result = float(1 if slope is None else slope), float(0 if intercept is None else intercept)
-    if result[0] == 0 or not np.isfinite(result).all():
-        raise Refused("bad_rescale", f"expected a finite, non-zero slope, found slope {slope}, intercept {intercept}")
-    return result
+    slope = number_of(dataset, "RescaleSlope", "bad_rescale")
+    intercept = number_of(dataset, "RescaleIntercept", "bad_rescale")
+    if slope == 0:
+        raise Refused("bad_rescale", "expected a slope that is not zero, found 0")
+    return 1.0 if slope is None else slope, 0.0 if intercept is None else intercept
 
 
 def _is_enhanced(dataset: FileDataset) -> bool:
@@ -146,7 +150,9 @@ def _is_enhanced(dataset: FileDataset) -> bool:
 def _pixel_data(dataset: Dataset) -> bytes:
     data = dataset.get("PixelData")
     if not data:
-        raise Refused("no_pixels", "expected pixel data, found none; the file was cut or holds only a header")
+        other = any(name in dataset for name in ("FloatPixelData", "DoubleFloatPixelData"))
+        found = "numbers in floating point" if other else "none; the file was cut or holds only a header"
+        raise Refused("no_pixels", f"expected pixel data, found {found}")
     return bytes(data)
 
 
@@ -184,10 +190,11 @@ def _margin(where: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _as_stored(header: Dataset, value: Any) -> int | None:
     """Return a padding value as the stored pixels are: the tag's own signedness is often wrong."""
-    bits = int(header.BitsAllocated)
+    bits = whole_number_of(header, "BitsAllocated") or 16
     try:
         number = int.from_bytes(value, "little") if isinstance(value, bytes) else int(value)
     except (TypeError, ValueError):  # absent, or several values: none can be meant
         return None
     number %= 1 << bits
-    return number - (1 << bits) if header.PixelRepresentation == 1 and number >= 1 << (bits - 1) else number
+    signed = whole_number_of(header, "PixelRepresentation") == 1
+    return number - (1 << bits) if signed and number >= 1 << (bits - 1) else number

@@ -8,29 +8,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import DataElement
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_decoder, pixel_array
+from pydicom.tag import Tag
 from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
     UID,
     ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
     ImplicitVRLittleEndian,
-    JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
     JPEGLSNearLossless,
     RLELossless,
     SecondaryCaptureImageStorage,
@@ -38,58 +34,139 @@ from pydicom.uid import (
 )
 
 from maesil.errors import Refused
+from maesil.ingest.streams import JPEG, WAVELET, check_stream, is_lossy_stream
+from maesil.ingest.values import number_of, tags_of, texts_of, whole_number_of
+from maesil.ingest.words import values_of
 
-_GDCM = (JPEGLossless, JPEGLosslessSV1, JPEGBaseline8Bit, JPEGExtended12Bit)
-_WAVELET = (JPEG2000, JPEG2000Lossless, HTJ2K, HTJ2KLossless, HTJ2KLosslessRPCL)
-_JPEG_LS = (JPEGLSLossless, JPEGLSNearLossless)
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
-_PLUGIN = {**dict.fromkeys(_WAVELET, "pylibjpeg"), RLELossless: "pylibjpeg"}
+_PLUGIN = {**dict.fromkeys(WAVELET, "pylibjpeg"), RLELossless: "pylibjpeg"}
 """Where pydicom knows several decoders it must always be the same one: another may give other values."""
 _PIXEL_TAGS = (
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation",
 )  # fmt: skip
 _INTENSITIES = ("MONOCHROME1", "MONOCHROME2")
-_STREAM_END = b"\xff\xd9"
+_LOSSY_TAGS = tags_of("LossyImageCompression", "LossyImageCompressionMethod")
+_FIRST_ITEM = b"\xfe\xff\x00\xe0"
+"""How encapsulated pixel data begin (PS3.5 A.4)."""
+_OVERLAYS = range(0x6000, 0x601F, 2)
+_OVERLAY_BIT_POSITION = 0x0102
 
 
-def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
-    """Yield the stored values ``[y, x]`` of the frames asked for (None: of the only one)."""
-    if int(dataset.get("SamplesPerPixel") or 1) != 1:
-        raise Refused("colour", f"expected one sample a pixel, found {dataset.SamplesPerPixel}")
-    _complete(dataset)
-    if (meaning := str(dataset.PhotometricInterpretation or "MONOCHROME2").strip()) not in _INTENSITIES:
-        raise Refused("colour", f"expected MONOCHROME1 or MONOCHROME2, found {meaning}: indices of colours, not HU")
+@dataclass(frozen=True)
+class Decoded:
+    """The stored values ``[y, x]`` of one frame, and notes on how they were read."""
+
+    stored: NDArray[Any]
+    notes: frozenset[str]
+
+
+def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[Decoded]:
+    """Yield the stored values of the frames asked for (None: of the only one)."""
+    unsaid = _complete(dataset)
+    same_both_ways = 1 << (int(dataset.BitsStored) - 1)
     syntax = dataset.file_meta.get("TransferSyntaxUID")
+    notes = frozenset(["lossy"]) if _lossy_before(dataset) else frozenset()
     try:
-        if syntax is not None and UID(syntax).is_encapsulated:
-            yield from _decode_encapsulated(dataset, UID(syntax), frames)
-            return
-        unused = _unused_low_bits(dataset)
-        for frame in frames:
-            yield _checked(dataset, pixel_array(dataset, raw=True, index=frame)) >> unused
+        if _is_native(dataset, syntax):
+            if _is_encapsulated(syntax):
+                notes |= {"native_under_compressed_syntax"}
+                dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian  # that of all compressed files
+            found = _decode_native(dataset, frames)
+        else:
+            found = _decode_encapsulated(dataset, UID(syntax), frames)
+        for decoded in found:
+            if unsaid and decoded.stored.max() >= same_both_ways:
+                raise Refused("bad_header", "expected PixelRepresentation, found none, and the values depend on it")
+            yield Decoded(decoded.stored, decoded.notes | notes)
     except (Refused, MemoryError):
         raise
     except Exception as error:  # decoders raise anything; a slice that does not decode costs one volume
         raise Refused(*_failure(syntax, error)) from error
 
 
-def is_lossy(dataset: Dataset) -> bool:
-    """Return whether pixels went through a lossy encoding: the header says so, or their stream did when decoded."""
-    return str(dataset.get("LossyImageCompression") or "00") == "01"
+def _lossy_before(dataset: FileDataset) -> bool:
+    """Return whether the header says that the pixels went through a lossy encoding at some time."""
+    texts = texts_of(dataset, _LOSSY_TAGS)
+    return texts["LossyImageCompression"] == "01" or bool(texts["LossyImageCompressionMethod"])
 
 
-def _complete(dataset: FileDataset) -> None:
-    """Supply what old files leave out and what has one meaning only."""
-    if "PhotometricInterpretation" not in dataset:
-        dataset.PhotometricInterpretation = "MONOCHROME2"
-    if "SamplesPerPixel" not in dataset:
-        dataset.SamplesPerPixel = 1
+def _complete(dataset: FileDataset) -> bool:
+    """Supply what old files leave out and what has one meaning only; each number in its own value representation.
+
+    Return whether the header does not say if values are signed: then only those are known that are the same both ways.
+    """
+    meaning = texts_of(dataset, tags_of("PhotometricInterpretation"))["PhotometricInterpretation"] or "MONOCHROME2"
+    if meaning not in _INTENSITIES:
+        raise Refused("colour", "expected MONOCHROME1 or MONOCHROME2, found another: colours or indices of them, no HU")
+    dataset.PhotometricInterpretation = meaning
+    numbers = {name: whole_number_of(dataset, name) for name in _PIXEL_TAGS}
+    if numbers["SamplesPerPixel"] not in (None, 1):
+        raise Refused("colour", f"expected one sample a pixel, found {numbers['SamplesPerPixel']}")
+    unsaid = numbers["PixelRepresentation"] is None
+    otherwise = {"SamplesPerPixel": 1, "PixelRepresentation": 0, "HighBit": (numbers["BitsStored"] or 0) - 1}
+    for name, number in numbers.items():
+        value = otherwise.get(name) if number is None else number
+        if value is None:
+            raise Refused("bad_header", f"expected {name}, found none")
+        dataset[name] = DataElement(name, dictionary_VR(name), value)
+    if not 0 < dataset.BitsStored <= dataset.BitsAllocated:
+        text = f"expected at most {dataset.BitsAllocated} bits stored, found {dataset.BitsStored}"
+        raise Refused("bad_header", text)
     if dataset.file_meta.get("TransferSyntaxUID") is None:
         # No file meta group at all: plain pixels of exactly the right length can only be what they look like.
         implicit, little = dataset.original_encoding
-        size = int(dataset.Rows) * int(dataset.Columns) * int(dataset.BitsAllocated) // 8
-        if little and len(dataset.PixelData) - size in (0, size % 2):
+        if little and _has_native_length(dataset):
             dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+    return unsaid
+
+
+def _native_bytes(dataset: FileDataset) -> int:
+    frames = max(1, whole_number_of(dataset, "NumberOfFrames") or 1)
+    return int(frames * dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8)
+
+
+def _has_native_length(dataset: FileDataset) -> bool:
+    size = _native_bytes(dataset)
+    return len(dataset.PixelData) - size in (0, size % 2)
+
+
+def _is_native(dataset: FileDataset, syntax: Any) -> bool:
+    """Return whether the pixels are not encoded, whatever the transfer syntax says; `Refused` where that is unclear."""
+    encapsulated = _is_encapsulated(syntax)
+    begins = bytes(dataset.PixelData[:4])
+    if encapsulated and begins != _FIRST_ITEM:
+        if _has_native_length(dataset):
+            return True
+        text = "the transfer syntax says that the pixels are encoded, and the pixel data do not begin like that"
+        raise Refused("bad_pixels", text)
+    if not encapsulated and begins == _FIRST_ITEM and not _has_native_length(dataset):
+        text = "the transfer syntax says that the pixels are not encoded, and the pixel data begin as if they were"
+        raise Refused("bad_pixels", text)
+    return not encapsulated
+
+
+def _is_encapsulated(syntax: Any) -> bool:
+    return syntax is not None and UID(syntax).is_encapsulated
+
+
+def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[Decoded]:
+    expected, found = _native_bytes(dataset), len(dataset.PixelData)
+    if found < expected:
+        raise Refused("bad_pixels", f"expected {expected} bytes of pixel data, found {found}; the file was cut")
+    unused = _unused_low_bits(dataset)
+    bits, dataset.BitsStored = int(dataset.BitsStored), dataset.BitsAllocated  # whole words, as they are
+    padding, overlay = number_of(dataset, "PixelPaddingValue"), _has_overlay_in_words(dataset)
+    for frame in frames:
+        words = _checked(dataset, pixel_array(dataset, raw=True, index=frame))
+        stored, notes = values_of(words, bits, padding=None if padding is None else int(padding), overlay=overlay)
+        yield Decoded(stored >> unused, notes)
+    dataset.BitsStored = bits
+
+
+def _has_overlay_in_words(dataset: FileDataset) -> bool:
+    """Return whether an overlay plane lies in bits of the words (PS3.3 C.9.2, retired)."""
+    positions = [dataset.get(Tag(group, _OVERLAY_BIT_POSITION)) for group in _OVERLAYS]
+    return any(position is not None and position.value for position in positions)
 
 
 def _unused_low_bits(dataset: FileDataset) -> int:
@@ -97,25 +174,25 @@ def _unused_low_bits(dataset: FileDataset) -> int:
 
     Before 2004 the high bit of 12 could be 15 (PS3.5 8.1.1 has forbidden it since).
     """
-    high, stored = int(dataset.get("HighBit") or 0), int(dataset.BitsStored)
+    high, stored = int(dataset.HighBit), int(dataset.BitsStored)
     if not stored - 1 < high < int(dataset.BitsAllocated):
         return 0
     dataset.BitsStored = high + 1
     return high + 1 - stored
 
 
-def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int | None]) -> Iterator[NDArray[Any]]:
+def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int | None]) -> Iterator[Decoded]:
     count = int(dataset.get("NumberOfFrames") or 1)
     streams = list(generate_frames(dataset.PixelData, number_of_frames=count))
     if len(streams) != count:
         raise Refused("bad_pixels", f"expected {count} encoded frames, found {len(streams)}; the file was cut")
     for frame in frames:
         stream = streams[frame or 0]
-        _check_stream(dataset, syntax, stream)
-        if syntax in _LOSSY or (syntax in _WAVELET and _is_irreversible(stream)):
-            dataset.LossyImageCompression = "01"
-        decode = _decode_with_gdcm if syntax in _GDCM else _decode_with_pydicom
-        yield _checked(dataset, decode(dataset, syntax, stream))
+        check_stream(syntax, stream, (dataset.Rows, dataset.Columns))
+        decode = _decode_with_gdcm if syntax in JPEG else _decode_with_pydicom
+        lossy = syntax in _LOSSY or is_lossy_stream(syntax, stream)
+        stored = _checked(dataset, decode(dataset, syntax, stream))
+        yield Decoded(stored, frozenset(["lossy"]) if lossy else frozenset())
 
 
 def _checked(dataset: FileDataset, stored: Any) -> NDArray[Any]:
@@ -161,56 +238,19 @@ def _decode_with_gdcm(dataset: FileDataset, syntax: UID, stream: bytes) -> Any:
     return sitk.GetArrayFromImage(image).reshape(image.GetSize()[1::-1])
 
 
-def _check_stream(dataset: FileDataset, syntax: UID, stream: bytes) -> None:
-    """Raise `Refused` if an encoded frame ends early or is of another size than the header says: before decoding."""
-    if syntax in (*_WAVELET, *_GDCM, *_JPEG_LS):
-        if not stream.rstrip(b"\0").endswith(_STREAM_END):
-            raise Refused("bad_pixels", "the encoded pixels have no end marker; the file was cut or damaged")
-        size = _wavelet_size(stream) if syntax in _WAVELET else _jpeg_size(stream)
-        if size != (dataset.Rows, dataset.Columns):
-            text = f"expected {dataset.Rows} x {dataset.Columns} pixels, the encoded stream claims {size}"
-            raise Refused("bad_pixels", text)
-
-
-def _wavelet_size(stream: bytes) -> tuple[int, int] | None:
-    """Return rows and columns of a JPEG 2000 codestream (ISO 15444-1 A.5.1, the SIZ marker)."""
-    at = stream.find(b"\xff\x4f\xff\x51")
-    if at < 0 or len(stream) < at + 24:
-        return None
-    width, height, left, top = (int.from_bytes(stream[at + 8 + 4 * n : at + 12 + 4 * n], "big") for n in range(4))
-    return height - top, width - left
-
-
-def _is_irreversible(stream: bytes) -> bool:
-    """Return whether a JPEG 2000 codestream uses the 9-7 wavelet (ISO 15444-1 A.6.1, the COD marker)."""
-    at = stream.find(b"\xff\x52", stream.find(b"\xff\x4f\xff\x51") + 4)
-    return 0 <= at < len(stream) - 13 and stream[at + 13] == 0
-
-
-def _jpeg_size(stream: bytes) -> tuple[int, int] | None:
-    """Return rows and columns of a JPEG or JPEG-LS stream (ISO 10918-1 B.2.2, the SOF marker)."""
-    at = 2
-    while at + 9 <= len(stream) and stream[at] == 0xFF:
-        marker = stream[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
-            return int.from_bytes(stream[at + 5 : at + 7], "big"), int.from_bytes(stream[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    return None
-
-
 def _failure(syntax: Any, error: Exception) -> tuple[str, str]:
     if syntax is None:
         return "no_transfer_syntax", "the file does not say how its pixels are encoded"
-    if syntax in _GDCM:  # SimpleITK's messages hold the path
-        return "bad_pixels", "the pixel data cannot be decoded; the file was cut or damaged"
     try:
-        decoder = get_decoder(UID(syntax))
-    except NotImplementedError:  # how pydicom says that it knows no decoder for a syntax
-        return "unknown_transfer_syntax", f"no decoder is known for transfer syntax {syntax}"
-    if not decoder.is_available:
-        return "missing_decoder", f"{UID(syntax).name} needs one of: {'; '.join(decoder.missing_dependencies)}"
-    first_line = f"{type(error).__name__}: {error}".splitlines()[0]
-    return "bad_pixels", f"the pixel data cannot be decoded ({first_line}); the file was cut or damaged"
+        known = UID(syntax)
+        if not known.is_encapsulated:
+            return "bad_pixels", f"the pixels cannot be read as the header describes them ({type(error).__name__})"
+        decoder = get_decoder(known)
+    except (NotImplementedError, ValueError):  # how pydicom says that it knows no such syntax, or no decoder for it
+        name = UID(syntax).name if UID(syntax).name != syntax else "that the file names"
+        return "unknown_transfer_syntax", f"no decoder is known for the transfer syntax {name}"
+    if not decoder.is_available and known not in JPEG:
+        return "missing_decoder", f"{known.name} needs one of: {'; '.join(decoder.missing_dependencies)}"
+    # The texts of decoders hold paths and values of the header: they must not reach the store.
+    text = f"the decoder of {known.name} does not take the encoded pixels ({type(error).__name__})"
+    return "bad_pixels", f"{text}: they are damaged, or of a kind it does not know"

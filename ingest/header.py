@@ -7,21 +7,20 @@ groups stand where a single-frame object has them: one set of rules decides on b
 from __future__ import annotations
 
 import functools
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
-from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.tag import BaseTag, Tag
+from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from maesil.errors import Refused
 from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
+from maesil.ingest.technical import NAMING_TAGS, TECHNICAL_TAGS, technical_of
+from maesil.ingest.values import numbers_in, tags_of, texts_of, whole_number
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -30,20 +29,6 @@ Shared = TypeVar("Shared")
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 MAX_FRAMES = 65536
-
-TECHNICAL_TAGS = (
-    "Manufacturer",
-    "ManufacturerModelName",
-    "SliceThickness",
-    "KVP",
-    "ConvolutionKernel",
-    "ReconstructionDiameter",
-    "GantryDetectorTilt",
-    "PatientPosition",
-    "ContrastBolusAgent",
-    "LossyImageCompression",
-)
-"""The only tags that reach the store (allow list)."""
 
 _IDENTITY_TAGS = (
     "SOPInstanceUID",
@@ -70,8 +55,10 @@ _ACQUISITION_TAGS = (
     "NominalPercentageOfCardiacPhase",
     "TemporalPositionIdentifier",
     "ImageType",
-    "FrameOfReferenceUID",
     "SeriesNumber",
+    "NominalPercentageOfRespiratoryPhase",
+    "CardiacCyclePosition",
+    "RespiratoryCyclePosition",
 )
 _WEAK_TAGS = (
     "MonoenergeticEnergyEquivalent",
@@ -83,29 +70,29 @@ _WEAK_TAGS = (
     "AcquisitionTime",
     "FrameAcquisitionDateTime",
     "TriggerTime",
+    "NominalCardiacTriggerDelayTime",
+    "NominalRespiratoryTriggerDelayTime",
     "ContentTime",
     "ImageComments",
 )
 _MOST_DIMENSIONS = 6
 _BODY_PART_TAGS = ("BodyPartExamined", "ProtocolName", "StudyDescription")
 _HEAD_WORDS = ("HEAD", "BRAIN", "SKULL", "FACE", "FACIAL", "SINUS", "ORBIT", "CRANI", "NEURO", "WHOLEBODY")
-_OTHER_TAGS = ("Modality", "DimensionIndexValues", "BurnedInAnnotation", *_BODY_PART_TAGS)
+_ANIMAL_TAGS = ("PatientSpeciesDescription", "PatientBreedDescription")
+_PEOPLE = ("HUMAN", "HOMO SAPIENS", "HOMO")
+_OTHER_TAGS = (
+    "Modality", "DimensionIndexValues", "BurnedInAnnotation", "FrameOfReferenceUID", "SliceLocation", "RescaleType",
+    "SamplesPerPixel", "AnatomicalOrientationType", *_ANIMAL_TAGS, *_BODY_PART_TAGS,
+)  # fmt: skip
 _GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _PLAIN_TAGS = (
     *_IDENTITY_TAGS, *GEOMETRY_TAGS, *_ACQUISITION_TAGS, *_WEAK_TAGS, *_OTHER_TAGS, *TECHNICAL_TAGS,
+    *NAMING_TAGS,
 )  # fmt: skip
 _WANTED = frozenset(int(Tag(name)) for name in (*_PLAIN_TAGS, *_GROUPS))
-
-
-def tags_of(*names: str) -> dict[str, tuple[BaseTag, str]]:
-    """Return tag and value representation of attributes by their keywords."""
-    return {name: (Tag(name), dictionary_VR(Tag(name))) for name in names}
-
-
 _HEADER_TAGS = tags_of(*_PLAIN_TAGS)
 _CLASS_TAGS = tags_of("SOPClassUID", "Modality", "ImagePositionPatient")
 _META_TAGS = tags_of("MediaStorageSOPClassUID", "MediaStorageSOPInstanceUID", "TransferSyntaxUID")
-_BINARY = {"US": "u2", "SS": "i2", "UL": "u4", "SL": "i4", "FL": "f4", "FD": "f8"}
 _FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "AcquisitionNumber"}
 
 
@@ -134,10 +121,21 @@ class InstanceHeader:
     """Tells passes apart where nothing better does: energy level, contrast, times, the object it is a frame of..."""
     frame: int | None = None
     """Index within a multi-frame object."""
-    burned_in: bool = False
-    """The header says that the pixels may show the patient's identity."""
-    head: bool = False
-    """The header says that the face may be in it, from which a person can be known."""
+    frame_of_reference: str = ""
+    """UID: positions of two frames of reference cannot be compared (PS3.3 C.7.4.1.1.1)."""
+    slice_location: str = ""
+    """As a text; never decides where a slice lies."""
+    rescale_type: str = ""
+    """Unit of the rescaled values, upper case."""
+    samples: int = 1
+    """Values a pixel: 3 is a picture in colour."""
+    remarks: tuple[str, ...] = ()
+    """Notes that the header alone gives rise to: burned-in text, a face, an animal."""
+
+    def said(self, name: str) -> str:
+        """Return what the header says of one of the attributes that tell passes apart; empty if nothing."""
+        found = dict(zip((*_ACQUISITION_TAGS, *_WEAK_TAGS), (*self.acquisition, *self.weak), strict=False))
+        return found.get(name, "")
 
 
 def without_warnings(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
@@ -167,7 +165,7 @@ def read_headers(path: Path) -> list[InstanceHeader]:
     except Refused:
         raise
     except Exception as error:  # values are parsed when they are asked for, and pydicom raises anything then
-        raise Refused("bad_header", f"a value of the header cannot be read ({error})") from error
+        raise Refused("bad_header", f"a value of the header cannot be read ({type(error).__name__})") from error
 
 
 def frame_datasets(dataset: Dataset) -> Iterator[Dataset]:
@@ -220,7 +218,8 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
     texts = texts_of(frame, _HEADER_TAGS)
     instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]
     series = texts["SeriesInstanceUID"]
-    body_part = " ".join(texts[tag] for tag in _BODY_PART_TAGS).upper()
+    if not (texts["Rows"] and texts["Columns"]):
+        raise Refused("bad_header", "expected Rows and Columns, found none: the header was cut")
     return InstanceHeader(
         path=path,
         sop_class=_one(sop_class),
@@ -229,20 +228,35 @@ def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, nu
         series=_one(series),
         modality="CT",
         image_type=_one(tuple(value.strip() for value in texts["ImageType"].upper().split("\\"))),
-        rows=int(texts["Rows"] or 0),
-        columns=int(texts["Columns"] or 0),
-        frames=int(texts["NumberOfFrames"] or 1),
-        position=_numbers(texts["ImagePositionPatient"], 3),
-        orientation=_one(_numbers(texts["ImageOrientationPatient"], 6)),
-        pixel_spacing=_one(_numbers(texts["PixelSpacing"], 2)),
+        rows=whole_number(texts["Rows"], "Rows") or 0,
+        columns=whole_number(texts["Columns"], "Columns") or 0,
+        frames=whole_number(texts["NumberOfFrames"], "NumberOfFrames") or 1,
+        position=numbers_in(texts["ImagePositionPatient"], 3),
+        orientation=_one(numbers_in(texts["ImageOrientationPatient"], 6)),
+        pixel_spacing=_one(numbers_in(texts["PixelSpacing"], 2)),
         acquisition=_one(tuple(texts[tag] for tag in _ACQUISITION_TAGS)),
         transfer_syntax=_one(meta["TransferSyntaxUID"]),
-        technical=_technical(frame, tuple(texts[tag] for tag in TECHNICAL_TAGS)),
+        technical=_technical(texts),
         weak=_one(_weak(texts, "" if number is None else instance)),
         frame=number,
-        burned_in=texts["BurnedInAnnotation"].upper() == "YES",
-        head=any(word in body_part for word in _HEAD_WORDS),
+        frame_of_reference=_one(texts["FrameOfReferenceUID"]),
+        slice_location=texts["SliceLocation"],
+        rescale_type=_one(texts["RescaleType"].upper()),
+        samples=whole_number(texts["SamplesPerPixel"], "SamplesPerPixel") or 1,
+        remarks=_one(_remarks(texts)),
     )
+
+
+def _remarks(texts: Mapping[str, str]) -> tuple[str, ...]:
+    body_part = " ".join(texts[tag] for tag in _BODY_PART_TAGS).upper()
+    species = texts["PatientSpeciesDescription"].upper()
+    found = ["burned_in_annotation"] if texts["BurnedInAnnotation"].upper() == "YES" else []
+    found += ["head"] if any(word in body_part for word in _HEAD_WORDS) else []
+    if texts["AnatomicalOrientationType"].upper() == "QUADRUPED":
+        found.append("quadruped")
+    elif (species and not species.startswith(_PEOPLE)) or (texts["PatientBreedDescription"] and not species):
+        found.append("animal")
+    return tuple(found)
 
 
 def _weak(texts: Mapping[str, str], multi_frame_object: str) -> tuple[str, ...]:
@@ -250,28 +264,6 @@ def _weak(texts: Mapping[str, str], multi_frame_object: str) -> tuple[str, ...]:
     indices = texts["DimensionIndexValues"].split("\\")[:_MOST_DIMENSIONS]
     indices += [""] * (_MOST_DIMENSIONS - len(indices))
     return (*(texts[tag] for tag in _WEAK_TAGS), *indices, multi_frame_object)
-
-
-def texts_of(dataset: Dataset, tags: Mapping[str, tuple[BaseTag, str]]) -> dict[str, str]:
-    """Return values as texts, empty where absent: far faster than having pydicom convert each of them."""
-    return {name: _text(dataset.get_item(tag), vr) for name, (tag, vr) in tags.items()}
-
-
-def _text(element: Any, vr: str) -> str:
-    if element is None or element.value is None:
-        return ""
-    value = element.value
-    if isinstance(value, bytes):  # not yet converted
-        if vr in _BINARY:
-            order = "<" if element.is_little_endian else ">"
-            return "\\".join(map(str, np.frombuffer(value, order + _BINARY[vr]).tolist()))
-        try:
-            value = value.decode()
-        except UnicodeDecodeError:
-            value = value.decode("latin-1")
-    elif not isinstance(value, str) and isinstance(value, Sequence):
-        value = "\\".join(map(str, value))
-    return str(value).strip(" \0")
 
 
 _ones: dict[Any, Any] = {}
@@ -282,30 +274,8 @@ def _one(value: Shared) -> Shared:
     return _ones.setdefault(value, value)  # type: ignore[no-any-return]
 
 
-def _technical(dataset: Dataset, texts: tuple[str, ...]) -> dict[str, Any]:
-    key = ("technical", texts)
+def _technical(texts: Mapping[str, str]) -> dict[str, Any]:
+    key = ("technical", *(texts[tag] for tag in (*TECHNICAL_TAGS, *NAMING_TAGS)))
     if key not in _ones:
-        _ones[key] = technical_tags(dataset)
+        _ones[key] = technical_of(texts)
     return _ones[key]  # type: ignore[no-any-return]
-
-
-def technical_tags(dataset: Dataset) -> dict[str, Any]:
-    """Return the allow-listed tags as JSON-ready values."""
-    found: dict[str, Any] = {}
-    for tag in TECHNICAL_TAGS:
-        value = dataset.get(tag)
-        if value not in (None, ""):
-            number = float(value) if isinstance(value, (int, float)) else None
-            if number is None or math.isfinite(number):
-                found[tag] = str(value) if number is None else number
-    if "ContrastBolusAgent" in found:
-        found["ContrastBolusAgent"] = "given"  # free text; that there was one is all that is needed
-    return found
-
-
-def _numbers(text: str, count: int) -> tuple[float, ...] | None:
-    values = text.split("\\")
-    if len(values) != count:
-        return None
-    numbers = tuple(map(float, values))
-    return numbers if all(map(math.isfinite, numbers)) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,9 @@ from maesil.ingest.scanned import SCANNED_BYTES
 
 MIN_SLICES = 16
 
-_SAME_POSITION_MM = 0.01
+DRIFT_MM = 0.1
+"""So far may a slice stray in its plane from a straight line."""
+SAME_POSITION_MM = 0.01
 _GAP_TOLERANCE = 0.01
 _GAP_TOLERANCE_MM = 0.002
 
@@ -67,7 +69,7 @@ def by_position(part: Sequence[InstanceHeader]) -> Positions:
     places = along(part)
     order = np.argsort(places, kind="stable")
     ordered = [part[i] for i in order]
-    together = np.split(np.arange(len(ordered)), np.nonzero(np.diff(places[order]) > _SAME_POSITION_MM)[0] + 1)
+    together = np.split(np.arange(len(ordered)), np.nonzero(np.diff(places[order]) > SAME_POSITION_MM)[0] + 1)
     digests = _digests([ordered[i] for same in together if len(same) > 1 for i in same])
     content = {id(ordered[i]): (n, digests.get(id(ordered[i]), b"")) for n, same in enumerate(together) for i in same}
     first: dict[tuple[int, bytes], InstanceHeader] = {}
@@ -93,11 +95,7 @@ def told_apart(slices: Sequence[InstanceHeader], positions: Positions) -> list[P
 
     Copies may share theirs. `Refused` with ``position_conflict`` if nothing does.
     """
-    columns = [[header.acquisition[n] for header in slices] for n in range(len(slices[0].acquisition))]
-    columns.append(["/".join(filter(None, header.acquisition)) for header in slices])
-    columns += [[header.weak[n] for header in slices] for n in range(len(slices[0].weak))]
-    for values in columns:
-        passes = _by_value(slices, values)
+    for passes in by_header(slices):
         # A value of its own for nearly every slice tells slices apart, not passes.
         in_whole_passes = sum(len(same) for _, same in passes if len(same) >= MIN_SLICES)
         if in_whole_passes * 2 > len(slices) and all(_without_conflict(same, positions) for _, same in passes):
@@ -107,6 +105,15 @@ def told_apart(slices: Sequence[InstanceHeader], positions: Positions) -> list[P
         "several slices at one position with different pixels, and nothing in the headers tells them apart",
         slices=len(slices),
     )
+
+
+def by_header(slices: Sequence[InstanceHeader]) -> Iterator[list[Pass]]:
+    """Yield the ways in which headers split slices: by acquisition, phase and the like, at last by what is weaker."""
+    columns = [[header.acquisition[n] for header in slices] for n in range(len(slices[0].acquisition))]
+    columns.append(["/".join(filter(None, header.acquisition)) for header in slices])
+    columns += [[header.weak[n] for header in slices] for n in range(len(slices[0].weak))]
+    for values in columns:
+        yield _by_value(slices, values)
 
 
 def interleaved(slices: Sequence[InstanceHeader]) -> list[Pass]:

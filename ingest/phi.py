@@ -14,8 +14,9 @@ from typing import Any
 import nibabel as nib
 
 from maesil.errors import Refused
-from maesil.ingest.header import tags_of, without_warnings
+from maesil.ingest.header import without_warnings
 from maesil.ingest.source_file import MAX_HEADER_BYTES, open_source, read_dataset
+from maesil.ingest.values import tags_of
 from maesil.parquet import read_parquet
 from maesil.store.store import Store
 from maesil.text import counted

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from maesil.errors import Refused
 from maesil.ingest.nifti import claim_of, image_of_pair
+from maesil.ingest.reunite import Key, outcomes_of_all
 from maesil.ingest.scan import ScanResult
 from maesil.ingest.scanned import SCANNED_BYTES
-from maesil.ingest.series import (
-    Outcome,
-    SeriesRules,
-    Stack,
-    group_series,
-    outcomes_of_blank_series,
-    outcomes_of_series,
-)
+from maesil.ingest.siblings import Siblings, missing_slices, stand_ins
 from maesil.ingest.source import Source
+from maesil.ingest.stack import Outcome, SeriesRules, Stack
 from maesil.ingest.verdict import FileVerdict
 
 
@@ -57,11 +52,10 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
     """Return the plan of everything a scan found; ``prefer_form`` decides where the two of a NIfTI file differ."""
     damaged = sum(verdict.status == "quarantined" for verdict in scan.verdicts)
     plan = Plan(verdicts=list(scan.verdicts), damaged_files=damaged)
-    for key, headers in sorted(group_series(scan.instances).items()):
-        for outcome in outcomes_of_series(headers, rules):
-            _add(plan, key, outcome)
-    for key, outcome in outcomes_of_blank_series(scan.instances, rules):
-        _add(plan, key, outcome)
+    planned = outcomes_of_all(scan.instances, rules)
+    beside = stand_ins(scan.verdicts)
+    for key, outcome in planned.outcomes:
+        _add(plan, key, _doubted(outcome, beside, rules), planned.patients)
     for path in scan.niftis:
         image = image_of_pair(path)
         paths = (path,) if image is None else (path, image)
@@ -81,12 +75,13 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
     return plan
 
 
-def _add(plan: Plan, key: tuple[str, str, str], outcome: Outcome) -> None:
+def _add(plan: Plan, key: Key, outcome: Outcome, patients: dict[str, str]) -> None:
     patient, study, series = key
     identity = _identity(patient, study, series, outcome.label) if study and series else None
     if outcome.stack is not None:
         source = _slices_source(outcome.stack, outcome.paths)
-        plan.volumes.append(VolumePlan(source, identity, patient or None, study, series))
+        person = patients.get(patient, patient) or None
+        plan.volumes.append(VolumePlan(source, identity, person, study, series))
         return
     refusal = outcome.refusal
     assert refusal is not None
@@ -94,6 +89,16 @@ def _add(plan: Plan, key: tuple[str, str, str], outcome: Outcome) -> None:
     if outcome.status == "quarantined":
         where = sorted(map(str, outcome.paths))[0]
         plan.refused.append(RefusedSeries(identity or f"{key} {where}", refusal, outcome.paths))
+
+
+def _doubted(outcome: Outcome, beside: Siblings, rules: SeriesRules | None) -> Outcome:
+    """Return the outcome, refused or noted where files that hold no slice are named like its own."""
+    doubt = missing_slices(outcome.paths, beside) if outcome.stack is not None else None
+    if doubt is None or outcome.stack is None:
+        return outcome
+    if rules is None or not rules.accept_stand_ins:
+        return replace(outcome, stack=None, refusal=doubt)
+    return replace(outcome, stack=replace(outcome.stack, notes=(*outcome.stack.notes, "accepted_stand_ins")))
 
 
 def _slices_source(stack: Stack, paths: tuple[Path, ...]) -> Source:

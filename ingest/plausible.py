@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest.coherent import incoherent
+from maesil.ingest.far_below import FAR_BELOW_AIR_HU, padding_among
 from maesil.ingest.scanned import Scanned
+from maesil.ingest.wrapped import wrapped
 
 _MAX_SAMPLES = 1_000_000
-_FAR_BELOW_AIR_HU = -1500
 _MAX_PADDING_VALUES = 2
 _BONE_HU = 300
 _AIR_BELOW_HU = -900
@@ -55,11 +56,12 @@ def without_undeclared_padding(scan: Scanned) -> Scanned:
     """Return the scan with values far below air taken out of its valid voxels.
 
     Scanners fill the corners outside the field of view with a constant such as -2000 or -3024 and often do not declare
-    it. `Refused` if no bone is left above them, or hardly any soft tissue: then HU were rescaled twice.
+    it. `Refused` if no bone is left above them, or hardly any soft tissue: then HU were rescaled twice. What lies among
+    air, as noise does, or beside metal, stays.
     """
-    if scan.hu.min() > _FAR_BELOW_AIR_HU:
+    if scan.hu.min() > FAR_BELOW_AIR_HU:
         return scan
-    low = scan.valid & (scan.hu <= _FAR_BELOW_AIR_HU)
+    low = scan.valid & (scan.hu <= FAR_BELOW_AIR_HU)
     if not low.any():
         return scan
     valid = scan.valid & ~low
@@ -69,11 +71,12 @@ def without_undeclared_padding(scan: Scanned) -> Scanned:
     one_constant = np.unique(scan.hu[low]).size <= _MAX_PADDING_VALUES
     if top < _BONE_HU or not (one_constant or soft > _MIN_SOFT_BESIDE_ODD_PADDING):
         share = float(low.mean())
-        text = (
-            f"{share:.0%} of the voxels lie below {_FAR_BELOW_AIR_HU} HU, p99.9 is {top:g}, {soft:.0%} is soft tissue"
-        )
+        text = f"{share:.0%} of the voxels lie below {FAR_BELOW_AIR_HU} HU, p99.9 is {top:g}, {soft:.0%} is soft tissue"
         raise Refused("rescaled_twice", text, share=share, top=top, soft_tissue=soft)
-    return replace(scan, valid=valid, notes=(*scan.notes, "undeclared_padding"))
+    padding = padding_among(scan.hu, low, scan.valid)
+    if not padding.any():
+        return scan
+    return replace(scan, valid=scan.valid & ~padding, notes=(*scan.notes, "undeclared_padding"))
 
 
 def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
@@ -118,7 +121,8 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
         yield Refused("windowed", text, share=floor, **numbers)
     left_out = _sample(hu, ~valid)
-    yield from _wrong_scale(values, left_out[left_out <= _FAR_BELOW_AIR_HU], numbers)
+    yield from _wrong_scale(values, left_out[left_out <= FAR_BELOW_AIR_HU], numbers)
+    yield from wrapped(hu, valid)
     yield from incoherent(hu, valid)
 
 
@@ -135,7 +139,11 @@ def _wrong_scale(
         yield Refused("wrong_scale", text, dense=dense, soft_tissue=soft, **numbers)
     darkest = float(np.percentile(values, 2))
     peak = _share(values, darkest - _PEAK_HU, darkest + _PEAK_HU)
-    too_dark = float((values < _DARKER_THAN_AIR_HU).mean())
+    dark = values[values < _NO_TISSUE_HU[0]]
+    # Noise spreads air to both sides; a factor moves all of it.
+    too_dark = (
+        float((values < _DARKER_THAN_AIR_HU).mean()) if dark.size and np.median(dark) < _DARKER_THAN_AIR_HU else 0.0
+    )
     if (_NO_TISSUE_HU[0] < darkest < _NO_TISSUE_HU[1] and peak > _PEAK_SHARE) or too_dark > _PEAK_SHARE:
         text = f"the darkest voxels, {max(peak, too_dark):.0%}, lie around {darkest:.0f} HU: neither air, lung nor fat"
         yield Refused("wrong_scale", text, darkest=darkest, share=max(peak, too_dark), **numbers)

@@ -20,8 +20,8 @@ from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, without_paths, write_id_map
 from maesil.ingest.scan import scan
-from maesil.ingest.series import SeriesRules
 from maesil.ingest.source_cache import SourceCache
+from maesil.ingest.stack import SeriesRules
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
@@ -90,7 +90,7 @@ def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptio
         looked_at += 1
         progress("scan", looked_at, None)
 
-    rules = SeriesRules(recipe.include_derived, recipe.fill_gaps)
+    rules = SeriesRules(recipe.include_derived, recipe.fill_gaps, "stand_ins" in recipe.accept)
     return make_plan(scan(sources, on_file, follow_links=options.follow_links), rules, prefer_form=recipe.prefer_form)
 
 

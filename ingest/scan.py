@@ -18,6 +18,7 @@ from pathlib import Path
 from maesil.errors import NoInputError, Refused
 from maesil.ingest.header import InstanceHeader, read_headers
 from maesil.ingest.source_file import check_member, is_there, members, open_source
+from maesil.ingest.stand_in import stand_in_for
 from maesil.ingest.verdict import FileVerdict
 
 _SNIFF = 512
@@ -114,7 +115,8 @@ def _look_at(path: Path, result: ScanResult) -> None:
 
 
 def _look_into(path: Path, result: ScanResult) -> None:
-    kind = _kind(path, _head(path))
+    head = _head(path)
+    kind = _kind(path, head)
     if kind == "dicom":
         result.instances.extend(read_headers(path))
     elif kind == "nifti":
@@ -122,7 +124,7 @@ def _look_into(path: Path, result: ScanResult) -> None:
     elif kind == "archive" and path.is_file():  # one within an archive is not opened
         _look_into_archive(path, result)
     else:
-        result.verdicts.append(FileVerdict(path, "ignored", kind))
+        result.verdicts.append(FileVerdict(path, "ignored", kind, detail=stand_in_for(head)))
 
 
 def _look_into_archive(path: Path, result: ScanResult) -> None:
@@ -153,6 +155,8 @@ def _kind(path: Path, head: bytes) -> str:
     """Return ``dicom``, ``nifti``, or the code under which the file is ignored."""
     if head[:4] == _APPLE_DOUBLE:
         return "not_medical"
+    if stand_in_for(head):
+        return _claimed_nifti(path, "not_fetched")
     if not head:
         return _claimed_nifti(path, "empty")
     if head[128:132] == b"DICM":

@@ -13,6 +13,7 @@ from maesil.text import counted
 _FILES_SHOWN = 5
 
 NOTES = {
+    "animal": "the header names a species: this is an animal",
     "blank_series_uid": "the series UID was blanked; its slices were told apart by folder, geometry and acquisition",
     "burned_in_annotation": "the header says that text is burned into the pixels: look whether it names the patient",
     "gaps_filled": "missing slices were interpolated (--fill-gaps); they are marked not valid",
@@ -20,19 +21,26 @@ NOTES = {
     "in_meters": "the header counts in metres; lengths were converted",
     "in_microns": "the header counts in micrometres; lengths were converted",
     "lossy": "the pixels went through a lossy encoding",
+    "native_under_compressed_syntax": "the transfer syntax says that the pixels are encoded; they are not, and are whole",
     "no_rescale_tags": "the header has no rescale; stored values were taken for HU, and look like it",
     "non_finite_voxels": "NaN or infinite voxels became air outside the valid region",
     "one_of_several": "the file holds several volumes along a fourth axis; this is one of them",
     "padding_value_in_tissue_range": "the padding value lies among tissue; it was believed at the margin alone",
     "padding_value_in_tissue_range_ignored": "the padding value lies among tissue and was not believed",
+    "patient_id_varies": "its series carries several patient ids and makes one scan only together: one patient",
+    "positions_rounded": "positions were rounded: each slice lies within 0.05 mm of a regular stack",
     "qform_preferred": "sform and qform differ; qform was taken (--prefer)",
+    "quadruped": "an animal on four legs: the axes of the patient mean other directions",
+    "series_reunited": "each slice had a series UID of its own; all else in their headers, and their places, make one scan",
     "sform_preferred": "sform and qform differ; sform was taken (--prefer)",
     "sheared": "the slices are shifted along the scan (gantry tilt or drift); resampled through the true affine",
     "singular_sform_ignored": "the sform is singular; the qform was taken",
     "split_from_series": "the series held several planes, acquisitions or blocks; this is one of them",
+    "study_uid_varies": "its series carries several study UIDs and makes one scan only together",
     "trailing_bytes": "bytes follow the compressed volume, which is whole",
     "undeclared_padding": "values far below air are padding that the header does not declare",
     "unit_ignored": "the header's unit would make impossible voxels; lengths were taken as mm",
+    "whole_words": "values need more bits than the header says; the whole words were read",
 }
 """What ingest notes of an accepted volume; ``accepted_CODE`` says that a doubt was accepted on purpose (--accept)."""
 

@@ -69,7 +69,7 @@ def judge(source: Path, work: Path, expected: Expected) -> list[str]:
     arguments = ["ingest", str(source), "--out", str(store), "--spacing", "native", "--superpatch", "64"]
     arguments += ["--workers", "0", "--key-file", str(work / "key"), "--json", *expected.options]
     try:
-        exit_code, printed, said = _run(arguments)
+        exit_code, printed, said = run_command(arguments)
     except Exception as error:
         return [f"crash: {type(error).__name__}: {error}"]
     if "Traceback" in printed + said:
@@ -81,7 +81,7 @@ def judge(source: Path, work: Path, expected: Expected) -> list[str]:
             return []  # nothing usable at all
         return [f"exit {exit_code}: {said.strip()[-300:]}"]
     (work / "summary.json").write_text(json.dumps(summary, indent=1))
-    volumes = _exported(store, work)
+    volumes = exported(store, work)
     wrong = [
         *_accounting(source, summary, expected.options),
         *_verdicts(summary, expected),
@@ -96,7 +96,7 @@ def judge(source: Path, work: Path, expected: Expected) -> list[str]:
     return wrong
 
 
-def _run(arguments: list[str]) -> tuple[int, str, str]:
+def run_command(arguments: list[str]) -> tuple[int, str, str]:
     """Run a command as a terminal would; return exit code, standard output and standard error."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -107,12 +107,12 @@ def _run(arguments: list[str]) -> tuple[int, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
-def _exported(store: Path, work: Path) -> list[Exported]:
+def exported(store: Path, work: Path) -> list[Exported]:
     """Return every volume of the store: voxels z y x, affine in LPS."""
     if not store.exists():
         return []
     out = work / "export"
-    exit_code, _, said = _run(["store", "export", str(store), "--out", str(out)])
+    exit_code, _, said = run_command(["store", "export", str(store), "--out", str(out)])
     found = []
     for path in sorted(out.glob("*.nii.gz")):
         image = nibabel.load(path)

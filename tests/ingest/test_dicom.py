@@ -16,7 +16,8 @@ from support.sources import phantom_hu
 from maesil.documents import canonical_json
 from maesil.errors import Refused
 from maesil.ingest.dicom import pixel_digest, read_slice_hu
-from maesil.ingest.header import read_headers, technical_tags
+from maesil.ingest.header import read_headers
+from maesil.ingest.technical import technical_tags
 from maesil.synthetic.dicom import SeriesIdentity, ct_series, save_all
 from maesil.types import AIR_HU
 

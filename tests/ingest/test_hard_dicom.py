@@ -64,6 +64,7 @@ def test_volumes_are_right_or_refused(ingested: Ingested, name: str) -> None:
         assert score.max_error <= expected.max_error
         assert score.mean_error <= expected.mean_error
         assert score.valid >= 0.4 * score.voxels
+        assert set(expected.notes) <= set(volume.notes)
         if expected.shape is not None:
             assert volume.shape == expected.shape
 

@@ -15,9 +15,9 @@ import pydicom
 import pytest
 from support.ct_phantom import valid_voxels
 
-from maesil.ingest.header import tags_of
 from maesil.ingest.plain_file import read_plain
 from maesil.ingest.run import IngestOptions, ingest
+from maesil.ingest.values import tags_of
 from maesil.store.reader import SuperpatchReader
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store

@@ -37,6 +37,7 @@ class Case:
     code: str | None = None  # the code that the refused files must carry
     status: str | None = None  # their status; None: anything but used
     refusal_is_right_too: bool = False  # the list allows "or quarantine"
+    notes: tuple[str, ...] = ()  # that each volume must carry
 
     @property
     def clean(self) -> bool:
@@ -342,6 +343,7 @@ def everything() -> Sequence[str]:
     """Names of all cases, those of intensities and encodings too."""
     import support.ct_encodings
     import support.ct_objects
+    import support.ct_reported
     import support.ct_unlisted  # noqa: F401  (all register their cases)
 
     return list(CASES)

@@ -1,0 +1,57 @@
+"""Files that stand in for slices: named like the slices beside them, and holding none.
+
+Slices that were never fetched (Git LFS), links that lead nowhere, empty and cut files leave what is left regular in
+itself, if they are the last of their scan. Only their names give them away: the same folder, the same pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from maesil.errors import Refused
+from maesil.ingest.verdict import FileVerdict
+
+ACCEPTED = "stand_ins"
+_NUMBER = re.compile(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*")
+_UID = re.compile(r"#(\.#)+")
+_NO_SLICES = ("archive", "dicomdir", "image_of_a_hdr_pair", "not_a_file")
+
+Siblings = Mapping[tuple[Path, str], Counter[str]]
+"""By folder and pattern of names: how many files hold no slice, by what they are."""
+
+
+def pattern_of(name: str) -> str:
+    """Return a file name with its numbers, UIDs and hashes left out."""
+    return _UID.sub("#", _NUMBER.sub("#", name))
+
+
+def stand_ins(verdicts: Iterable[FileVerdict]) -> Siblings:
+    """Return which names hold no slice, of files that are not CT or were damaged."""
+    found: dict[tuple[Path, str], Counter[str]] = defaultdict(Counter)
+    for verdict in verdicts:
+        if verdict.status in ("ignored", "quarantined") and verdict.code not in _NO_SLICES:
+            pattern = pattern_of(verdict.path.name)
+            if "#" in pattern:
+                found[verdict.path.parent, pattern][verdict.code] += 1
+    return found
+
+
+def missing_slices(slices: Iterable[Path], beside: Siblings) -> Refused | None:
+    """Return the doubt that a scan lacks the slices that the files beside its own stand for."""
+    if not beside:
+        return None
+    paths = set(slices)
+    codes: Counter[str] = Counter()
+    for place in {(path.parent, pattern_of(path.name)) for path in paths}:
+        codes += beside.get(place, Counter())
+    if not codes:
+        return None
+    kinds = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
+    text = (
+        f"expected slices in all files of this name, found {codes.total()} without beside {len(paths)} with ({kinds})"
+    )
+    advice = f"fetch or remove them, or take what is there with --accept {ACCEPTED}"
+    return Refused("stand_ins", f"{text}: the scan may lack slices at its end; {advice}", missing=codes.total())
