@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 import sys
+import traceback
 import warnings
 import zipfile
 import zlib
@@ -83,7 +84,9 @@ def _answer(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
             return {"memory": True}
         return {"os_error": [error.errno or 0, error.strerror or str(error)]}
     except Exception as error:
-        return {"unexpected": f"{type(error).__name__}: {error}"}
+        # Its text may quote the header, and a refusal is written into the store.
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return {"unexpected": f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"}
 
 
 def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:

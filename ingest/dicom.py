@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -107,9 +108,21 @@ def _slices_of(path: Path, wanted: list[int | None], digests: dict[Path, bytes] 
         if digests is not None:
             digests[path] = _digest(dataset)  # before anything is supplied that decoding needs
         numbers = [frame for frame in wanted if frame is not None]
-        headers = list(islice(frame_datasets(dataset), max(numbers) + 1)) if numbers else []
+        with _values_are_refused():
+            headers = list(islice(frame_datasets(dataset), max(numbers) + 1)) if numbers else []
         for frame, decoded in zip(wanted, decode_frames(dataset, wanted), strict=True):
-            yield _slice_hu(dataset if frame is None else headers[frame], decoded)
+            with _values_are_refused():
+                found = _slice_hu(dataset if frame is None else headers[frame], decoded)
+            yield found
+
+
+@contextmanager
+def _values_are_refused() -> Iterator[None]:
+    """Make a refusal of what pydicom raises where a header holds a value that cannot be meant."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:
+        raise Refused("bad_header", f"a value of the header cannot be used ({type(error).__name__})") from error
 
 
 def _slice_hu(header: Dataset, decoded: Decoded) -> SliceHu:

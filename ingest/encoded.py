@@ -155,12 +155,16 @@ def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterat
         raise Refused("bad_pixels", f"expected {expected} bytes of pixel data, found {found}; the file was cut")
     unused = _unused_low_bits(dataset)
     bits, dataset.BitsStored = int(dataset.BitsStored), dataset.BitsAllocated  # whole words, as they are
-    padding, overlay = number_of(dataset, "PixelPaddingValue"), _has_overlay_in_words(dataset)
     for frame in frames:
-        words = _checked(dataset, pixel_array(dataset, raw=True, index=frame))
-        stored, notes = values_of(words, bits, padding=None if padding is None else int(padding), overlay=overlay)
-        yield Decoded(stored >> unused, notes)
-    dataset.BitsStored = bits
+        found = _values(dataset, _checked(dataset, pixel_array(dataset, raw=True, index=frame)), bits)
+        yield Decoded(found.stored >> unused, found.notes)
+
+
+def _values(dataset: FileDataset, words: NDArray[Any], bits: int) -> Decoded:
+    padding = number_of(dataset, "PixelPaddingValue")
+    overlay = _has_overlay_in_words(dataset)
+    stored, notes = values_of(words, bits, padding=None if padding is None else int(padding), overlay=overlay)
+    return Decoded(stored, notes)
 
 
 def _has_overlay_in_words(dataset: FileDataset) -> bool:
@@ -191,8 +195,8 @@ def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int
         check_stream(syntax, stream, (dataset.Rows, dataset.Columns))
         decode = _decode_with_gdcm if syntax in JPEG else _decode_with_pydicom
         lossy = syntax in _LOSSY or is_lossy_stream(syntax, stream)
-        stored = _checked(dataset, decode(dataset, syntax, stream))
-        yield Decoded(stored, frozenset(["lossy"]) if lossy else frozenset())
+        found = _values(dataset, _checked(dataset, decode(dataset, syntax, stream)), int(dataset.BitsStored))
+        yield Decoded(found.stored, found.notes | (frozenset(["lossy"]) if lossy else frozenset()))
 
 
 def _checked(dataset: FileDataset, stored: Any) -> NDArray[Any]:
@@ -218,7 +222,10 @@ def _single_frame(dataset: FileDataset, syntax: UID, stream: bytes) -> FileDatas
 
 
 def _decode_with_pydicom(dataset: FileDataset, syntax: UID, stream: bytes) -> Any:
-    return pixel_array(_single_frame(dataset, syntax, stream), raw=True, decoding_plugin=_PLUGIN.get(syntax, ""))
+    alone = _single_frame(dataset, syntax, stream)
+    alone.BitsStored = alone.BitsAllocated  # whole words, as they are
+    alone.HighBit = alone.BitsStored - 1
+    return pixel_array(alone, raw=True, decoding_plugin=_PLUGIN.get(syntax, ""))
 
 
 def _decode_with_gdcm(dataset: FileDataset, syntax: UID, stream: bytes) -> Any:

@@ -28,7 +28,7 @@ def outcomes_of_series(slices: Sequence[InstanceHeader], rules: SeriesRules | No
     """Split the slices of one series and test every part."""
     rules = rules or SeriesRules()
     if len(slices) < MIN_SLICES and all(has_no_place(header) and header.frames == 1 for header in slices):
-        refusal = Refused("no_slice", f"{len(slices)} images without a place in the patient: pages, no volume")
+        refusal = Refused("no_slice", "images without a place in the patient: pages, no volume")
         return [Outcome(paths_of(slices), refusal=refusal, status="skipped")]
     outcomes, wanted = _checked(slices, rules)
     if any(o.status == "quarantined" for o in outcomes):
@@ -160,13 +160,17 @@ def _outcomes_of_part(label: str, part: list[InstanceHeader], rules: SeriesRules
 def _no_volume(label: str, part: list[InstanceHeader]) -> Outcome:
     places = int(place_numbers(part).max()) + 1
     if len(part) >= MIN_SLICES:
-        text = f"{len(part)} images of {places} places over time: bolus tracking or perfusion, no volume"
+        text = f"{len(part)} images over time of {_places(places)}: bolus tracking or perfusion, no volume"
         refusal = Refused("time_series", text)
     else:
-        at = "" if places == len(part) else f" of {places} places"
+        at = "" if places == len(part) else f" of {_places(places)}"
         text = f"expected at least {MIN_SLICES} slices, found {len(part)}{at}"
         refusal = Refused("too_few_slices", text, slices=len(part))
     return Outcome(paths_of(part), refusal=refusal, status="skipped", label=label)
+
+
+def _places(count: int) -> str:
+    return "one place" if count == 1 else f"{count} places"
 
 
 def _outcomes_of_places(label: str, slices: list[InstanceHeader], rules: SeriesRules) -> list[Outcome]:

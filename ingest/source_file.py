@@ -135,7 +135,7 @@ def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: 
     except (OSError, Refused, MemoryError):
         raise
     except Exception as error:  # a broken file makes pydicom raise anything
-        raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({error})") from error
+        raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({type(error).__name__})") from error
 
 
 class _Header:

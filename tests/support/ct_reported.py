@@ -418,3 +418,12 @@ def some_slices_moved_aside(folder: Path, who: str) -> None:
     for data in slices[10:14]:
         move(data, dx=3.0)
     save_all(folder, slices)
+
+
+@case(max_error=4000.0, mean_error=40.0, notes=("whole_words",))
+def metal_in_more_bits_than_the_header_says_in_rle(folder: Path, who: str) -> None:
+    slices = series(who, hu=_metal(), rescale=(1.0, 0.0))
+    for data in slices:
+        data.compress(pydicom.uid.RLELossless, generate_instance_uid=False)
+        data.BitsStored, data.HighBit = 12, 11
+    save_all(folder, slices)
