@@ -35,7 +35,7 @@ from pydicom.uid import (
 
 from maesil.errors import Refused
 from maesil.ingest.streams import JPEG, WAVELET, check_stream, is_lossy_stream
-from maesil.ingest.values import number_of, tags_of, texts_of, whole_number_of
+from maesil.ingest.values import numbers_in, tags_of, texts_of, whole_number_of
 from maesil.ingest.words import values_of
 
 _LOSSY = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEGLSNearLossless)
@@ -46,6 +46,7 @@ _PIXEL_TAGS = (
 )  # fmt: skip
 _INTENSITIES = ("MONOCHROME1", "MONOCHROME2")
 _LOSSY_TAGS = tags_of("LossyImageCompression", "LossyImageCompressionMethod")
+_PADDING_TAG = tags_of("PixelPaddingValue")
 _FIRST_ITEM = b"\xfe\xff\x00\xe0"
 """How encapsulated pixel data begin (PS3.5 A.4)."""
 _OVERLAYS = range(0x6000, 0x601F, 2)
@@ -161,9 +162,9 @@ def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterat
 
 
 def _values(dataset: FileDataset, words: NDArray[Any], bits: int) -> Decoded:
-    padding = number_of(dataset, "PixelPaddingValue")
-    overlay = _has_overlay_in_words(dataset)
-    stored, notes = values_of(words, bits, padding=None if padding is None else int(padding), overlay=overlay)
+    padding = numbers_in(texts_of(dataset, _PADDING_TAG)["PixelPaddingValue"], 1)  # of several none can be meant
+    one = int(padding[0]) if padding else None
+    stored, notes = values_of(words, bits, padding=one, overlay=_has_overlay_in_words(dataset))
     return Decoded(stored, notes)
 
 
