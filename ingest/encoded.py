@@ -157,8 +157,8 @@ def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterat
     unused = _unused_low_bits(dataset)
     bits, dataset.BitsStored = int(dataset.BitsStored), dataset.BitsAllocated  # whole words, as they are
     for frame in frames:
-        found = _values(dataset, _checked(dataset, pixel_array(dataset, raw=True, index=frame)), bits)
-        yield Decoded(found.stored >> unused, found.notes)
+        read = _values(dataset, _checked(dataset, pixel_array(dataset, raw=True, index=frame)), bits)
+        yield Decoded(read.stored >> unused, read.notes)
 
 
 def _values(dataset: FileDataset, words: NDArray[Any], bits: int) -> Decoded:

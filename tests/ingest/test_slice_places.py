@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.headers import header, straight
 
-from maesil.ingest.slice_places import cut_at_jumps, is_time_series, side_by_side
 from maesil.ingest.series import outcomes_of_series
+from maesil.ingest.slice_places import cut_at_jumps, is_time_series, side_by_side
 
 
 @settings(max_examples=40, deadline=None)
