@@ -22,7 +22,7 @@ _NEVER = {"unexpected", "worker_lost", "out_of_memory", "decoder_killed"}
 _LOSSY_HU = 3.5
 _ROUNDED_HU = 0.51
 _RESAMPLED_HU = 25.0
-_SCORED = 0.9
+_SCORED, _SCORED_RESAMPLED = 0.99, 0.3
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,25 @@ def _fault(volume: Exported, hu: NDArray[np.float64], affine: NDArray[np.float64
     index = np.stack(np.meshgrid(*map(np.arange, hu.shape), indexing="ij"), axis=-1).reshape(-1, 3)
     world = index @ affine[:3, :3].T + affine[:3, 3]
     at = (world - volume.affine[:3, 3]) @ np.linalg.inv(volume.affine[:3, :3]).T
-    inside = ((at >= -1e-3) & (at <= np.array(volume.voxels.shape) - 1 + 1e-3)).all(axis=1)
-    valid = np.zeros(len(at), bool)
-    cells = np.rint(at[inside]).astype(int) // 8
-    valid[inside] = volume.valid[tuple(cells.T)] == 255
+    last = np.array(volume.voxels.shape) - 1
+    inside = ((at >= -1e-3) & (at <= last + 1e-3)).all(axis=1)
+    at = np.clip(at, 0, last)
+    known = inside & _whole_cells(volume)[tuple(np.rint(at).astype(int).T // 8)]
     whole = np.abs(at - np.rint(at)).max() < 0.1
-    if valid.mean() < (_SCORED if whole else 0.3):
-        return f"{valid.mean():.0%} of its voxels are valid"
-    stored = map_coordinates(volume.voxels.astype(float), at[valid].T, order=0 if whole else 1)
-    error = np.abs(stored - np.clip(hu.reshape(-1)[valid], AIR_STORED, 3071))
+    if known.mean() < (_SCORED if whole else _SCORED_RESAMPLED):
+        return f"{known.mean():.0%} of its voxels are valid"
+    stored = map_coordinates(volume.voxels.astype(float), at[known].T, order=0 if whole else 1)
+    error = np.abs(stored - np.clip(hu.reshape(-1)[known], AIR_STORED, 3071))
     if not whole:
         return f"median error {np.median(error):.1f} HU" if np.median(error) > _RESAMPLED_HU else None
     allowed = _LOSSY_HU if "lossy" in volume.notes else _ROUNDED_HU
     return f"error of {error.max():.1f} HU" if error.max() > allowed else None
+
+
+def _whole_cells(volume: Exported) -> NDArray[np.bool_]:
+    """Return which cells are valid as far as they lie within the volume."""
+    parts = [
+        np.minimum(8, n - 8 * np.arange(cells)) / 8
+        for n, cells in zip(volume.voxels.shape, volume.valid.shape, strict=True)
+    ]
+    return volume.valid >= np.rint(255 * np.einsum("i,j,k->ijk", *parts)) - 0.5

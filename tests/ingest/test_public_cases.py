@@ -11,7 +11,6 @@ pytestmark = pytest.mark.skipif(not ARCHIVE.is_file(), reason="MAESIL_TEST_DATA 
 
 NOT_YET = {
     # NIfTI
-    "fourth_dimension_of_zero",
     "lengths_in_centimetres",
     "quaternion_a_hair_longer_than_one",
     "zero_filled_border_of_a_registered_ct",
