@@ -14,6 +14,7 @@ from maesil.ingest.passes import normal_of
 NOT_WANTED = ("localizer", "derived_reformat", "no_slice", "material_map", "colour_picture")
 """Codes of slices that are understood and left aside: the rest of their series is whole without them."""
 _NOT_AXIAL_BELOW = 0.8
+_COLOURS = 3
 _DERIVED_CONTRAST = {
     "MAXIMUM",
     "MINIMUM",
@@ -53,8 +54,8 @@ def _check_kind(header: InstanceHeader, include_derived: bool) -> None:
         raise Refused("material_map", f"a map out of a multi-energy scan ({kind}): its values are no HU")
     if not include_derived and _is_reformat(header.image_type):
         raise Refused("derived_reformat", "ImageType says that it was made from other slices")
-    if header.samples != 1:
-        raise Refused("colour_picture", f"{header.samples} values a pixel: a picture in colour, no HU")
+    if header.samples == _COLOURS:
+        raise Refused("colour_picture", "three values a pixel: a picture in colour, no HU")
     if header.frame is None and header.frames > 1:
         text = f"expected one frame in an object of the class CT Image Storage, found {header.frames}"
         raise Refused(
