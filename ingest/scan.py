@@ -116,7 +116,8 @@ def _look_at(path: Path, result: ScanResult) -> None:
 
 def _look_into(path: Path, result: ScanResult) -> None:
     head = _head(path)
-    kind = _kind(path, head)
+    pointer = stand_in_for(head)
+    kind = _claimed_nifti(path, "not_fetched") if pointer else _kind(path, head)
     if kind == "dicom":
         result.instances.extend(read_headers(path))
     elif kind == "nifti":
@@ -124,7 +125,7 @@ def _look_into(path: Path, result: ScanResult) -> None:
     elif kind == "archive" and path.is_file():  # one within an archive is not opened
         _look_into_archive(path, result)
     else:
-        result.verdicts.append(FileVerdict(path, "ignored", kind, detail=stand_in_for(head)))
+        result.verdicts.append(FileVerdict(path, "ignored", kind, detail=pointer))
 
 
 def _look_into_archive(path: Path, result: ScanResult) -> None:
@@ -155,8 +156,6 @@ def _kind(path: Path, head: bytes) -> str:
     """Return ``dicom``, ``nifti``, or the code under which the file is ignored."""
     if head[:4] == _APPLE_DOUBLE:
         return "not_medical"
-    if stand_in_for(head):
-        return _claimed_nifti(path, "not_fetched")
     if not head:
         return _claimed_nifti(path, "empty")
     if head[128:132] == b"DICM":

@@ -17,7 +17,8 @@ from maesil.ingest.verdict import FileVerdict
 ACCEPTED = "stand_ins"
 _NUMBER = re.compile(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*")
 _UID = re.compile(r"#(\.#)+")
-_NO_SLICES = ("archive", "dicomdir", "image_of_a_hdr_pair", "not_a_file")
+_STAND_INS = ("not_fetched", "symlink", "empty")
+"""Codes of ignored files that may stand for a slice. What has another content of its own does not."""
 
 Siblings = Mapping[tuple[Path, str], Counter[str]]
 """By folder and pattern of names: how many files hold no slice, by what they are."""
@@ -29,10 +30,10 @@ def pattern_of(name: str) -> str:
 
 
 def stand_ins(verdicts: Iterable[FileVerdict]) -> Siblings:
-    """Return which names hold no slice, of files that are not CT or were damaged."""
+    """Return which names hold no slice: of files that are empty, not fetched, not followed or damaged."""
     found: dict[tuple[Path, str], Counter[str]] = defaultdict(Counter)
     for verdict in verdicts:
-        if verdict.status in ("ignored", "quarantined") and verdict.code not in _NO_SLICES:
+        if verdict.status == "quarantined" or (verdict.status == "ignored" and verdict.code in _STAND_INS):
             pattern = pattern_of(verdict.path.name)
             if "#" in pattern:
                 found[verdict.path.parent, pattern][verdict.code] += 1
