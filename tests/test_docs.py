@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import re
 import shlex
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
+import maesil
 from maesil.cli import app
 from maesil.config.schema import MASK_KINDS, MaskConfig
 from maesil.models.masking import make_masks
@@ -137,3 +140,28 @@ def test_every_how_to_is_linked_from_the_readme():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for page in sorted((ROOT / "docs" / "how-to").glob("*.md")):
         assert f"(docs/how-to/{page.name})" in readme, page.name
+
+
+def test_the_page_of_python_names_what_the_package_offers():
+    page = (ROOT / "docs" / "reference" / "python.md").read_text(encoding="utf-8")
+    offered = {name for name in maesil.__all__ if name != "__version__"}
+    assert set(re.findall(r"heading: maesil\.(\w+)", page)) == offered
+    for path in re.findall(r"^::: (\S+)", page, re.MULTILINE):
+        found = None
+        for depth in range(path.count("."), 0, -1):  # the longest beginning that is a module
+            module = ".".join(path.split(".")[:depth])
+            if importlib.util.find_spec(module):
+                found = functools.reduce(getattr, path.split(".")[depth:], importlib.import_module(module))
+                break
+        assert found is not None, path
+
+
+def test_every_block_of_python_is_python():
+    blocks = [
+        (page.name, block)
+        for page in PAGES
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    ]
+    assert len(blocks) > 5
+    for name, block in blocks:
+        compile(block, name, "exec")
