@@ -194,8 +194,9 @@ def test_every_code_that_is_quarantined_says_what_to_do():
 
 
 def test_every_note_has_words():
-    noted = codes_in(r'notes(?:\.add\(| \+= \[| = \[\] if [^"]+ else \[)"(\w+)"')
-    noted |= codes_in(r'\{"(lossy|trailing_bytes)"\}')
+    noted = codes_in(r'(?:notes|found)(?:\.add\(|\.append\(| \+= \[| \|= \{| = \[\] if [^"]+ else \[| = \[)"(\w+)"')
+    noted |= codes_in(r'note = "(\w+)"') | codes_in(r'_noted\(outcome, "(\w+)"\)') | codes_in(r'WHOLE_WORDS = "(\w+)"')
+    noted |= codes_in(r'[\{\[]"(lossy|trailing_bytes)"[\}\]]')
     assert noted <= set(NOTES)
-    assert len(noted) > 10
+    assert len(noted) > 15
     assert note_in_words("accepted_windowed") and not note_in_words("unknown")
