@@ -50,9 +50,31 @@ def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
     """Return what a run noted; nothing where it noted nothing, or the file is damaged."""
     try:
         document = parsed_json((run / RUN_STORES).read_text(encoding="utf-8"))
-        return tuple(StoreUse(**use) for use in document["stores"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return tuple(_use(use) for use in document["stores"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ()
+
+
+def _use(document: dict[str, Any]) -> StoreUse:
+    volumes = {name: (source_hash, group) for name, (source_hash, group) in document["volumes"].items()}
+    return StoreUse(**{**document, "volumes": volumes})
+
+
+def same_or_grown(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> tuple[int, ...] | None:
+    """Return, for each store as it was, the number of the one that holds all of its volumes unchanged.
+
+    None where a store is without such a one, or there are others besides.
+    """
+    if len(before) != len(now):
+        return None
+    left, found = list(range(len(now))), []
+    for old in before:
+        holding = [n for n in left if old.recipe == now[n].recipe and old.volumes.items() <= now[n].volumes.items()]
+        if not holding:
+            return None
+        found.append(min(holding, key=lambda n: (now[n].fingerprint != old.fingerprint, now[n].path != old.path)))
+        left.remove(found[-1])
+    return tuple(found)
 
 
 def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:

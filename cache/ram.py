@@ -8,11 +8,11 @@ or evicted while threads read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from maesil.cache.memory import available_memory
 from maesil.sizes import parse_size
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Superpatch, Volume
@@ -92,16 +92,3 @@ def budget_bytes(size: str, processes: int = 1) -> int:
     if size == "auto":
         return available_memory() // 2 // processes
     return parse_size(size, "train.ram") // processes if size else 0
-
-
-def available_memory() -> int:
-    """Return how many bytes this process can still take (Linux): of the machine, and of its control group."""
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text(encoding="ascii"))
-        used = int((group / "memory.current").read_text(encoding="ascii"))
-    except (OSError, ValueError):  # no control group here, or "max": no limit
-        return available
-    return min(available, limit - used)

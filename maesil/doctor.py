@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from maesil.cache.memory import available_memory
 from maesil.kernels import what_triton_lacks
 from maesil.store.store import Store
 from maesil.store.summary import describe
@@ -53,17 +54,6 @@ def report(findings: list[Finding]) -> list[Table | str]:
     return [table, *(advice or ["nothing to change"])]
 
 
-def free_memory() -> int:
-    """Return the bytes this process may still take: what the machine has free, or its control group if that is less."""
-    with Path("/proc/meminfo").open(encoding="ascii") as lines:
-        facts = {name: int(rest.split()[0]) * 1024 for name, rest in (line.split(":") for line in lines)}
-    try:
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text("ascii")) for name in ("max", "current"))
-    except (OSError, ValueError):  # no control group, or "max": no limit
-        return facts["MemAvailable"]
-    return min(facts["MemAvailable"], max(0, limit - used))
-
-
 def _software() -> Iterator[Finding]:
     yield Finding("software", "python", platform.python_version())
     for name in _PACKAGES:
@@ -75,7 +65,7 @@ def _software() -> Iterator[Finding]:
 
 def _devices() -> Iterator[Finding]:
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    told = f"{cores} cores for this process, {threads} torch threads, {free_memory() / _GB:.1f} GB of memory free"
+    told = f"{cores} cores for this process, {threads} torch threads, {available_memory() / _GB:.1f} GB of memory free"
     few = threads < cores and "OMP_NUM_THREADS" not in os.environ
     yield Finding("devices", "cpu", told, f"train.threads={cores}: torch takes {threads} of the cores" if few else "")
     for number in range(torch.cuda.device_count()):
@@ -135,7 +125,7 @@ def _compile(device: torch.device) -> Finding:
 
 
 def _fits(store: Store) -> Iterator[Finding]:
-    facts, memory = describe(store), free_memory()
+    facts, memory = describe(store), available_memory()
     decoded, stored = facts["decoded_bytes"], facts["stored_bytes"]
     yield Finding(
         "store", str(store.path), f"{len(facts['volumes'])} volumes, {facts['superpatches']} superpatches, "

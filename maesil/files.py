@@ -6,13 +6,23 @@ import contextlib
 import errno
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from filelock import FileLock, Timeout
 
 from maesil.errors import DISK_FULL, NO_HARD_LINKS, MaesilError, ResourceError, UsageError
+
+LOCK = ".lock"
+"""Name of the file by which a folder of results is locked; it stays."""
+_ZARR = "zarr.json"
 
 
 def make_folder(folder: Path) -> None:
     """Make a folder for results, and those above it; UsageError, in one line, where there can be none."""
+    _require_no_store(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -20,6 +30,37 @@ def make_folder(folder: Path) -> None:
             raise ResourceError(f"{folder}: the disk is full; free space and run the same command again") from error
         found = "a file" if error.errno in (errno.EEXIST, errno.ENOTDIR) else str(error.strerror).lower()
         raise UsageError(f"{folder}: expected a folder for the results, found: {found}; name another") from error
+
+
+@contextmanager
+def folder_locked(folder: Path, user: str) -> Iterator[None]:
+    """Make a folder for results and keep other processes from writing there; UsageError where ``user`` does already.
+
+    The lock ends with the process, whatever ends it.
+    """
+    make_folder(folder)
+    lock = FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UsageError(
+            f"{folder}: another {user} is writing there; wait for it or end it, or name another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _require_no_store(folder: Path) -> None:
+    """Raise UsageError for a folder in a store or another Zarr: it holds nothing but what its format says."""
+    there = folder.absolute()
+    for path in (there, *there.parents):
+        with contextlib.suppress(OSError):  # a name too long, say: whoever makes the folder tells
+            if (path / _ZARR).is_file():
+                raise UsageError(
+                    f"{folder}: expected a folder for the results, found one in the store {path}; name another"
+                )
 
 
 def require_folder_place(folder: Path) -> None:
@@ -97,7 +138,33 @@ def write_private(path: Path, data: bytes) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """Write or replace a text file (UTF-8), with the folders above it."""
+    write_bytes_whole(path, text.encode())
+
+
+def write_bytes_whole(path: Path, data: bytes) -> None:
+    """Write or replace a file, with the folders above it."""
+    with whole_file(path) as partial:
+        partial.write_bytes(data)
+
+
+@contextmanager
+def results_at_once(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write files in, which come to lie in ``folder`` once the block is done; else none of them."""
+    make_folder(folder)
+    with TemporaryDirectory(dir=folder, prefix=".partial-") as scratch:
+        yield Path(scratch)
+        for path in Path(scratch).iterdir():
+            os.replace(path, folder / path.name)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yield a place to write a file at, which becomes ``path`` once the block is done; of a failure nothing is left."""
     require_file_place(path)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,19 +1,40 @@
-"""Signals that ask for an end, put off to a moment at which an end does no harm."""
+"""Signals that ask for an end, put off to a moment at which an end does no harm; pipes that were closed."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
+
+ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+"""What asks a process to end: Ctrl-C, ``kill`` and batch systems, a terminal that closes, SLURM before the time is up
+(``--signal=USR1@60``)."""
 
 
 @contextmanager
-def interrupts_deferred() -> Iterator[threading.Event]:
-    """Let the first SIGINT or SIGTERM set the yielded event, to be looked at between steps; a second one interrupts.
+def interrupts_raised() -> Iterator[None]:
+    """Let every signal that asks for an end raise KeyboardInterrupt, so that whoever is at work cleans up."""
 
-    Outside the main thread, where Python allows no handlers, signals are left as they are.
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(interrupt):
+        yield
+
+
+@contextmanager
+def interrupts_deferred(told: str = "") -> Iterator[threading.Event]:
+    """Let the first signal that asks for an end set the yielded event, to be looked at between steps.
+
+    A second one interrupts at once. ``told`` is a line for people, written as the first one comes. Outside the main
+    thread, where Python allows no handlers, signals are left as they are.
     """
     interrupted = threading.Event()
 
@@ -21,13 +42,48 @@ def interrupts_deferred() -> Iterator[threading.Event]:
         if interrupted.is_set():
             raise KeyboardInterrupt
         interrupted.set()
+        if told:
+            with contextlib.suppress(OSError):  # past all buffers: a handler must not re-enter them
+                os.write(2, f"{told}\n".encode())
 
+    with _handled(note):
+        yield interrupted
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
-        yield interrupted
+        yield
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Under nohup a terminal that closes is to be ignored.
+    numbers = [n for n in ENDS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in numbers}
     try:
-        yield interrupted
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler_before in before.items():
+            if handler_before is not None:  # else not one of Python's, which cannot be set again
+                signal.signal(number, handler_before)
+
+
+def outlive_closed_pipes() -> None:
+    """Let standard output and error swallow what a closed pipe no longer takes: ``| head`` must not end the work."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            raw = io.BufferedWriter(_Pipe(stream.fileno(), "w", closefd=False))
+            by_lines = stream.line_buffering
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=by_lines))
+
+
+class _Pipe(io.FileIO):
+    """A file that goes on as a sink once nobody reads it any more."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            sink = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(sink, self.fileno())
+            os.close(sink)
+            return memoryview(data).nbytes

@@ -31,6 +31,7 @@ def export(
         typer.Option("--store", help="A store it was trained on: only for runs that keep no recipe; may be repeated."),
     ] = None,
     licence: Annotated[str, typer.Option(help="Terms of the weights, said on the card as they are.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace an encoder that was exported there before.")] = False,
 ) -> None:
     """Hand the encoder of a run on: weights (safetensors) and a card, for maesil, PyTorch and MONAI.
 
@@ -38,7 +39,7 @@ def export(
     """
     from maesil.downstream.export import export_encoder
 
-    export_encoder(run, out, stores=stores or (), licence=licence)
+    export_encoder(run, out, stores=stores or (), licence=licence, force=force)
     typer.echo(f"{out}: encoder.safetensors, card.json, README.md; next: maesil.load_encoder({str(out)!r})")
 
 

@@ -6,12 +6,15 @@ Heavy packages are imported inside the commands only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maesil.cli.options import WHERE, Device, RunPath, StoreName, found
 from maesil.cli.output import print_all
+
+if TYPE_CHECKING:
+    from maesil.evaluation.scores import Report
 
 experiment_app = typer.Typer(no_args_is_help=True, help="Whole experiments: train, score and compare several models.")
 LpipsWeights = Annotated[Path | None, typer.Option(help="torchvision's alexnet-owt-7be5be79.pth: score LPIPS as well.")]
@@ -47,7 +50,23 @@ def evaluate(
         split_file=split,
         lpips_weights=lpips_weights,
     )
-    print_all(report.table())
+    print_all(report.table(), _meaning(report), f"results: {out or run / 'evaluation'}: scores.json and pictures")
+
+
+def _meaning(report: Report) -> str:
+    """Return in one sentence what the table says of the model."""
+    name = "psnr_whole" if report.facts["mask"] == "none" else "psnr_hidden"
+    scores = {row["model"]: row[name] for row in report.rows if row["region"] == "body"}
+    naive = scores.pop("interpolation", None)
+    scores.pop("mean", None)
+    found = next(iter(scores.values()), None)
+    if found is None or naive is None:
+        return "a higher PSNR is better; there is nothing to compare it with here"
+    better = "better than" if found > naive else "no better than"
+    return (
+        f"the model predicts hidden voxels of the body at {found:.2f} dB, {better} interpolating the visible ones "
+        f"({naive:.2f} dB; higher is better)"
+    )
 
 
 def reconstruct(

@@ -24,7 +24,12 @@ from maesil.errors import (
     UsageError,
     out_of_memory,
 )
+from maesil.signals import interrupts_raised, outlive_closed_pipes
 from maesil.text import printable
+
+_GO_ON = ("ingest", "experiment", "demo")
+_RESUMES = "the same command goes on where it stopped"
+_STARTS_OVER = "nothing was kept of it, the same command begins anew"
 
 
 class _ErrorMapping(TyperGroup):
@@ -37,8 +42,9 @@ class _ErrorMapping(TyperGroup):
             raise typer.Exit(error.exit_code) from error
         except MaesilError as error:
             _end(f"error: {error}", error.exit_code)
-        except KeyboardInterrupt:
-            _end("interrupted; the same command goes on where it stopped (train: with --resume)", EXIT_INTERRUPTED)
+        except KeyboardInterrupt as error:
+            goes_on = ctx.invoked_subcommand in _GO_ON
+            _end(str(error) or f"interrupted; {_RESUMES if goes_on else _STARTS_OVER}", EXIT_INTERRUPTED)
         except (MemoryError, RuntimeError) as error:
             if told := out_of_memory(error):
                 _end(f"error: {told}; free some, or take a device with more: --device cpu", EXIT_RESOURCES)
@@ -98,4 +104,6 @@ for group in (train, evaluate, downstream, doctor, demo):
 
 def main() -> None:
     """Run the command line."""
-    app()
+    outlive_closed_pipes()
+    with interrupts_raised():
+        app()

@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-from maesil.cli.options import WHERE
+from maesil.cli.options import WHERE, words_of
+from maesil.errors import UsageError
+from maesil.text import counted
+
+if TYPE_CHECKING:
+    from maesil.training.train import TrainSummary
+
+_GO_ON = "from the checkpoint"
+"""The value of ``--resume`` by itself."""
 
 
 def train(
@@ -20,7 +29,14 @@ def train(
         typer.Argument(metavar="STORE[=WEIGHT]...", help="Stores: paths or names in the cache; the share each gives."),
     ],
     out: Annotated[Path, typer.Option(help="Run folder: checkpoint, metrics, pictures.")],
-    preset: Annotated[str | None, typer.Option(help="tiny, small, base or large (default: base).")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            autocompletion=words_of("maesil.config.schema", "PRESETS"),
+            help="tiny, small, base or large (default: by the device and the store; of a resumed run: its own).",
+        ),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model], [mask] and [train].")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="SECTION.NAME=VALUE, e.g. train.lr=1e-3.")
@@ -37,7 +53,20 @@ def train(
     ] = None,
     where: Annotated[str | None, typer.Option(help=WHERE)] = None,
     split: Annotated[Path | None, typer.Option(help="Who is trained on and held out: a file of `store split`.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="[auto]",
+            help="Go on from the checkpoint in --out; `--resume auto` begins where there is none.",
+        ),
+    ] = None,
+    init_from: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN|ENCODER", help="Begin a new run with the weights of a run, or of an exported encoder."
+        ),
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into RUN/profile.")] = False,
 ) -> None:
     """Pre-train a 3D masked autoencoder from stores; under torchrun, by several processes.
@@ -45,10 +74,15 @@ def train(
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
     from maesil.cache.catalogue import find_stores
-    from maesil.config.toml import load_config
+    from maesil.config.toml import asked_for, load_config
+    from maesil.devices import pick_device
     from maesil.distributed import joined
+    from maesil.downstream.export import is_export, load_encoder
+    from maesil.training.choose import starting_point
     from maesil.training.train import train as run_training
 
+    if resume not in (None, _GO_ON, "auto"):
+        raise UsageError(f"--resume: expected nothing more, or auto, found {resume!r}")
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
         "ram": None if ram is None else json.dumps(ram), "device_resident": "true" if device_resident else None,
@@ -57,12 +91,47 @@ def train(
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     with joined() as ranks:  # before anything can fail, so that it is told once
         paths, weights = find_stores(stores)
-        chosen = load_config(preset, config, options)
-        summary = run_training(paths, chosen, out, resume=resume, split=split, weights=weights, profile=profile)
+        asked = asked_for(config, options)
+        on = pick_device(str(asked.get("train", {}).get("device", "auto")), ranks)
+        base, why = starting_point(paths, out, on, resume=resume is not None)
+        chosen = load_config(preset, config, options, base)
+        if chosen.train.minutes and steps is not None:
+            raise UsageError("--steps and train.minutes: expected one of the two, since minutes set the steps")
+        begin_with = init_from if init_from is None or not is_export(init_from) else load_encoder(init_from)
+        summary = run_training(
+            paths, chosen, out, resume="auto" if resume == "auto" else resume is not None, split=split,
+            weights=weights, init_from=begin_with, profile=profile, note="" if preset or config else why,
+        )  # fmt: skip
     if ranks.first:
-        typer.echo(f"{out}: {summary.steps} steps in {summary.seconds:.0f} s; next: maesil evaluate {out} {paths[0]}")
+        typer.echo(_told(summary, str(out), str(paths[0])))
+
+
+def _told(summary: TrainSummary, out: str, store: str) -> str:
+    """Return what was done, and what to do next: nobody can be scored where nobody was held out."""
+    nothing = summary.begun_at == summary.steps
+    done = f"{counted(summary.steps - summary.begun_at, 'step')} in {summary.seconds:.0f} s"
+    if nothing:
+        done = f"{counted(summary.steps, 'step')} done before, nothing was left to do"
+    elif summary.begun_at:
+        done += f", {summary.steps} in all"
+    export = f"maesil export {out} --out encoder (nobody was held out: evaluate on a store of other patients)"
+    return f"{out}: {done}; next: {f'maesil evaluate {out} {store}' if summary.held_out else export}"
+
+
+class _ResumeAlone(TyperCommand):
+    """Lets ``--resume`` stand alone or before ``auto``; options of this command line take one value or none."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--resume`` its value."""
+        given: list[str] = []
+        for word in args:
+            if given and given[-1] == "--resume" and word == "auto":
+                given[-1] = "--resume=auto"
+            else:
+                given.append(word)
+        return super().parse_args(ctx, [f"--resume={_GO_ON}" if word == "--resume" else word for word in given])
 
 
 def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
-    app.command()(train)
+    app.command(cls=_ResumeAlone)(train)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from maesil.errors import UsageError
 from maesil.sizes import parse_size
@@ -22,6 +23,8 @@ DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
 OFFSETS = ("across", "inside")
+Thin = Literal["skip", "pad", "refuse"]
+THIN: tuple[Thin, ...] = get_args(Thin)
 KERNELS = ("auto", "reference", "triton")
 
 
@@ -169,6 +172,10 @@ class TrainConfig:
     """Intensity window (HU), see `maesil.types.Intensity`."""
     min_body: float = 0.1
     """Least body share of a crop that is trained on (0..1)."""
+    thin: Thin = "skip"
+    """A patient to train on who gives no crop, since the scans are thinner than a crop or hold too little body:
+    ``skip``, left out, and said; ``pad``, the body share of a thin scan counts within the scan alone, so that crops
+    reach beyond it; ``refuse``, an error."""
     offsets: str = "across"
     """Where crops lie, in whole 8^3 cells: ``across``, anywhere in a volume, superpatches read 2x2x2 at a time (ours);
     ``inside``, each within one superpatch: the paper's grid where crops are as large as superpatches."""
@@ -195,6 +202,10 @@ class TrainConfig:
     """Steps between lines in ``metrics.jsonl``."""
     validate_every: int = 200
     checkpoint_every: int = 200
+    checkpoint_minutes: float = 0.0
+    """Minutes after which a checkpoint is written, beside those by steps; 0: by steps alone."""
+    keep_best: bool = False
+    """Keep the weights of the best held-out score, too, in ``RUN/best``."""
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws one at the end only."""
     ram: str = ""
@@ -219,7 +230,7 @@ class TrainConfig:
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
         _require(self.batch % self.accumulate == 0, "train.accumulate", self.accumulate, f"a divisor of {self.batch}")
-        for name in ("seed", "picture_every", "threads", "weight_decay", "minutes"):
+        for name in ("seed", "picture_every", "threads", "weight_decay", "minutes", "checkpoint_minutes"):
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         for name in ("lr", "clip"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
@@ -230,6 +241,7 @@ class TrainConfig:
         _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
         _require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
+        _require(self.thin in THIN, "train.thin", self.thin, f"one of {', '.join(THIN)}")
         if self.ram not in ("", "auto"):
             parse_size(self.ram, "train.ram", "auto or ")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()

@@ -27,10 +27,16 @@ def load_config(
     value written as in TOML, quotes and brackets optional. Later ones win. Raises UsageError for what is
     unknown, of another type, or impossible.
     """
-    document = _read_toml(file) if file else {}
+    document = asked_for(file, overrides)
     in_file = document.pop("preset", None)
     if preset or in_file:
         base = _preset(preset or in_file)
+    return from_document(document, base)
+
+
+def asked_for(file: Path | None, overrides: Iterable[str]) -> dict[str, Any]:
+    """Return what a file and overrides ask for, whatever they are laid over; UsageError for what is not readable."""
+    document = _read_toml(file) if file else {}
     for override in overrides:
         name, value = _parse_override(override)
         section, _, key = name.partition(".")
@@ -38,7 +44,7 @@ def load_config(
         if not key or not isinstance(document[section], dict):
             raise UsageError(f"{override!r}: expected SECTION.NAME=VALUE, for example train.lr=1e-3")
         document[section][key] = value
-    return from_document(document, base)
+    return document
 
 
 def from_document(document: Mapping[str, Any], base: RunConfig | None = None) -> RunConfig:
@@ -114,6 +120,10 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
     if kind is int and number and isinstance(value, int):
         return value
     if kind is str and isinstance(value, str):
+        return value
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise UsageError(f"{name}={value}: expected one of {', '.join(typing.get_args(kind))}")
         return value
     if name in _SIZES and number:
         return str(value)  # refused there, with a better reason than its type: it lacks a unit

@@ -5,6 +5,7 @@ Shapes: B samples, c crop edge (voxels), k = c / 8 cells of the maps, L patches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -61,11 +62,22 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
         for reader, volume in sources.volumes(groups)
         for origin in grid_origins(volume, crop)
         if sources.takes(reader, volume, tile_at(volume, origin))
-        and reader.read_map_region(volume.volume_id, "body", origin, size).mean() >= max(255 * config.min_body, 1e-9)
+        and reader.read_map_region(volume.volume_id, "body", origin, size).sum(dtype=np.int64)
+        >= least_body(volume, crop, config)
     ]
     count = min(len(places), config.validation_crops)
     chosen = [places[i * len(places) // count] for i in range(count)]
     return [read_crop(*place, crop) for place in chosen]
+
+
+def least_body(volume: Volume, crop: int, config: TrainConfig) -> float:
+    """Return the least sum over the cells of a crop's body map (0..255 each) with which it is trained on.
+
+    With ``train.thin=pad`` the body share of a scan thinner than a crop counts within the scan.
+    """
+    k = crop // MAP_CELL
+    within = [min(k, -(-n // MAP_CELL)) for n in volume.shape] if config.thin == "pad" else [k, k, k]
+    return max(config.min_body * 255 * math.prod(within), 1)
 
 
 def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> Tensor:

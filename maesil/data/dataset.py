@@ -23,6 +23,7 @@ from maesil.errors import StoreError, UsageError
 from maesil.store.filters import filtered, parse
 from maesil.store.index import index_is_current, superpatch_table
 from maesil.store.reader import SuperpatchReader
+from maesil.store.storage import local_path
 from maesil.store.store import Store
 
 Item = dict[str, Any]
@@ -50,7 +51,8 @@ class SuperpatchDataset(Dataset[Item]):
         split: tuple[Path | str, str] | None = None,
         transform: Callable[[Item], Any] | None = None,
     ) -> None:
-        self.path, self.transform = Path(store), transform
+        # Absolute: the working directory may change before an item is read.
+        self.path, self.transform = local_path(store).absolute(), transform
         opened = Store.open(self.path)
         if not index_is_current(opened):
             raise StoreError(f"{store}: its index is missing or stale; run `maesil store index {store}`")

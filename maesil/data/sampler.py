@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maesil.config.schema import TrainConfig
+from maesil.data.crops import least_body
 from maesil.data.sources import Sources
 from maesil.errors import NoInputError
 from maesil.store.grid import tile_start
@@ -69,7 +70,7 @@ class CropSampler:
         self.crop, self.seed, self.batch = crop, config.seed, config.batch
         self.across = config.offsets == "across"
         self.crops_per_visit = config.crops_per_visit if self.across else 1
-        self.min_body, self.flips = config.min_body, tuple(axis in config.flips for axis in "zyx")
+        self._config, self.flips = config, tuple(axis in config.flips for axis in "zyx")
         self._blocks: list[_Block] = []
         weights = []
         for reader, volume in sources.volumes(groups):
@@ -81,7 +82,7 @@ class CropSampler:
         if not self._blocks:
             raise NoInputError(
                 f"no crop of {crop} voxels in the training volumes has a body share of {config.min_body}; "
-                "lower train.min_body, or train on other stores"
+                "lower train.min_body, set train.thin=pad where scans are thinner than a crop, or train on other stores"
             )
         self._weights = sources.by_weight(
             [(block.reader, weight) for block, weight in zip(self._blocks, weights, strict=True)]
@@ -149,7 +150,7 @@ class CropSampler:
         if min(z, y, x) < self.crop:
             return np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64)
         sums = window_sums(block.reader.read_map_region(block.volume.volume_id, "body", start, (z, y, x)), k)
-        cells = np.argwhere(sums >= max(self.min_body * 255 * k**3, 1))
+        cells = np.argwhere(sums >= least_body(block.volume, self.crop, self._config))
         return cells, sums[tuple(cells.T)]
 
     def _extent(self, volume: Volume, start: Zyx) -> Zyx:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from maesil.cache.provenance import StoreUse, use_of
+from maesil.cache.provenance import StoreUse, same_or_grown, use_of
 from maesil.cache.ram import ram_readers
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.errors import NoInputError
@@ -40,15 +40,26 @@ class Sources:
     """Of each store the superpatches that a filter takes, by volume and index; None takes all."""
     uses: tuple[StoreUse, ...] = ()
     """What the run is to note of its stores."""
+    only: tuple[Set[str] | None, ...] = ()
+    """Of each store the ids of the volumes that are used; None uses all."""
+    stores: tuple[Store, ...] = ()
 
     @classmethod
     def open(
-        cls, paths: Sequence[Path], model: ModelConfig, *, where: str = "", weights: Sequence[float] = (), ram: int = 0
+        cls,
+        paths: Sequence[Path],
+        model: ModelConfig,
+        *,
+        where: str = "",
+        weights: Sequence[float] = (),
+        ram: int = 0,
+        began: Sequence[StoreUse] = (),
     ) -> Sources:
         """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails.
 
         ``where`` takes some of the superpatches (`maesil.store.filters`); ``weights`` are one a path, or none. Up to
-        ``ram`` bytes of superpatches stay in memory once they were read.
+        ``ram`` bytes of superpatches stay in memory once they were read. ``began`` is what a run noted of its stores
+        when it began: those that have grown since count as they were then, volumes and order alike.
         """
         if where:
             parse(where)
@@ -57,13 +68,21 @@ class Sources:
         stores, shares = zip(*sorted(pairs, key=lambda pair: pair[0].fingerprint), strict=True)
         for store in stores:
             require_tile(model, store.superpatch, store.path)
+        uses = tuple(map(use_of, stores, shares))
+        only: tuple[Set[str], ...] = ()
+        if began and (order := same_or_grown(began, uses)) is not None:
+            stores, shares = (tuple(one[n] for n in order) for one in (stores, shares))
+            uses = tuple(replace(old, weight=share) for old, share in zip(began, shares, strict=True))
+            only = tuple(old.volumes.keys() for old in began)
         sources = cls(
             ram_readers(stores, ram) if ram else tuple(SuperpatchReader(store) for store in stores),
-            tuple(store.fingerprint for store in stores),
+            tuple(use.fingerprint for use in uses),
             tuple(share for share in shares if share is not None),
             patients(stores),
             tuple(select(superpatch_table(store), where) if where else None for store in stores),
-            tuple(map(use_of, stores, shares)),
+            uses,
+            only,
+            tuple(stores),
         )
         if not sources.groups:
             asked = f" that --where {where!r} takes; change it" if where else "; run `maesil ingest` first"
@@ -74,6 +93,11 @@ class Sources:
     def groups(self) -> set[str]:
         """All patient groups."""
         return {volume.group for reader in self.readers for volume in self._volumes_of(reader)}
+
+    @property
+    def left_out(self) -> int:
+        """How many volumes of the stores came after the run began, and so are not used."""
+        return sum(len(reader.volumes) - len(ids) for reader, ids in zip(self.readers, self.only, strict=False) if ids)
 
     def volumes(self, groups: Iterable[str]) -> Iterator[tuple[SuperpatchReader, Volume]]:
         """Yield the volumes of these patient groups, each with its reader, in a fixed order.
@@ -90,8 +114,12 @@ class Sources:
         return selected is None or (volume.volume_id, index) in selected
 
     def _volumes_of(self, reader: SuperpatchReader) -> Iterator[Volume]:
-        selected = self.selected[self.readers.index(reader)] if self.selected else None
+        number = self.readers.index(reader)
+        selected = self.selected[number] if self.selected else None
+        only = self.only[number] if self.only else None
         for _, volume in sorted(reader.volumes.items()):
+            if only is not None and volume.volume_id not in only:
+                continue
             if selected is not None:
                 kept = tuple(patch for patch in volume.superpatches if (volume.volume_id, patch.index) in selected)
                 volume = replace(volume, superpatches=kept)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from maesil.documents import parsed_json
@@ -22,6 +22,8 @@ class Split:
     validation: tuple[str, ...]
     test: tuple[str, ...] = ()
     """Set aside from both, for scores."""
+    unused: tuple[str, ...] = ()
+    """Meant for training, but they give no crop: nothing was learnt from them."""
 
 
 PARTS = ("train", "validation", "test")
@@ -78,7 +80,7 @@ def write_split(path: Path, split: Split, stores: Sequence[str]) -> None:
 
     UsageError where the file holds anything else already: scores hang on a frozen split.
     """
-    text = json.dumps({**asdict(split), "stores": list(stores)}, indent=2) + "\n"
+    text = json.dumps({**{name: getattr(split, name) for name in PARTS}, "stores": list(stores)}, indent=2) + "\n"
     if path.is_file() and path.read_bytes() != text.encode():
         raise UsageError(f"{path}: expected no file, or this very split, found another; remove it, or name another")
     write_whole(path, text)
@@ -115,6 +117,7 @@ def _parts_by_group(path: Path) -> dict[str, str]:
     try:
         document = parsed_json(path.read_text(encoding="utf-8"))
         parts = {name: list(document[name]) for name in PARTS if name in document or name != "test"}
+        parts["train"] += document.get("unused", [])  # of a run that could cut no crop of them; another one may
         listed = [group for groups in parts.values() for group in groups]
         if not all(isinstance(group, str) for group in listed):
             raise ValueError("groups are texts")

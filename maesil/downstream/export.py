@@ -22,7 +22,7 @@ from maesil.config.schema import RunConfig
 from maesil.config.toml import from_document, to_document
 from maesil.documents import parsed_json
 from maesil.errors import CheckpointError, UsageError
-from maesil.files import write_whole
+from maesil.files import make_folder, write_bytes_whole, write_whole
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
 from maesil.store.recipe import Recipe
@@ -37,21 +37,27 @@ FORMAT, VERSION = "maesil-encoder", 1
 _SCORES = ("psnr_hidden", "psnr_whole", "psnr_pasted", "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio")
 
 
-def export_encoder(run_dir: Path, out: Path, *, stores: Sequence[Path] = (), licence: str = "") -> Encoder:
+def export_encoder(
+    run_dir: Path, out: Path, *, stores: Sequence[Path] = (), licence: str = "", force: bool = False
+) -> Encoder:
     """Write a run's encoder to a new folder: weights, ``card.json``, ``README.md``.
 
     ``stores`` are needed only for the recipe of runs that do not keep it. ``licence`` is said on the card as it is.
-    Raises CheckpointError, StoreError, and UsageError where ``out`` holds something else.
+    ``force`` replaces an earlier export. Raises CheckpointError, StoreError, and UsageError where ``out`` holds
+    something else.
     """
     run = load_run(run_dir)
+    if is_export(out) and not force:
+        raise UsageError(f"{out}: holds an exported encoder already; name another --out, or --force to replace it")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CARD).exists())):
         raise UsageError(f"{out}: expected a new folder or an exported encoder, found other files; name another --out")
     recipes = _recipes_of(run_dir, run.store_fingerprints, stores)
     encoder = encoder_of(run.model, run.intensity)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     state = {name: value.detach().contiguous() for name, value in encoder.state_dict().items()}
-    (out / WEIGHTS).write_bytes(save(state, metadata={"format": FORMAT, "version": str(VERSION)}))
-    card = _card(run, encoder, recipes, _scores(run_dir, run.step), licence)
+    (out / CARD).unlink(missing_ok=True)  # no card vouches for weights that are being replaced
+    write_bytes_whole(out / WEIGHTS, save(state, metadata={"format": FORMAT, "version": str(VERSION)}))
+    card = _card(run, encoder, recipes, _scores(run_dir, run), licence)
     card["weights"] = {"file": WEIGHTS, "sha256": _sha256(out / WEIGHTS), "tensors": len(state)}
     write_whole(out / CARD, json.dumps(card, indent=1) + "\n")
     write_whole(out / "README.md", _markdown(card))
@@ -88,6 +94,11 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: its weights do not have the shapes its card says ({reason})") from error
     return encoder.to(device)
+
+
+def is_export(folder: Path) -> bool:
+    """Return whether a folder was made by ``maesil export``."""
+    return (folder / CARD).exists()
 
 
 def read_card(folder: Path) -> dict[str, Any]:
@@ -139,11 +150,11 @@ _NO_LICENCE = (
 )
 
 
-def _scores(run_dir: Path, step: int) -> list[dict[str, Any]]:
-    """Return the rows of the last ``maesil evaluate``, naive baselines too, if it scored these weights."""
+def _scores(run_dir: Path, run: Run) -> list[dict[str, Any]]:
+    """Return the rows of the last ``maesil evaluate``, naive baselines too, if it scored these very weights."""
     path = run_dir / "evaluation" / "scores.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("step") != step:
+    found = parsed_json(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if found.get("weights_sha256") != run.weights_sha256():
         return []
     kept = ("model", "table", "region", "mask", "window", "volumes", *_SCORES)
     of_store = {"store_fingerprint": found["store_fingerprint"]}

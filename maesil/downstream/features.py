@@ -23,7 +23,7 @@ from maesil.data.crops import Crop, patch_shares, read_crop
 from maesil.devices import pick_device
 from maesil.downstream.export import CARD, load_encoder
 from maesil.errors import NoInputError
-from maesil.files import require_file_place
+from maesil.files import require_file_place, whole_file
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
@@ -66,8 +66,9 @@ def write_features(source: Path, store_path: Path, out: Path, *, device: str = "
         raise NoInputError(f"{store.path}: the store holds no volumes; run `maesil ingest` first")
     schema = pa.schema([*_SCHEMA, pa.field("embedding", pa.list_(pa.float32(), encoder.width))])
     facts = {"maesil.store_fingerprint": store.fingerprint, "maesil.encoder": encoder.config.kind}
-    partial, rows = out.with_name(out.name + ".partial"), 0
+    rows = 0
     with (
+        whole_file(out) as partial,
         progress({"features": "volumes"}) as report,
         pq.ParquetWriter(partial, schema.with_metadata(facts), compression="zstd") as writer,
     ):
@@ -76,7 +77,6 @@ def write_features(source: Path, store_path: Path, out: Path, *, device: str = "
             writer.write_table(pa.Table.from_pylist(of_volume, schema=schema))
             rows += len(of_volume)
             report("features", number + 1, len(volumes))
-    partial.replace(out)
     return rows
 
 

@@ -26,13 +26,14 @@ from torch import Tensor
 from maesil.cache.provenance import notes_on_spacing
 from maesil.config.schema import require_tile
 from maesil.data.crops import grid_origins, read_crop
+from maesil.data.scans import EARLIER, known_scans
 from maesil.data.split import split_groups
 from maesil.devices import pick_device
 from maesil.downstream.folds import Patients, longest_axis, patients_of
 from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
 from maesil.downstream.segmenter import DiceSums, Segmenter, segmentation_loss
 from maesil.errors import MaesilError, NoInputError, UsageError
-from maesil.files import make_folder, write_whole
+from maesil.files import make_folder, write_bytes_whole, write_whole
 from maesil.models.encoders import encoder_of, untrained_encoder
 from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
@@ -158,9 +159,12 @@ def finetune(
     make_folder(out)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
-        patients = patients_of(store, labels.volumes, set(run.split.train), seed, include_trained=include_trained)
+        known = known_scans([run_dir])
+        leaders, unchecked = known.patients(store)
+        trained_on = {*run.split.train, *known.groups("train", EARLIER)}
+        patients = patients_of(leaders, labels.volumes, trained_on, seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
-        rows = _compare(run, reader, labels, task, budget, seed, out)
+        rows, first = _compare(run, reader, labels, task, budget, seed)
     facts = {
         "store_fingerprint": store.fingerprint,
         "classes": list(labels.classes),
@@ -169,8 +173,10 @@ def finetune(
         "volumes_trained_on": len({place.volume.volume_id for place in task.train}),
         "volumes_scored": len({place.volume.volume_id for place in task.test}),
     }
-    notes = (task.told, *labels.notes, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
+    notes = (task.told, *labels.notes, *unchecked, *notes_on_spacing(run_dir, store))
+    notes += (*(_OPTIMISTIC,) * include_trained, *_rare(rows, labels.classes))
     found = FinetuneReport(rows, labels.classes, facts, notes)
+    write_bytes_whole(out / "segmenter.safetensors", first)
     write_whole(out / "finetune.json", json.dumps(found.document(), indent=1, allow_nan=False) + "\n")
     return found
 
@@ -178,13 +184,23 @@ def finetune(
 _OPTIMISTIC = "patients that the encoder was pre-trained on may be scored (--include-trained): optimistic"
 
 
+def _rare(rows: list[dict[str, Any]], classes: Sequence[str]) -> Iterator[str]:
+    """Note the classes that are scored in a single volume, where others are scored too."""
+    volumes = {row["volume_id"] for row in rows}
+    for name in classes:
+        having = {row["volume_id"] for row in rows if row["class"] == name and row["dice"] is not None}
+        if len(having) == 1 < len(volumes):
+            yield f"{name} is scored in one of the {len(volumes)} volumes alone: says little of new patients"
+
+
 def _compare(
-    run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int, out: Path
-) -> list[dict[str, Any]]:
-    """Train and score both starts for every seed; keep the weights of the first."""
+    run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
+) -> tuple[list[dict[str, Any]], bytes]:
+    """Train and score both starts for every seed; return the scores, and the weights of the first."""
     device = next(run.model.parameters()).device
     turns = [(seed + number, start) for number in range(budget.seeds) for start in STARTS]
     rows: list[dict[str, Any]] = []
+    first = b""
     with progress({"finetune": "steps"}) as report:
         for turn, (number, start) in enumerate(turns):
             model = _start(run, start, len(labels.classes), number, device)
@@ -194,8 +210,8 @@ def _compare(
             rows += [{"start": start, "seed": number, **row} for row in scored]
             if turn == 0:
                 state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-                (out / "segmenter.safetensors").write_bytes(save(state))
-    return rows
+                first = save(state)
+    return rows, first
 
 
 def choose_task(

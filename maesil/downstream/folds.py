@@ -6,15 +6,13 @@ Patients are groups of a store; groups that share a scan count as one (`maesil.s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
 
 from maesil.errors import UsageError
-from maesil.store import duplicates
 from maesil.store.records import Volume
-from maesil.store.store import Store
 from maesil.types import Zyx
 
 
@@ -29,14 +27,13 @@ class Patients:
 
 
 def patients_of(
-    store: Store, volumes: Sequence[Volume], trained_on: set[str], seed: int, *, include_trained: bool
+    leader: Mapping[str, str], volumes: Sequence[Volume], trained_on: Set[str], seed: int, *, include_trained: bool
 ) -> Patients:
     """Sort labelled volumes into patients, and these into unseen and seen; UsageError if nobody is unseen.
 
-    ``include_trained`` counts all as unseen.
+    ``leader`` gives the patient of each group: a scan that was trained on, here or elsewhere, may be among the labelled
+    ones as another group (`maesil.data.scans.KnownScans.patients`). ``include_trained`` counts all as unseen.
     """
-    # A scan that was trained on may be in the store a second time, with labels, as another patient.
-    leader = duplicates.patients([store])
     trained = {leader[group] for group in trained_on if group in leader}
     by_patient: dict[str, list[str]] = {}
     for volume in volumes:

@@ -44,6 +44,14 @@ def load_into_monai_vit(encoder: Encoder, vit: nn.Module) -> nn.Module:
     it is. UsageError for another architecture.
     """
     state, own = monai_vit_state(encoder), vit.state_dict()
+    # No weight tells the number of heads: with another one they load, and every token is wrong.
+    found = {getattr(module, "num_heads", None) for module in vit.modules()} - {None}
+    if found != {encoder.config.heads}:
+        heads = ", ".join(map(str, found)) or "none"
+        raise UsageError(
+            f"expected a MONAI ViT of num_heads={encoder.config.heads}, found {heads}; see docs/how-to/use-encoder.md "
+            "for the arguments"
+        )
     wrong = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
     # Newer MONAI makes layers of cross attention in every block and leaves them out unless asked for.
     missing = [name for name in own if name not in state and "cross_attn" not in name]

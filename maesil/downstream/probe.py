@@ -24,6 +24,7 @@ from rich.table import Table
 from maesil.cache.provenance import notes_on_spacing
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import read_crop
+from maesil.data.scans import EARLIER, known_scans
 from maesil.devices import pick_device
 from maesil.downstream.folds import Patients, longest_axis, patients_of
 from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
@@ -35,6 +36,7 @@ from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import load_run
 from maesil.types import MAP_CELL, Zyx
 
@@ -119,13 +121,15 @@ def probe(
     """
     on, store = pick_device(device), Store.open(store_path)
     encoders, trained_on = _encoders([run_dir, *against], seed, on)
-    model = next(iter(encoders.values())).config
+    known, model = known_scans([run_dir, *against]), next(iter(encoders.values())).config
     require_tile(model, store.superpatch, store.path)
     reader, out = SuperpatchReader(store), out or run_dir / "probe"
     make_folder(out)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         labels = load_labels(labels_dir, store.volumes(), Path(scratch), classes)
-        patients = patients_of(store, labels.volumes, trained_on, seed, include_trained=include_trained)
+        leaders, unchecked = known.patients(store)
+        trained_on |= known.groups("train", EARLIER)
+        patients = patients_of(leaders, labels.volumes, trained_on, seed, include_trained=include_trained)
         looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
     cut, told, used = _fold(looked_at, patients, labels.volumes, model, folds)
     shares_NK = np.concatenate([one.shares_NK for one in used])
@@ -138,13 +142,25 @@ def probe(
         "patches": len(shares_NK),
         "classes": dict(zip(labels.classes, shares_NK.mean(axis=0, dtype=np.float64).tolist(), strict=True)),
     }
-    notes = (told, *labels.notes, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
+    notes = (told, *labels.notes, *unchecked, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
+    notes += tuple(_rare(looked_at, patients, labels.classes))
     report = ProbeReport(_score(cut, [*encoders, "voxels"], labels.classes), facts, notes)
     write_whole(out / "probe.json", json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
     return report
 
 
 _OPTIMISTIC = "patients that an encoder was trained on were scored too (--include-trained): optimistic"
+
+
+def _rare(looked_at: dict[str, Patches], patients: Patients, classes: Sequence[str]) -> Iterator[str]:
+    """Note the classes that a single patient has, where others are looked at too."""
+    everyone = [*patients.unseen, *patients.seen]
+    if len(everyone) < 2:
+        return
+    for k, name in enumerate(classes):
+        having = sum(any((looked_at[v].shares_NK[:, k] > 0).any() for v in patient) for patient in everyone)
+        if having == 1:
+            yield f"{name} is in one of the {len(everyone)} patients alone: whoever is scored on it, nobody taught it"
 
 
 def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[dict[str, Encoder], set[str]]:
@@ -258,7 +274,7 @@ def _fold(
         cut = list(spatial_folds(looked_at[volume.volume_id], volume.shape, model))
         if not cut:
             raise UsageError("expected labels in two layers of crops of the one labelled patient, found them in one")
-        told = f"one labelled patient: {_count(len(cut), 'fold')} by blocks of its volume, one patch apart"
+        told = f"one labelled patient: {counted(len(cut), 'fold')} by blocks of its volume, one patch apart"
         return cut, told + _others_unused(len(unseen[0])), [looked_at[volume.volume_id]]
     count = min(max(folds, 2), len(unseen))
     cut = []
@@ -266,18 +282,14 @@ def _fold(
         left_out = unseen[number::count]
         train = tuple(one for patient, one in merged.items() if patient not in left_out)
         cut.append(Fold(train, _join([merged[patient] for patient in left_out])))
-    told = f"{_count(count, 'fold')} by patient: nobody is in both parts of a fold"
+    told = f"{counted(count, 'fold')} by patient: nobody is in both parts of a fold"
     if only_learnt_from := len(merged) - len(unseen):
-        told += f"; {_count(only_learnt_from, 'patient')} that an encoder was trained on, learnt from and not scored"
+        told += f"; {counted(only_learnt_from, 'patient')} that an encoder was trained on, learnt from and not scored"
     return cut, told, list(merged.values())
 
 
 def _others_unused(volumes: int) -> str:
-    return f"; the other {_count(volumes - 1, 'volume')} of the patient not used" if volumes > 1 else ""
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+    return f"; the other {counted(volumes - 1, 'volume')} of the patient not used" if volumes > 1 else ""
 
 
 def spatial_folds(patches: Patches, shape: Zyx, model: ModelConfig) -> Iterator[Fold]:

@@ -7,7 +7,6 @@ Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volum
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,24 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maesil.cache.provenance import notes_on_spacing, recorded_uses
+from maesil.cache.provenance import notes_on_spacing
 from maesil.data.crops import grid_origins
+from maesil.data.scans import EARLIER, known_scans, same_patients
 from maesil.data.split import Split, read_split
 from maesil.devices import pick_device
-from maesil.errors import NoInputError, StoreError, UsageError
+from maesil.errors import NoInputError, UsageError
 from maesil.evaluation.lpips import Lpips
 from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, region_voxels, ssim
 from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
 from maesil.evaluation.scores import ERROR_SCORES, HU_CLASSES, REGIONS, Report, Row, plain, summarise
-from maesil.files import make_folder, require_file_place, write_whole
+from maesil.files import make_folder, require_file_place, results_at_once, write_whole
 from maesil.pictures import save_reconstruction
 from maesil.progress import progress
-from maesil.store.duplicates import patients
 from maesil.store.filters import select
 from maesil.store.index import superpatch_table
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 
 Box = tuple[slice, slice, slice]
@@ -65,9 +65,11 @@ def evaluate(
     run = load_run(run_dir, pick_device(str(device)))
     store = Store.open(store_path)
     lpips = Lpips.load(lpips_weights, next(run.model.parameters()).device) if lpips_weights else None
-    leaders = patients([store, *_stores_of(run_dir, store)])
+    known = known_scans([run_dir])
+    leaders, unchecked = known.patients(store)
     split = read_split(split_file, leaders)[0] if split_file else run.split
-    chosen = taken(store, choose_volumes(store, run.split, volumes, leaders, split.test if split_file else None), where)
+    seen = replace(run.split, train=(*run.split.train, *sorted(known.groups("train", EARLIER) - {*run.split.train})))
+    chosen = taken(store, choose_volumes(store, seen, volumes, leaders, split.test if split_file else None), where)
     out = out or run_dir / "evaluation"
     make_folder(out)
     if json_path:
@@ -76,34 +78,27 @@ def evaluate(
     reader, predictors = SuperpatchReader(store), make_predictors(run)
     scored: list[Row] = []
     pictures: list[Path] = []
-    with progress({"evaluate": "predicted volumes"}) as report_progress:
+    with results_at_once(out) as drawn_in, progress({"evaluate": "predicted volumes"}) as report_progress:
         for number, volume in enumerate(chosen):
             for predictor, (result, rows) in zip(
                 predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
             ):
                 scored += rows
                 if isinstance(predictor, ModelPredictor):
-                    pictures += _draw(run, reader, volume, result, out)
+                    pictures += (out / path.name for path in _draw(run, reader, volume, result, drawn_in))
             report_progress("evaluate", number + 1, len(chosen))
 
-    report = summarise(run_dir, run, store, chosen, seed, scored, pictures)
-    report = replace(report, notes=report.notes + notes_on_spacing(run_dir, store))
+    trained_on = same_patients(leaders, seen.train)
+    report = summarise(run_dir, run, store, chosen, seed, scored, pictures, trained_on)
+    facts = report.facts | {"weights_sha256": run.weights_sha256()}
+    report = replace(report, facts=facts, notes=report.notes + unchecked + notes_on_spacing(run_dir, store))
     if lpips:
         facts = report.facts | {"lpips_weights_sha256": lpips.sha256}
         report = replace(report, facts=facts, notes=report.notes + lpips.notes)
+    # The pictures are there; scores of others must not stay beside them.
     for path in {out / "scores.json", json_path or out / "scores.json"}:
         write_whole(path, json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
     return report
-
-
-def _stores_of(run_dir: Path, but: Store) -> list[Store]:
-    """Return the stores a run was trained on, as far as they are still there: to recognise copies of its scans."""
-    found = []
-    for use in recorded_uses(run_dir):
-        if Path(use.path) != but.path.resolve():
-            with contextlib.suppress(StoreError, UsageError):
-                found.append(Store.open(use.path))
-    return found
 
 
 def taken(store: Store, volumes: list[Volume], where: str) -> list[Volume]:
@@ -144,10 +139,18 @@ def choose_volumes(
     unseen = [volume for volume in volumes if leaders.get(volume.group, volume.group) not in seen]
     if test is not None:
         wanted = [volume for volume in volumes if volume.group in test]
-        if trained := [volume for volume in wanted if volume not in unseen]:
+        if not wanted:
             raise UsageError(
-                f"{store.path}: the run was trained on {len(trained)} of the {len(wanted)} volumes that the split sets "
-                "aside for scores; train with the same --split"
+                f"{store.path}: expected patients that the split sets aside for scores, found none among its "
+                f"{counted(len(volumes), 'volume')}; name the store that the split was made for"
+            )
+        if known := [volume for volume in wanted if volume not in unseen]:
+            learnt = {leaders.get(group, group) for group in split.train}
+            trained = sum(leaders.get(volume.group, volume.group) in learnt for volume in known)
+            validated = f" and validated on {len(known) - trained}" if len(known) > trained else ""
+            raise UsageError(
+                f"{store.path}: the run was trained on {trained}{validated} of the {len(wanted)} volumes that the "
+                "split sets aside for scores; train with the same --split"
             )
         unseen = wanted
     if not unseen:

@@ -217,8 +217,7 @@ def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
 def _train_unless_done(stores: Sequence[Path], config: RunConfig, folder: Path, split: Split, console: Console) -> None:
     """Train a model, or go on with it, unless it is finished."""
     if not (folder / "trained").exists():
-        resume = (folder / "config.toml").exists()
-        summary = train(stores, config, folder, resume=resume, split=split, console=console)
+        summary = train(stores, config, folder, resume="auto", split=split, console=console)
         write_whole(folder / "trained", f"{summary.steps}\n")
 
 

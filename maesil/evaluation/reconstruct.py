@@ -18,11 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maesil.cache.provenance import notes_on_spacing
 from maesil.config.schema import RunConfig
 from maesil.data.crops import read_crop
+from maesil.data.scans import EARLIER, known_scans, same_patients
 from maesil.devices import pick_device
 from maesil.evaluation.metrics import ErrorSums, region_voxels
 from maesil.evaluation.predict import ModelPredictor, Predictor, crops_at_once, mask_seed
+from maesil.files import results_at_once
 from maesil.models.masking import complementary_masks
 from maesil.models.patches import expand_cells
 from maesil.pictures import save_volume
@@ -93,13 +96,19 @@ def reconstruct_volume(
         picture=out / f"{volume.volume_id}_planes.png",
         psnr=sums.psnr_hidden,
         window=run.intensity.window,
-        notes=_notes(run, volume, predicted),
+        notes=(
+            _how(run, predicted),
+            *_on_the_patient(run_dir, run, store, volume),
+            *notes_on_spacing(run_dir, store),
+        ),
     )
-    write_nifti(made.original, original, volume.affine)
-    write_nifti(made.reconstruction, hu.round().to(torch.int16).numpy(), volume.affine)
     shown = np.where(_inside(reader, volume), original, np.int16(AIR_HU))
     title, detail = _headline(run, volume, made.psnr)
-    save_volume(made.picture, shown, hu.numpy(), body.numpy(), made.window, title, detail, volume.spacing)
+    with results_at_once(out) as place:
+        write_nifti(place / made.original.name, original, volume.affine)
+        write_nifti(place / made.reconstruction.name, hu.round().to(torch.int16).numpy(), volume.affine)
+        picture = place / made.picture.name
+        save_volume(picture, shown, hu.numpy(), body.numpy(), made.window, title, detail, volume.spacing)
     return made
 
 
@@ -209,14 +218,20 @@ def _headline(run: Run, volume: Volume, psnr: float) -> tuple[str, str]:
     return title, f"window {lo:g} to {hi:g} HU; {seen}; {psnr:.2f} dB in the body"
 
 
-def _notes(run: Run, volume: Volume, predicted: HiddenPrediction) -> tuple[str, ...]:
+def _on_the_patient(run_dir: Path, run: Run, store: Store, volume: Volume) -> tuple[str, ...]:
+    """Note whether the run was trained on this patient, and what could not be checked of that."""
+    known = known_scans([run_dir])
+    leaders, unchecked = known.patients(store)
+    seen = same_patients(leaders, {*run.split.train, *known.groups("train", EARLIER)})
+    trained = ("the run was trained on this patient: no measure of new patients",)
+    return trained if volume.group in seen else unchecked
+
+
+def _how(run: Run, predicted: HiddenPrediction) -> str:
     kind, crops = run.config.mask.kind, predicted.crops
     if kind == "none":
-        how = f"{crops} crops; the run was trained without a mask: the model saw every voxel that it reconstructs"
-    else:
-        how = f"{crops} crops under {predicted.passes} complementary {kind} masks each: every voxel was hidden from it"
-    trained = "the run was trained on this patient: no measure of new patients"
-    return (how, trained) if volume.group in run.split.train else (how,)
+        return f"{crops} crops; the run was trained without a mask: the model saw every voxel that it reconstructs"
+    return f"{crops} crops under {predicted.passes} complementary {kind} masks each: every voxel was hidden from it"
 
 
 def _whole_cells(size: int) -> int:

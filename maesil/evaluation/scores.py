@@ -6,7 +6,7 @@ The protocol is told in ``docs/explanation/metrics.md``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,16 @@ def table_of(run: Run) -> Row:
 
 
 def summarise(
-    run_dir: Path, run: Run, store: Store, volumes: list[Volume], seed: int, scored: list[Row], pictures: list[Path]
+    run_dir: Path,
+    run: Run,
+    store: Store,
+    volumes: list[Volume],
+    seed: int,
+    scored: list[Row],
+    pictures: list[Path],
+    trained_on: Set[str] = frozenset(),
 ) -> Report:
-    """Average the volumes' scores into rows."""
+    """Average the volumes' scores into rows; ``trained_on`` are the patient groups that the run was trained on."""
     facts = {
         "run": str(run_dir),
         "step": run.step,
@@ -123,7 +130,7 @@ def summarise(
     in_groups += in_thickness_groups(scored, {volume.volume_id: thickness_of(volume) for volume in volumes})
     others = mean_rows(in_groups, ("group_by", "group_name", "region", "model"), common)
 
-    trained = sum(volume.group in run.split.train for volume in volumes)
+    trained = sum(volume.group in trained_on for volume in volumes)
     note = f"{trained} of {len(volumes)} volumes are of patients the run was trained on: no measure of new patients."
     per_volume = [{name: plain(value) for name, value in row.items()} for row in of_volumes]
     return Report(facts, rows, others, per_volume, tuple(pictures), (note,) if trained else ())

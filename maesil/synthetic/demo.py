@@ -81,13 +81,12 @@ def commands(out: Path, plan: DemoPlan) -> list[list[str]]:
     spacing, superpatch, workers = f"{plan.spacing_mm:g}", str(plan.superpatch), str(plan.workers)
     ingest = ["--spacing", spacing, "--superpatch", superpatch, "--workers", workers]
     train = ["--preset", "tiny", "--steps", str(plan.steps), "--device", "cpu", *plan.options]
-    resume = ["--resume"] if (out / "run" / "config.toml").exists() else []
     scores = ["--json", str(out / "scores.json"), "--out", str(out / "evaluation")]
     return [
         ["ingest", study, "--out", store, *ingest, "--key-file", str(out / "identity.key")],
         ["store", "info", store],
         ["store", "verify", store],
-        ["train", store, *train, "--out", run, *resume],
+        ["train", store, *train, "--out", run, "--resume=auto"],
         ["evaluate", run, store, "--device", "cpu", *scores],
     ]
 

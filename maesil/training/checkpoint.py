@@ -1,19 +1,19 @@
 """The checkpoint of a run: one file, replaced whole, that holds all a run needs to go on or to be used.
 
-``RUN/checkpoint.pt`` is a ``torch.save`` of plain values and tensors, read with ``weights_only=True``.
+``RUN/checkpoint.pt`` is a ``torch.save`` of plain values and tensors, read with ``weights_only=True``. It holds the
+SHA-256 of its own content: torch notices a flipped bit in a weight no more than it notices other weights.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from maesil.cache.provenance import StoreUse, recorded_uses, what_changed
 from maesil.config.schema import ModelConfig, RunConfig
 from maesil.config.toml import from_document, to_document
 from maesil.data.split import Split
@@ -24,14 +24,7 @@ from maesil.types import Intensity
 
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "maesil-checkpoint"
-_VERSION = 2
-
-FREE_ON_RESUME = {
-    "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops", "log_every", "validate_every",
-    "checkpoint_every", "picture_every", "readers", "threads", "device", "minutes", "compile", "kernels", "accumulate",
-    "ram", "device_resident",
-}  # fmt: skip
-"""Training options that may change between a checkpoint and its resumption."""
+_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,10 @@ class Run:
     torch_version: str
     ranks: int = 1
     """Processes that trained it up to this step."""
+
+    def weights_sha256(self) -> str:
+        """Return the hash of the weights that are scored and exported, by their content."""
+        return content_sha256(self.model.state_dict())
 
 
 def has_checkpoint(run_dir: Path) -> bool:
@@ -89,6 +86,7 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "rng": {"cpu": torch.get_rng_state(), "cuda": _device_rng(next(model.parameters()).device)},
     }
+    document["sha256"] = content_sha256(document)
     path = run_dir / CHECKPOINT
     temporary = path.with_suffix(".partial")
     try:
@@ -146,34 +144,6 @@ def _device_rng(device: torch.device) -> list[torch.Tensor]:
     return [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
 
 
-def require_resumable(
-    run: Run, config: RunConfig, store_fingerprints: tuple[str, ...], run_dir: Path, uses: Sequence[StoreUse] = ()
-) -> None:
-    """Raise CheckpointError unless going on with ``config`` and these stores means going on with the same run.
-
-    ``uses`` is what the stores are now, to say what changed.
-    """
-    saved, wanted = to_document(run.config), to_document(config)
-    for section, values in saved.items():
-        for name, value in values.items():
-            if value != wanted[section][name] and not (section == "train" and name in FREE_ON_RESUME):
-                raise CheckpointError(
-                    f"{run_dir}: the checkpoint was made with {section}.{name}={value}, asked for is "
-                    f"{wanted[section][name]}; resume without changing it, or train anew with another --out"
-                )
-    advice = "resume on the stores it was trained on, or train anew with another --out"
-    noted = recorded_uses(run_dir)
-    if run.store_fingerprints != store_fingerprints:
-        changed = what_changed(noted, uses) or "volumes were added, removed or remade"
-        raise CheckpointError(f"{run_dir}: the stores changed since the checkpoint ({changed}); {advice}")
-    before, now = ({use.fingerprint: use.weight for use in some} for some in (noted, uses))
-    if noted and uses and before != now:
-        weights = [", ".join(f"{weight}" for weight in some.values()) for some in (before, now)]
-        raise CheckpointError(
-            f"{run_dir}: the run was begun with store weights {weights[0]}, asked for is {weights[1]}; {advice}"
-        )
-
-
 def _read_document(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise CheckpointError(f"{path.parent}: expected a run folder made by `maesil train`, found none")
@@ -188,7 +158,33 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: expected a checkpoint of maesil, found one of another program")
     if document.get("version") != _VERSION:
         raise CheckpointError(f"{path}: expected checkpoint version {_VERSION}, found {document.get('version')}")
+    if document.pop("sha256", None) != content_sha256(document):
+        raise CheckpointError(f"{path}: damaged: its content does not have the checksum it was written with")
     return document
+
+
+def content_sha256(value: Any) -> str:
+    """Return the SHA-256 of dictionaries, lists, plain values and tensors, whatever file or device they are on."""
+    digest = hashlib.sha256()
+    _feed(digest, value)
+    return digest.hexdigest()
+
+
+def _feed(digest: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        digest.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    elif isinstance(value, dict):
+        digest.update(f"dict {len(value)};".encode())
+        for key, one in value.items():
+            digest.update(f"{key!r}:".encode())
+            _feed(digest, one)
+    elif isinstance(value, list | tuple):
+        digest.update(f"list {len(value)};".encode())
+        for one in value:
+            _feed(digest, one)
+    else:
+        digest.update(f"{value!r};".encode())
 
 
 def _rebuild_model(path: Path, config: ModelConfig, state: dict[str, torch.Tensor]) -> ReconstructionModel:

@@ -36,12 +36,12 @@ class RunLog:
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.4f}{task.fields[psnr]}{task.fields[speed]}"),
+            TextColumn("{task.fields[loss]}{task.fields[psnr]}{task.fields[speed]}"),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task("training", total=steps, completed=start, loss=math.nan, psnr="", speed="")
-        self._steps, self._loss, self._psnr, self._speed = steps, math.nan, "", ""
+        self._task = self._progress.add_task("training", total=steps, completed=start, loss="", psnr="", speed="")
+        self._steps, self._loss, self._psnr, self._speed = steps, "", "", ""
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -79,11 +79,12 @@ class RunLog:
 
         Without a loss, which is not read at every step, the last one stands.
         """
-        loss = self._loss = self._loss if loss is None else loss
-        self._progress.update(self._task, completed=step, loss=loss, psnr=self._psnr, speed=self._speed)
+        told = self._loss = self._loss if loss is None else f"loss {loss:.4f}"
+        self._progress.update(self._task, completed=step, loss=told, psnr=self._psnr, speed=self._speed)
         now = time.monotonic()
         if self._progress.disable and (now - self._last_line > _SECONDS_BETWEEN_LINES or step == self._steps):
-            self._console.print(f"step {step}/{self._steps}  loss {loss:.4f}{self._psnr}{self._speed}", highlight=False)
+            line = f"step {step}/{self._steps}  {told}{self._psnr}{self._speed}"
+            self._console.print(line, highlight=False, soft_wrap=True)
             self._last_line = now
 
 
@@ -104,20 +105,19 @@ class NoLog(nullcontext["NoLog"]):
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Keep the records up to ``step`` of a metrics file, if there is one; a torn last line goes too."""
+    """Keep the records up to ``step`` of a metrics file, if there is one; torn and damaged lines go too."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+    kept = [line.decode() for line in path.read_bytes().splitlines() if _step_of(line) <= step]
     write_whole(path, "".join(line + "\n" for line in kept))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file; a torn last line is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if math.isfinite(_step_of(line))]
+    """Return the records of a metrics file; torn and damaged lines are left out."""
+    return [json.loads(line) for line in path.read_bytes().splitlines() if math.isfinite(_step_of(line))]
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

@@ -5,36 +5,50 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.console import Console
 
-from maesil.cache.provenance import record_uses, spacing_told
+from maesil.cache.provenance import record_uses, recorded_uses, spacing_told
 from maesil.cache.ram import budget_bytes
 from maesil.config.schema import RunConfig
 from maesil.config.toml import to_toml
 from maesil.data.crops import validation_crops
 from maesil.data.intensity import measure_intensity
 from maesil.data.sampler import CropSampler
+from maesil.data.scans import record_scans
 from maesil.data.sources import Sources
 from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import convolutions_tuned, pick_device, settled
 from maesil.distributed import Ranks, current
 from maesil.errors import CheckpointError, UsageError
 from maesil.kernels import what_triton_lacks
+from maesil.models.encoders import Encoder
+from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
-from maesil.training.checkpoint import Run, has_checkpoint, load_run, require_resumable, restore_rng
+from maesil.text import counted
+from maesil.training.begin import Beginning, beginning
+from maesil.training.checkpoint import Run, has_checkpoint, load_run, restore_rng
+from maesil.training.crops_given import without_those_of_no_crop
+from maesil.training.log import METRICS
 from maesil.training.optim import make_optimizer
-from maesil.training.throughput import Pace, flops_per_crop, measure_peak, wait_for
+from maesil.training.resume import changes_told, require_resumable, require_same_split, restore_optimizer
+from maesil.training.throughput import Pace, duration_told, flops_per_crop, measure_peak, wait_for
 from maesil.training.trainer import Trainer
+from maesil.types import Intensity
 
 _WARM_UP_STEPS, _TIMED_STEPS = 3, 12
 _TIMED_VISITS = 2
 """Reading comes in visits of several steps; time is taken over whole ones."""
+
+
+Resume = Literal["auto"] | bool
+"""Whether to go on from a checkpoint: it must be there, or (``auto``) where it is there."""
 
 
 def prepare(
@@ -42,69 +56,121 @@ def prepare(
     config: RunConfig,
     out: Path,
     *,
-    resume: bool,
+    resume: Resume,
     console: Console,
     split: Split | Path | None = None,
     weights: Sequence[float] = (),
+    init_from: Path | Encoder | None = None,
 ) -> Trainer:
-    """Open the stores, split the patients, measure intensities, build or load the model; write what was decided."""
+    """Open the stores, split the patients, measure intensities, build or load the model; write what was decided.
+
+    A run that begins leaves the checkpoint of step 0 at once: from then on a run folder without one is damaged.
+    """
     ranks = current()
     device = pick_device(config.train.device, ranks)
-    if config.train.kernels == "triton" and (missing := what_triton_lacks(device)):
-        lacks = "Triton needs a GPU" if device.type == "cpu" else f"there is {missing}"
-        raise UsageError(
-            f"train.kernels=triton: {lacks}, training is on {device}; use auto or reference "
-            "(with a GPU: pip install 'maesil[gpu]')"
-        )
-    _require_even_shares(config, ranks)
+    _require_possible(config, device, ranks)
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
-    _require_run_folder(out, resume)
+    # Decided by one rank: the checkpoint of step 0 appears while others look.
+    saved = load_run(out, device) if ranks.from_first(lambda: _goes_on(out, resume)) else None
     ram = budget_bytes(config.train.ram, ranks.on_this_machine)
-    sources = Sources.open(stores, config.model, where=config.train.where, weights=weights, ram=ram)
-    saved = load_run(out, device) if resume and has_checkpoint(out) else None
-    if not saved and ranks.first:
-        record_uses(out, sources.uses)
-    model = make_model(config.model)
-    if saved:
-        require_resumable(saved, config, sources.fingerprints, out, sources.uses)
-        split, intensity = saved.split, saved.intensity
-        model.load_state_dict(saved.last_weights)
-        if config.train.minutes:  # what fits was decided when the run began
-            config = with_steps(config, saved.config.train.steps)
-    else:
-        split = _split(sources, config, split, console)
-        measured = partial(measure_intensity, sources, split.train, config.train.window, config.train.readers)
-        intensity = ranks.from_first(measured)
-        model.init_weights(torch.Generator().manual_seed(config.train.seed))
-        torch.manual_seed(config.train.seed)  # for the codes that a VQ-VAE revives: alike on all ranks
-    model = settled(model, device)
-    trainer = Trainer(
-        config=config,
-        device=device,
-        store_fingerprints=sources.fingerprints,
-        split=split,
-        intensity=intensity,
-        sampler=CropSampler(sources, split.train, config.model.crop, config.train),
-        validation=validation_crops(sources, split.validation, config.model.crop, config.train),
-        model=model,
-        optimizer=make_optimizer(model, config.train),
-        averaged=saved.model if saved and config.train.ema else None,
-    )
-    if config.train.minutes and not saved:
-        fitting = steps_that_fit(trainer, config.train.minutes)
-        trainer.config = with_steps(config, ranks.from_first(lambda: fitting))
-    if saved:
-        trainer.step = saved.step
-        trainer.optimizer.load_state_dict(saved.optimizer_state)
-        restore_rng(saved.rng_state, device)
-        _announce_changes(saved, trainer, console)
-    if ranks.first:
-        _write_decisions(trainer, out)
+    began = recorded_uses(out) if saved else ()
+    sources = Sources.open(stores, config.model, where=config.train.where, weights=weights, ram=ram, began=began)
+    asked = _Asked(config, out, device, split, init_from, console)
+    trainer = _resumed(saved, sources, asked) if saved else _begun(sources, asked)
     _announce(trainer, console)
     if len(spacings := {spacing_told(use.recipe) for use in sources.uses}) > 1:
         console.print(f"the stores differ in spacing (z, y, x): {', '.join(sorted(spacings))}", highlight=False)
     return trainer
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What a caller asks for."""
+
+    config: RunConfig
+    out: Path
+    device: torch.device
+    split: Split | Path | None
+    init_from: Path | Encoder | None
+    console: Console
+
+    def tell(self, lines: Iterable[str]) -> None:
+        """Print lines as they are."""
+        for line in lines:
+            self.console.print(line, highlight=False)
+
+
+def _begun(sources: Sources, asked: _Asked) -> Trainer:
+    """Return the trainer of a new run, and write what was decided."""
+    ranks, config = current(), asked.config
+    drawn = _split(sources, config, asked.split, asked.console)
+    sampler = CropSampler(sources, drawn.train, config.model.crop, config.train)
+    drawn, told = without_those_of_no_crop(drawn, sources, sampler, config)
+    measured = partial(measure_intensity, sources, drawn.train, config.train.window, config.train.readers)
+    intensity, model = ranks.from_first(measured), make_model(config.model)
+    model.init_weights(torch.Generator().manual_seed(config.train.seed))
+    begins = Beginning() if asked.init_from is None else beginning(asked.init_from, model)
+    asked.tell([*told, *begins.told(drawn)])
+    torch.manual_seed(config.train.seed)  # for the codes that a VQ-VAE revives: alike on all ranks
+    trainer = _trainer(sources, asked, config, model, sampler, drawn, intensity)
+    if config.train.minutes:
+        fitting = steps_that_fit(trainer, config.train.minutes)
+        trainer.config = with_steps(config, ranks.from_first(lambda: fitting))
+    if ranks.first:
+        record_uses(asked.out, sources.uses)
+        record_scans(asked.out, sources.stores, drawn, begins.scans)
+        _write_decisions(trainer, asked.out)
+        trainer.save(asked.out)
+    return trainer
+
+
+def _resumed(saved: Run, sources: Sources, asked: _Asked) -> Trainer:
+    """Return the trainer of a run that goes on from its checkpoint."""
+    config, out = asked.config, asked.out
+    if config.train.minutes:  # what fits was decided when the run began
+        config = with_steps(config, saved.config.train.steps)
+    require_resumable(saved, config, sources.fingerprints, out, sources.uses)
+    if asked.init_from is not None:
+        raise UsageError(f"{out}: goes on from its checkpoint, so --init-from is not for it; leave it out")
+    if asked.split is not None:
+        require_same_split(saved, _split(sources, config, asked.split, asked.console), out)
+    model = make_model(config.model)
+    model.load_state_dict(saved.last_weights)
+    sampler = CropSampler(sources, saved.split.train, config.model.crop, config.train)
+    trainer = _trainer(sources, asked, config, model, sampler, saved.split, saved.intensity)
+    trainer.step = saved.step
+    if config.train.ema:
+        trainer.averaged = saved.model
+    restore_optimizer(trainer.optimizer, saved.optimizer_state)
+    restore_rng(saved.rng_state, asked.device)
+    asked.tell([*_growth_told(sources, out), *changes_told(saved, config), *_ranks_told(saved, trainer)])
+    if current().first:
+        _write_decisions(trainer, out)
+    return trainer
+
+
+def _trainer(
+    sources: Sources,
+    asked: _Asked,
+    config: RunConfig,
+    model: ReconstructionModel,
+    sampler: CropSampler,
+    split: Split,
+    intensity: Intensity,
+) -> Trainer:
+    model = settled(model, asked.device)
+    return Trainer(
+        config=config,
+        device=asked.device,
+        store_fingerprints=sources.fingerprints,
+        split=split,
+        intensity=intensity,
+        sampler=sampler,
+        validation=validation_crops(sources, split.validation, config.model.crop, config.train),
+        model=model,
+        optimizer=make_optimizer(model, config.train),
+    )
 
 
 def _split(sources: Sources, config: RunConfig, wanted: Split | Path | None, console: Console) -> Split:
@@ -116,7 +182,9 @@ def _split(sources: Sources, config: RunConfig, wanted: Split | Path | None, con
         return split_patients(present, config.train.validation, config.train.seed)
     split, unknown = read_split(wanted, present)
     if unknown:
-        console.print(f"{wanted}: {unknown} patients of the stores are not in the split and left out", highlight=False)
+        console.print(
+            f"{wanted}: {counted(unknown, 'patient')} of the stores not in the split and left out", highlight=False
+        )
     return split
 
 
@@ -158,20 +226,41 @@ def measure_pace(trainer: Trainer, console: Console) -> Pace:
         f"product on {trainer.device}, measured now",
         highlight=False,
     )
-    return Pace(crops, flops * crops, peak * ranks.count)
+    pace = Pace(crops, flops * crops, peak * ranks.count)
+    left = trainer.config.train.steps - trainer.step
+    work = f"{counted(left, 'step')} of {counted(crops, 'superpatch', 'superpatches')}"
+    console.print(f"{work}: {duration_told(pace.least_seconds(left))} or more, at that peak", highlight=False)
+    return pace
 
 
-def _require_run_folder(out: Path, resume: bool) -> None:
-    """Refuse to overwrite a run, and to resume what never began."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: expected a folder for the run, found a file; name another --out")
-    if resume and not (out / "config.toml").exists():
-        raise CheckpointError(f"{out}: nothing to resume, expected a run folder made by `maesil train`")
-    if not resume and has_checkpoint(out):
-        raise UsageError(f"{out}: holds a run already; go on with --resume, or name another --out")
+def _goes_on(out: Path, resume: Resume) -> bool:
+    """Return whether a run goes on from its checkpoint; refuse to overwrite a run, and to resume what never began."""
+    if has_checkpoint(out):
+        if not resume:
+            raise UsageError(f"{out}: holds a run already; go on with --resume, or name another --out")
+        return True
+    metrics = out / METRICS
+    if metrics.exists() and metrics.stat().st_size:
+        raise CheckpointError(
+            f"{out}: expected the checkpoint beside the metrics of a run, found none: it was removed; bring it back, "
+            "or name another --out"
+        )
+    if resume and resume != "auto":
+        raise CheckpointError(
+            f"{out}: nothing to resume, expected a run folder made by `maesil train`; --resume auto begins where there "
+            "is none"
+        )
+    return False
 
 
-def _require_even_shares(config: RunConfig, ranks: Ranks) -> None:
+def _require_possible(config: RunConfig, device: torch.device, ranks: Ranks) -> None:
+    """Raise UsageError for what this device or so many ranks cannot do."""
+    if config.train.kernels == "triton" and (missing := what_triton_lacks(device)):
+        lacks = "Triton needs a GPU" if device.type == "cpu" else f"there is {missing}"
+        raise UsageError(
+            f"train.kernels=triton: {lacks}, training is on {device}; use auto or reference "
+            "(with a GPU: pip install 'maesil[gpu]')"
+        )
     parts = ranks.count * config.train.accumulate
     if config.train.batch % parts:
         raise UsageError(
@@ -192,8 +281,9 @@ def _announce(trainer: Trainer, console: Console) -> None:
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     patients, held_out = len(trainer.split.train), len(trainer.split.validation)
     ranks = f" by {trainer.ranks.count} ranks" if trainer.ranks.count > 1 else ""
+    crops = counted(len(trainer.validation), "crop")
     console.print(
-        f"{patients} patients to train on, {held_out} held out ({len(trainer.validation)} crops); "
+        f"{counted(patients, 'patient')} to train on, {held_out} held out ({crops}); "
         f"{parameters / 1e6:.1f} M parameters on {trainer.device}{ranks}; "
         f"step {trainer.step} of {trainer.config.train.steps}",
         highlight=False,
@@ -202,13 +292,23 @@ def _announce(trainer: Trainer, console: Console) -> None:
         console.print("no validation: nobody is held out, or no crop of theirs holds enough body", highlight=False)
 
 
-def _announce_changes(saved: Run, trainer: Trainer, console: Console) -> None:
+def _growth_told(sources: Sources, out: Path) -> list[str]:
+    """Say that the stores hold more than the run trains on."""
+    if not sources.left_out:
+        return []
+    return [
+        f"the stores have grown by {counted(sources.left_out, 'volume')}: training goes on with those it began with; "
+        f"--init-from {out} begins a new run on all of them"
+    ]
+
+
+def _ranks_told(saved: Run, trainer: Trainer) -> list[str]:
     """Say in one line if the steps to come are dealt out otherwise than those before."""
-    before = f"{saved.ranks} ranks in {saved.config.train.accumulate} parts each"
-    now = f"{trainer.ranks.count} ranks in {trainer.config.train.accumulate} parts each"
-    if before != now:
-        console.print(
-            f"steps were taken by {before}, now by {now}: each step sees the same crops, masks and noise in the same "
-            "order, but its sums are rounded otherwise, so losses will differ in their last digits",
-            highlight=False,
-        )
+    before = f"{counted(saved.ranks, 'rank')} in {counted(saved.config.train.accumulate, 'part')} each"
+    now = f"{counted(trainer.ranks.count, 'rank')} in {counted(trainer.config.train.accumulate, 'part')} each"
+    if before == now:
+        return []
+    return [
+        f"steps were taken by {before}, now by {now}: each step sees the same crops, masks and noise in the same "
+        "order, but its sums are rounded otherwise, so losses will differ in their last digits"
+    ]

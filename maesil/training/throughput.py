@@ -62,6 +62,14 @@ def flops_per_crop(learner: Learner, crop: MicroBatch) -> int:
     return flops
 
 
+def duration_told(seconds: float) -> str:
+    """Return a duration in words, by its largest unit."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 class Pace:
     """The clock of a run: how long its steps took since they were last asked for, and how long they waited for data.
 
@@ -72,6 +80,10 @@ class Pace:
     def __init__(self, crops: int, flops: float, peak: float) -> None:
         self._crops, self._flops, self._peak = crops, flops, peak
         self.restart()
+
+    def least_seconds(self, steps: int) -> float:
+        """Return how long so many steps take at the peak: no run is faster."""
+        return steps * self._flops / self._peak
 
     def restart(self) -> None:
         """Count from now on."""

@@ -7,8 +7,8 @@ run goes on from its last checkpoint with the losses an undisturbed one would ha
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,16 @@ from maesil.config.schema import RunConfig
 from maesil.data.split import Split
 from maesil.devices import convolutions_tuned, memory_errors_named
 from maesil.distributed import joined
+from maesil.files import folder_locked
 from maesil.kernels import use_kernels
-from maesil.signals import interrupts_deferred
+from maesil.models.encoders import Encoder
+from maesil.signals import interrupts_deferred, interrupts_raised
+from maesil.training.checkpoint import has_checkpoint
+from maesil.training.kept import Kept
 from maesil.training.log import NoLog, RunLog
 from maesil.training.profiling import profiled
-from maesil.training.setup import measure_pace, prepare
+from maesil.training.setup import Resume, measure_pace, prepare
+from maesil.training.trainer import Trainer
 
 _LESS_MEMORY = "raise train.accumulate (the same steps in more parts), or lower train.batch or model.width"
 
@@ -33,9 +38,15 @@ class TrainSummary:
 
     out: Path
     steps: int
+    """Done in all."""
     seconds: float
+    """Of this call."""
     last: dict[str, float]
     """The last record of ``metrics.jsonl`` that this call wrote; empty if the run was complete already."""
+    begun_at: int = 0
+    """Steps that were done before this call."""
+    held_out: int = 0
+    """Patient groups that were not trained on."""
 
 
 def train(
@@ -43,11 +54,13 @@ def train(
     config: RunConfig,
     out: Path,
     *,
-    resume: bool = False,
+    resume: Resume = False,
     split: Split | Path | None = None,
     weights: Sequence[float] = (),
+    init_from: Path | Encoder | None = None,
     console: Console | None = None,
     profile: bool = False,
+    note: str = "",
 ) -> TrainSummary:
     """Pre-train a model on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
 
@@ -55,49 +68,88 @@ def train(
 
     ``split`` says which patient groups are trained on and validated on, itself or by its file, in place of the
     configuration's share. ``weights`` are the shares of the crops that each of ``stores`` gives; none: by body.
-    With ``resume`` a run that was cut off goes on; its configuration must be the same but for the number of
-    steps, the optimiser's values and what does not touch the losses. Raises UsageError, CheckpointError,
-    NoInputError, ResourceError, StoreError (damage, at the step that meets it), and KeyboardInterrupt after
-    SIGINT or SIGTERM, once the checkpoint is written. ``profile`` traces a few steps, see `maesil.training.profiling`.
+    With ``resume`` a run that was cut off goes on (``auto``: or begins, where there is none); what may change then
+    stands in `maesil.training.resume.ON_RESUME`. ``init_from`` is a run, or an encoder of `maesil.load_encoder`, whose
+    weights a new run begins with. Raises UsageError, CheckpointError, NoInputError, ResourceError, StoreError (damage,
+    at the step that meets it), and KeyboardInterrupt, with a line that says how to go on, after a signal that asks for
+    an end (`maesil.signals.ENDS`), once the checkpoint is written. ``profile`` traces a few steps, see
+    `maesil.training.profiling`. ``note`` is a line on the configuration, said once the run is set up.
     """
-    started, last = time.monotonic(), {}
-    with joined() as ranks, memory_errors_named(_LESS_MEMORY), use_kernels(config.train.kernels):
-        console = (console or Console(stderr=True)) if ranks.first else Console(quiet=True)
-        trainer = prepare(stores, config, out, resume=resume, split=split, weights=weights, console=console)
-        settings, pace = trainer.config.train, measure_pace(trainer, console)
-        with (
-            convolutions_tuned(trainer.model, trainer.device),
-            RunLog(out, trainer.step, settings.steps, console) if ranks.first else NoLog() as log,
-            profiled(out, trainer.device, console) if profile and ranks.first else nullcontext() as profiler,
-            trainer.loader() as loader,
-            interrupts_deferred() as interrupted,
-        ):
-            for ready in pace.over(trainer.prepared(loader.batches(trainer.step, settings.steps))):
-                trainer.training_step(ready)
-                step, end = trainer.step, trainer.step == settings.steps
-                if profiler:
-                    profiler.step(ready, pace.last_wait)
+    started = time.monotonic()
+    with (
+        _interrupts_told(out), joined() as ranks, interrupts_raised(), memory_errors_named(_LESS_MEMORY),
+        use_kernels(config.train.kernels),
+    ):  # fmt: skip
+        console = (console or Console(stderr=True, soft_wrap=True)) if ranks.first else Console(quiet=True)
+        with folder_locked(out, "`maesil train`") if ranks.first else nullcontext():
+            trainer = prepare(
+                stores, config, out, resume=resume, split=split, weights=weights, init_from=init_from, console=console
+            )
+            begun_at = trainer.step
+            if note:
+                console.print(note, highlight=False)
+            last = _take_steps(trainer, out, console, profile) if begun_at < trainer.config.train.steps else {}
+    held_out = len(trainer.split.validation) + len(trainer.split.test)
+    return TrainSummary(out, trainer.step, time.monotonic() - started, last, begun_at, held_out)
 
-                validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
-                logged = end or validate or step % settings.log_every == 0
-                record = trainer.read() if logged else {}  # waits for the device
-                log.show(step, record.get("loss"))
-                if logged:
-                    record |= pace.record()
-                    record |= trainer.validate() if validate else {}
-                    log.write(record)
-                    last = record
-                    pace.restart()
-                stop = ranks.any(interrupted.is_set())
-                if end or stop or step % settings.checkpoint_every == 0:
-                    trainer.read()  # no step that blew up becomes a checkpoint
-                    log.sync()
-                    if ranks.first:
-                        trainer.save(out)
-                if ranks.first and (end or (settings.picture_every and step % settings.picture_every == 0)):
-                    trainer.draw_picture(out / "pictures" / f"step_{step:07d}.png")
-                if stop and not end:
-                    console.print(f"interrupted after step {step}; the checkpoint is written, go on with --resume")
-                    ranks.any(False)  # the first rank has written it before any other ends
-                    raise KeyboardInterrupt
-    return TrainSummary(out, trainer.step, time.monotonic() - started, last)
+
+def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) -> dict[str, float]:
+    """Take the steps that are left; return the last record."""
+    ranks, last = trainer.ranks, {}
+    settings, pace = trainer.config.train, measure_pace(trainer, console)
+    kept = Kept(out, trainer)
+    with (
+        convolutions_tuned(trainer.model, trainer.device),
+        RunLog(out, trainer.step, settings.steps, console) if ranks.first else NoLog() as log,
+        profiled(out, trainer.device, console) if profile and ranks.first else nullcontext() as profiler,
+        trainer.loader() as loader,
+        interrupts_deferred(_ENDS_SOON if ranks.first else "") as interrupted,
+    ):
+        for ready in pace.over(trainer.prepared(loader.batches(trainer.step, settings.steps))):
+            trainer.training_step(ready)
+            step, end = trainer.step, trainer.step == settings.steps
+            if profiler:
+                profiler.step(ready, pace.last_wait)
+
+            validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
+            logged = end or validate or step % settings.log_every == 0
+            record = trainer.read() if logged else {}  # waits for the device
+            if logged:
+                record |= pace.record()
+                record |= trainer.validate() if validate else {}
+                log.write(record)
+                last = record
+                pace.restart()
+            log.show(step, record.get("loss"))  # after a validation, so that its score is this step's
+            if ranks.first and validate:
+                kept.write_if_best(record["validation_psnr"])  # first: a resumed run takes it for written
+            stop = ranks.any(interrupted.is_set())
+            if end or stop or kept.due():
+                trainer.read()  # no step that blew up becomes a checkpoint
+                log.sync()
+                kept.write()
+            if ranks.first and (end or (settings.picture_every and step % settings.picture_every == 0)):
+                trainer.draw_picture(out / "pictures" / f"step_{step:07d}.png")
+            if stop and not end:
+                ranks.any(False)  # the first rank has written it before any other ends
+                raise KeyboardInterrupt(
+                    f"interrupted after step {step}; the checkpoint is written, go on with --resume"
+                )
+    return last
+
+
+_ENDS_SOON = "asked to end: the checkpoint follows after this step; ask again to end at once, without it"
+
+
+@contextmanager
+def _interrupts_told(out: Path) -> Iterator[None]:
+    """Let an interrupt at any other moment say how to go on, too."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if error.args:
+            raise
+        told = "the last checkpoint stays, go on with --resume"
+        if not has_checkpoint(out):
+            told = "no step was taken yet, so begin again with the same command"
+        raise KeyboardInterrupt(f"interrupted; {told}") from error

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from support.stores import make_store
 
-from maesil.cache.ram import available_memory, budget_bytes, ram_readers
+from maesil.cache.memory import available_memory
+from maesil.cache.ram import budget_bytes, ram_readers
 from maesil.errors import StoreError
 from maesil.store.reader import SuperpatchReader
 

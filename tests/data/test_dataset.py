@@ -143,3 +143,15 @@ def test_the_examples_of_the_page_run(world, monkeypatch, section):
     names: dict = {}
     exec(PAGE[section], names)
     assert torch.isfinite(names["loss"])
+
+
+def test_a_relative_path_outlives_a_change_of_folder(world, tmp_path, monkeypatch):
+    folder, _ = world
+    (name,) = {path.parent.name for path in folder.glob("*/zarr.json")}
+    monkeypatch.chdir(folder)
+    dataset = maesil.SuperpatchDataset(name)
+    expected = dataset[0]["hu"]
+    monkeypatch.chdir(tmp_path)
+    again = maesil.SuperpatchDataset(f"file://{folder / name}")
+    for late in (dataset, pickle.loads(pickle.dumps(dataset)), again):
+        assert torch.equal(late[0]["hu"], expected)

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import UNETR
+from monai.networks.nets import UNETR, ViT
 from support.pages import snippets
 from support.runs import SMALL, save_run
 from support.stores import make_store
@@ -104,6 +104,24 @@ def test_monai_s_unetr_has_them_inside(tmp_path):
         assert unetr(image).shape == (1, 2, 32, 32, 32)
 
 
+def test_another_number_of_heads_is_refused_though_every_weight_fits(tmp_path):
+    run = load_run(save_run(tmp_path / "run", SPLIT, replace(SMALL, width=128)))
+    encoder = encoder_of(run.model, run.intensity)
+
+    def vit(heads):
+        return ViT(
+            1, (32, 32, 32), (8, 8, 8), hidden_size=128, mlp_dim=512, num_layers=1, num_heads=heads,
+            proj_type="perceptron", qkv_bias=True,
+        )  # fmt: skip
+
+    wrong = vit(4)
+    before = {name: value.clone() for name, value in wrong.state_dict().items()}
+    with pytest.raises(UsageError, match="num_heads=2, found 4"):
+        load_into_monai_vit(encoder, wrong)
+    assert all(torch.equal(value, before[name]) for name, value in wrong.state_dict().items())
+    load_into_monai_vit(encoder, vit(2))
+
+
 def test_another_network_of_monai_and_another_kind_are_refused(world, tmp_path):
     folder, _, _ = world
     encoder = maesil.load_encoder(folder / "encoder")
@@ -144,7 +162,7 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     config = RunConfig(SMALL, train=TrainConfig(steps=1, batch=1, device="cpu"))
     train([store.path], config, tmp_path / "run")
     scores = {
-        "step": 1,
+        "weights_sha256": load_run(tmp_path / "run").weights_sha256(),
         "store_fingerprint": "f",
         "rows": [{"model": "maesil", "region": "body", "psnr_hidden": 20.25}],
     }
@@ -157,8 +175,12 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     assert card["input"]["spacing_zyx_mm"] == ["native"]
     assert card["scores"][0]["psnr_hidden"] == 20.25 and "| 20.250 |" in (tmp_path / "out" / "README.md").read_text()
     # Scores of other weights are not those of these.
-    (tmp_path / "run" / "evaluation" / "scores.json").write_text(json.dumps(scores | {"step": 9}))
-    export_encoder(tmp_path / "run", tmp_path / "out")
+    (tmp_path / "run" / "evaluation" / "scores.json").write_text(json.dumps(scores | {"weights_sha256": "0" * 64}))
+    before = (tmp_path / "out" / "card.json").read_text()
+    with pytest.raises(UsageError, match="--force to replace it"):
+        export_encoder(tmp_path / "run", tmp_path / "out")
+    assert (tmp_path / "out" / "card.json").read_text() == before
+    export_encoder(tmp_path / "run", tmp_path / "out", force=True)
     assert json.loads((tmp_path / "out" / "card.json").read_text())["scores"] == []
     # A run that lost what it noted of its stores is told its store, and only its own.
     (tmp_path / "run" / "stores.json").unlink()

@@ -89,3 +89,16 @@ def test_what_does_not_fit_is_refused(world, tmp_path):
     with pytest.raises(UsageError, match=r"model\.crop"):
         write_features(folder / "run", odd.path, tmp_path / "f.parquet")
     assert not (tmp_path / "f.parquet").exists()
+
+
+def test_what_is_cut_off_leaves_the_table_that_was_there(world, tmp_path, monkeypatch):
+    folder, store, _ = world
+    (tmp_path / "f.parquet").write_bytes(b"of before")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maesil.downstream.features.embed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_features(folder / "run", store.path, tmp_path / "f.parquet", device="cpu")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("f.parquet", b"of before")]

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.labelled import labelled_store
+from support.labelled import SPACING, labelled_store
 from support.runs import save_run
+from support.stores import add_volume, make_store
 
+from maesil.data.scans import record_scans
 from maesil.data.split import Split
 from maesil.downstream.finetune import (
     Budget,
@@ -19,6 +21,7 @@ from maesil.downstream.finetune import (
     Task,
     _batch,
     _draw,
+    _rare,
     _start,
     choose_task,
     finetune,
@@ -29,6 +32,7 @@ from maesil.downstream.folds import Patients, patients_of
 from maesil.downstream.labels import load_labels
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
+from maesil.store.duplicates import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.synthetic.phantom import ORGANS
 from maesil.training.checkpoint import load_run
@@ -51,10 +55,10 @@ def ids(places):
 
 def test_only_unseen_patients_are_scored_and_nobody_is_in_both_parts(world):
     store, _, volumes, _, reader, labels = world
-    patients = patients_of(store, labels.volumes, {"patient-0"}, 0, include_trained=False)
+    found = patients_of(patients([store]), labels.volumes, {"patient-0"}, 0, include_trained=False)
     for seed in range(4):
         for share in (0.01, 0.34, 0.9):
-            task = choose_task(reader, labels, patients, 32, share, seed)
+            task = choose_task(reader, labels, found, 32, share, seed)
             assert ids(task.test) and not ids(task.test) & ids(task.train)
             assert volumes[0].volume_id in ids(task.train)
             assert ids(task.test) | ids(task.train) == {volume.volume_id for volume in volumes}
@@ -147,3 +151,41 @@ def test_a_patient_that_was_trained_on_is_not_scored_unasked(world, tmp_path):
         run, store.path, tmp_path / "one", tmp_path / "out", budget=budget, device="cpu", include_trained=True
     )
     assert "optimistic" in report.notes[-1]
+
+
+def test_a_copy_of_another_store_s_training_scan_is_not_scored(world, tmp_path):
+    store, labels_dir, volumes, _, reader, _ = world
+    elsewhere = make_store(tmp_path / "elsewhere", [], superpatch=32)
+    hu = reader.read_region(volumes[1].volume_id, (0, 0, 0), volumes[1].shape)
+    add_volume(elsewhere, hu, name="copy", group="copy", spacing=SPACING)
+    split = Split(("copy", "patient-0", "patient-2"), ())
+    run = save_run(tmp_path / "run", split)
+    record_scans(run, [elsewhere], split)
+    budget = Budget(steps=1, batch=1, seeds=1)
+    report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
+    assert {row["volume_id"] for row in report.rows} == {volumes[3].volume_id}
+
+
+def test_a_class_scored_in_one_volume_is_noted():
+    rows = [
+        {"volume_id": volume, "class": name, "dice": dice}
+        for volume, name, dice in [("v", "x", 0.5), ("w", "x", 0.1), ("v", "y", 0.7), ("w", "y", None)]
+    ]
+    assert list(_rare(rows, ["x", "y"])) == ["y is scored in one of the 2 volumes alone: says little of new patients"]
+    assert not list(_rare(rows[::2], ["x", "y"]))
+
+
+def test_what_is_cut_off_leaves_no_results(world, tmp_path, monkeypatch):
+    store, labels_dir, _, run, *_ = world
+    turns = []
+
+    def second_is_interrupted(*given):
+        turns.append(1)
+        if len(turns) == 2:
+            raise KeyboardInterrupt
+        return score_segmenter(*given)
+
+    monkeypatch.setattr("maesil.downstream.finetune.score_segmenter", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(run, store.path, labels_dir, tmp_path / "out", budget=Budget(steps=1, batch=1, seeds=1), device="cpu")
+    assert list((tmp_path / "out").iterdir()) == []

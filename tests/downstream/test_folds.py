@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.downstream.folds import longest_axis, patients_of
+from maesil.downstream import folds
+from maesil.downstream.folds import longest_axis
 from maesil.errors import UsageError
+from maesil.store.duplicates import patients
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +25,10 @@ def world(tmp_path_factory):
 def names(patients, volumes):
     of = {volume.volume_id: name for name, volume in volumes.items()}
     return {frozenset(of[v] for v in patient) for patient in patients}
+
+
+def patients_of(store, volumes, trained_on, seed, *, include_trained):
+    return folds.patients_of(patients([store]), volumes, trained_on, seed, include_trained=include_trained)
 
 
 def test_nobody_who_was_trained_on_is_scored_under_any_name(world):

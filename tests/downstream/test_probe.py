@@ -14,9 +14,11 @@ from support.runs import SMALL, save_run
 from support.stores import add_volume
 
 from maesil.config.schema import MaskConfig
+from maesil.data.scans import record_scans
 from maesil.data.split import Split
+from maesil.downstream.folds import Patients
 from maesil.downstream.labels import load_labels
-from maesil.downstream.probe import Fold, Patches, _look_at, _score, patch_classes, probe, spatial_folds
+from maesil.downstream.probe import Fold, Patches, _look_at, _rare, _score, patch_classes, probe, spatial_folds
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
 from maesil.store.index import write_index
@@ -211,3 +213,37 @@ def test_labels_in_one_layer_of_crops_are_not_enough_of_one_patient(world, tmp_p
     write_nifti(tmp_path / "l" / f"{volumes[2].volume_id}.nii.gz", lower, volumes[2].affine)
     with pytest.raises(UsageError, match="two layers of crops"):
         probe(folder / "run", store.path, tmp_path / "l", out=tmp_path, device="cpu")
+
+
+def test_a_copy_of_another_store_s_training_scan_is_learnt_from_and_not_scored(world, tmp_path):
+    """The run was trained on a copy that is gone: the probed store knows nothing of it, the run does."""
+    _, store, labels, volumes, _ = world
+    elsewhere = Store.create(tmp_path / "elsewhere", Recipe(spacing=None, superpatch=32), key_fingerprint="0" * 16)
+    hu = SuperpatchReader(store).read_region(volumes[1].volume_id, (0, 0, 0), volumes[1].shape)
+    add_volume(elsewhere, hu, name="copy", group="copy", spacing=SPACING)
+    split = Split(("copy",), ())
+    for path in (tmp_path / "run", tmp_path / "other"):
+        save_run(path, split, replace(SMALL, kind="mae2d") if path.name == "other" else SMALL)
+    record_scans(tmp_path / "run", [elsewhere], split)
+    shutil.rmtree(tmp_path / "elsewhere")
+    few = {"patches": 400, "device": "cpu"}
+    facts = probe(tmp_path / "run", store.path, labels, **few).document()
+    assert (facts["patients_scored"], facts["patients_learnt_from_only"]) == (3, 1)
+    assert not any("recognise" in note for note in facts["notes"])
+    facts = probe(tmp_path / "other", store.path, labels, **few).document()
+    assert facts["patients_scored"] == 4
+    assert any("keeps nothing to recognise its scans by" in note for note in facts["notes"])
+    facts = probe(tmp_path / "other", store.path, labels, against=[tmp_path / "run"], **few).document()
+    assert facts["patients_scored"] == 3
+
+
+def test_a_class_of_one_patient_is_noted():
+    def patient(*has):
+        shares = np.zeros((5, 3), np.float32)
+        shares[2, list(has)] = 0.5
+        return Patches(np.zeros((5, 3), np.int64), shares, {})
+
+    looked_at = {"a": patient(0, 1), "a2": patient(1), "b": patient(0), "c": patient(0)}
+    told = list(_rare(looked_at, Patients((("a", "a2"), ("b",)), (("c",),)), ["everywhere", "in a", "nowhere"]))
+    assert len(told) == 1 and told[0].startswith("in a is in one of the 3 patients alone")
+    assert not list(_rare(looked_at, Patients((("a", "a2"),), ()), ["everywhere", "in a", "nowhere"]))

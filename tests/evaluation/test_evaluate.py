@@ -2,6 +2,9 @@
 
 import io
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ from support.runs import save_run
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.data.crops import grid_crops
+from maesil.data.scans import SCANS, record_scans
 from maesil.data.split import Split
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
 from maesil.evaluation.evaluate import choose_volumes, evaluate, taken
 from maesil.evaluation.predict import ModelPredictor, make_predictors, mask_seed, reconstruct
+from maesil.evaluation.reconstruct import reconstruct_volume
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.models.patches import expand_cells
@@ -219,3 +224,58 @@ def test_a_copy_of_a_training_scan_under_another_group_is_not_scored(tmp_path):
     assert taken(store, [chosen], "body > 0") == [chosen]
     with pytest.raises(UsageError, match="takes none of the 1 volumes"):
         taken(store, [chosen], "body > 1")
+
+
+def test_copies_are_not_scored_though_the_training_store_is_gone(tmp_path):
+    """The run alone is asked; what it cannot know is said."""
+    store = make_store(tmp_path / "s", [(64, 64, 64)], superpatch=32)
+    (trained,) = store.volumes()
+    run = save_run(tmp_path / "run", Split((trained.group,), ()))
+    other = make_store(tmp_path / "other", [], superpatch=32)
+    add_volume(other, synthetic_hu((64, 64, 64)), name="copy", group="copy")
+    add_volume(other, synthetic_hu((40, 64, 40), seed=8), name="new", group="new")
+    record_scans(run, [store], Split((trained.group,), ()))
+    shutil.rmtree(tmp_path / "s")
+    report = evaluate(run, tmp_path / "other", device="cpu")
+    assert {row["group"] for row in report.per_volume} == {"new"}
+    assert not any("recognise" in note for note in report.notes)
+    everyone = evaluate(run, tmp_path / "other", device="cpu", volumes=["all"])
+    assert everyone.notes[0].startswith("1 of 2 volumes are of patients the run was trained on")
+    facts = json.loads((run / "evaluation" / "scores.json").read_text())
+    assert facts["weights_sha256"] == load_run(run).weights_sha256()
+    copy = next(v.volume_id for v in other.volumes() if v.group == "copy")
+    notes = reconstruct_volume(run, other.path, copy, device="cpu").notes
+    assert any("trained on this patient" in note for note in notes)
+    (run / SCANS).unlink()
+    blind = evaluate(run, tmp_path / "other", device="cpu")
+    assert {row["group"] for row in blind.per_volume} == {"new", "copy"}
+    assert any("keeps nothing to recognise its scans by" in note for note in blind.notes)
+
+
+def test_a_split_is_told_what_is_true_of_it(tmp_path):
+    store = make_store(tmp_path / "s", [])
+    for seed, name in enumerate(("a", "b", "c", "d")):
+        add_volume(store, synthetic_hu((32, 32, 32), seed), name=name, group=name)
+    run = Split(("a",), ("b",), ("c",))
+    with pytest.raises(UsageError, match="trained on 1 and validated on 1 of the 3 volumes"):
+        choose_volumes(store, run, None, test=("a", "b", "c"))
+    with pytest.raises(UsageError, match="trained on 0 and validated on 1 of the 1 volumes"):
+        choose_volumes(store, run, None, test=("b",))
+    with pytest.raises(UsageError, match="found none among its 4 volumes"):
+        choose_volumes(store, run, None, test=("elsewhere",))
+
+
+def test_an_evaluation_that_is_cut_off_leaves_nothing_of_itself(world, tmp_path, monkeypatch):
+    folder, _, run, *_ = world
+    module = sys.modules["maesil.evaluation.evaluate"]
+    drawn = module._draw
+
+    def second_is_interrupted(*given):
+        if list(Path(given[-1]).iterdir()):
+            raise KeyboardInterrupt
+        return drawn(*given)
+
+    monkeypatch.setattr(module, "_draw", second_is_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(run, folder / "store", device="cpu", out=tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []

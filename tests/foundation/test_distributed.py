@@ -109,7 +109,7 @@ def test_interrupted_on_two_ranks_it_goes_on_alone_and_says_what_changes(store, 
 
     more = ["--steps", "4000", "--set", "train.minutes=0"]
     resumed = stopped_after(step + 4, store, out, "--resume", *more)
-    assert "steps were taken by 2 ranks in 1 parts each, now by 1 ranks in 1 parts each" in resumed
+    assert "steps were taken by 2 ranks in 1 part each, now by 1 rank in 1 part each" in resumed
     stopped_after(step + 4, store, undisturbed, *more)
     ours, theirs = (records(run)[: step + 4] for run in (out, undisturbed))
     assert [r["loss"] for r in ours] == pytest.approx([r["loss"] for r in theirs], rel=2e-3)

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from maesil.errors import UsageError
-from maesil.files import make_folder, require_file_place, require_folder_place, write_whole
+from maesil.files import (
+    folder_locked,
+    make_folder,
+    require_file_place,
+    require_folder_place,
+    results_at_once,
+    whole_file,
+    write_whole,
+)
 
 
 def test_a_file_is_written_with_the_folders_above_it_and_replaced_whole(tmp_path):
@@ -26,3 +34,40 @@ def test_what_is_in_the_way_is_told(tmp_path):
         make_folder(tmp_path / ("n" * 300))
     require_folder_place(tmp_path / "new" / "folder")
     assert sorted(one.name for one in tmp_path.iterdir()) == ["file"]
+
+
+def test_of_what_fails_nothing_is_left_and_what_was_there_stays(tmp_path):
+    write_whole(tmp_path / "old", "old\n")
+    with pytest.raises(KeyboardInterrupt), whole_file(tmp_path / "old") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), results_at_once(tmp_path) as place:
+        (place / "old").write_text("half")
+        (place / "new").write_text("half")
+        raise KeyboardInterrupt
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("old", "old\n")]
+    with results_at_once(tmp_path) as place:
+        (place / "old").write_text("replaced")
+        (place / "new").write_text("new")
+    assert sorted((one.name, one.read_text()) for one in tmp_path.iterdir()) == [("new", "new"), ("old", "replaced")]
+
+
+def test_a_folder_is_locked_against_others_as_long_as_it_is_written(tmp_path):
+    place, user = tmp_path / "r", "`maesil test`"
+    refused = pytest.raises(UsageError, match="another `maesil test` is writing there")
+    with folder_locked(place, user), refused, folder_locked(place, user):
+        pytest.fail("locked twice")
+    with folder_locked(place, user):
+        pass
+
+
+def test_nothing_but_its_format_lies_in_a_store(tmp_path):
+    (tmp_path / "s" / "volumes").mkdir(parents=True)
+    (tmp_path / "s" / "zarr.json").write_text("{}")
+    (tmp_path / "s" / "volumes" / "zarr.json").write_text("{}")
+    for place in (tmp_path / "s", tmp_path / "s" / "new", tmp_path / "s" / "volumes" / "a" / "b"):
+        with pytest.raises(UsageError, match="in the store"):
+            make_folder(place)
+        with pytest.raises(UsageError, match="in the store"):
+            write_whole(place / "file", "x")
+    make_folder(tmp_path / "beside")

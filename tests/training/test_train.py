@@ -24,10 +24,10 @@ from maesil.config.schema import KERNELS, ModelConfig, RunConfig, TrainConfig
 from maesil.config.toml import from_document
 from maesil.devices import pick_device
 from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
-from maesil.signals import interrupts_deferred
+from maesil.signals import ENDS, interrupts_deferred
 from maesil.store.store import Store
 from maesil.training.checkpoint import CHECKPOINT, load_run
-from maesil.training.log import RunLog, truncate_metrics
+from maesil.training.log import RunLog, read_metrics, truncate_metrics
 from maesil.training.train import train
 
 CONFIG = RunConfig(
@@ -81,7 +81,8 @@ def test_a_run_leaves_what_it_promises(undisturbed, store):
     (picture,) = (out / "pictures").iterdir()
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "2 patients to train on, 1 held out" in printed
-    assert "step 8/8" in printed
+    (last,) = [line for line in printed.splitlines() if line.startswith("step 8/8")]
+    assert f"held out {records[-1]['validation_psnr']:.2f} dB" in last, "the score of another validation"
 
 
 def test_tensorboard_holds_the_same_numbers(undisturbed):
@@ -177,18 +178,63 @@ def test_an_interrupt_writes_the_checkpoint_of_its_step(store, tmp_path):
     assert load_run(tmp_path / "r").step == 5
 
 
-def test_resume_before_the_first_checkpoint_starts_over_and_a_complete_run_stays(undisturbed, store, tmp_path):
+def test_a_run_that_lost_its_checkpoint_is_refused_and_keeps_its_log(undisturbed, store, tmp_path):
     out, _, _ = undisturbed
-    began = tmp_path / "began"
-    began.mkdir()
-    (began / "config.toml").write_text("", encoding="utf-8")
-    (began / "metrics.jsonl").write_text('{"step": 1, "loss": 5}\n{"st', encoding="utf-8")
-    run(store, began, resume=True)
-    assert [r["loss"] for r in metrics(began)] == [r["loss"] for r in metrics(out)]
-    before = metrics(began)
-    summary, _ = run(store, began, resume=True)
-    assert summary.last == {}
-    assert metrics(began) == before
+    lost = shutil.copytree(out, tmp_path / "lost")
+    (lost / CHECKPOINT).unlink()
+    for resume in (True, False, "auto"):
+        with pytest.raises(CheckpointError, match="expected the checkpoint beside the metrics"):
+            run(store, lost, resume=resume)
+    assert metrics(lost) == metrics(out)
+
+
+def test_resume_auto_begins_and_goes_on_by_one_command(undisturbed, store, tmp_path):
+    out, _, _ = undisturbed
+    with pytest.raises(CheckpointError, match="--resume auto begins"):
+        run(store, tmp_path / "r", resume=True)
+    (tmp_path / "r").mkdir(exist_ok=True)
+    (tmp_path / "r" / "config.toml").write_text("half of a beginn", encoding="utf-8")  # killed before step 0 was kept
+    first_losses(store, tmp_path / "r", CONFIG, 5, resume="auto")
+    run(store, tmp_path / "r", resume="auto")
+    assert [r["loss"] for r in metrics(tmp_path / "r")] == [r["loss"] for r in metrics(out)]
+
+
+def test_a_complete_run_stays_as_it_is_and_says_so(undisturbed, store, tmp_path):
+    done = shutil.copytree(undisturbed[0], tmp_path / "done")
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    summary, _ = run(store, done, resume=True)
+    assert (summary.last, summary.steps, summary.begun_at) == ({}, 8, 8)
+    assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
+    with pytest.raises(CheckpointError, match=r"8 steps are done, asked for is train\.steps=5"):
+        run(store, done, with_train(steps=5), resume=True)
+
+
+def test_a_run_cut_off_before_step_1_goes_on(undisturbed, store, tmp_path):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt, match="go on with --resume"):
+        patch.setattr("maesil.training.train.measure_pace", lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
+        run(store, tmp_path / "r")
+    assert load_run(tmp_path / "r").step == 0
+    run(store, tmp_path / "r", resume=True)
+    assert [r["loss"] for r in metrics(tmp_path / "r")] == [r["loss"] for r in metrics(undisturbed[0])]
+
+
+def test_two_runs_do_not_share_a_folder_nor_a_run_a_store(store, tmp_path):
+    process = start(store, tmp_path / "r", resume=False)
+    try:
+        wait_for_lines(tmp_path / "r", 3, process)
+        for resume in (False, True, "auto"):
+            with pytest.raises(UsageError, match="another `maesil train` is writing there"):
+                run(store, tmp_path / "r", resume=resume)
+    finally:
+        process.kill()
+        process.wait()
+    run(store, tmp_path / "r", with_train(steps=400, checkpoint_every=7, threads=0), resume=True)
+    assert load_run(tmp_path / "r").step == 400
+    before = sorted(store.rglob("*"))
+    for place in (store, store / "run", store / "volumes" / "run"):
+        with pytest.raises(UsageError, match="in the store"):
+            run(store, place)
+    assert sorted(store.rglob("*")) == before
 
 
 def test_runs_are_neither_overwritten_nor_resumed_by_mistake(undisturbed, store, tmp_path):
@@ -200,15 +246,35 @@ def test_runs_are_neither_overwritten_nor_resumed_by_mistake(undisturbed, store,
     with pytest.raises(CheckpointError, match=r"model\.width=16, asked for is 32"):
         run(store, out, replace(CONFIG, model=replace(CONFIG.model, width=32)), resume=True)
     (tmp_path / "file").write_text("x", encoding="utf-8")
-    with pytest.raises(UsageError, match="found a file"):
+    with pytest.raises(UsageError, match="found: a file"):
         run(store, tmp_path / "file")
 
 
-def test_a_store_that_changed_since_the_checkpoint_is_refused(tmp_path):
-    store = make_store(tmp_path / "s", [(32, 32, 32)])
+def test_stores_that_grew_are_trained_on_as_they_were(tmp_path):
+    """Two stores, whose order by fingerprint changes as they grow: the losses stay those of an undisturbed run."""
+    shapes = {"a": [(32, 32, 32), (32, 40, 32)], "b": [(40, 32, 32), (32, 32, 48)]}
+    stores = [make_store(tmp_path / name, some, superpatch=32) for name, some in shapes.items()]
+    paths, orders = [store.path for store in stores], set()
+    console = Console(file=io.StringIO(), width=300)
+    train(paths, CONFIG, tmp_path / "began", console=console)
+    undisturbed = shutil.copytree(tmp_path / "began", tmp_path / "undisturbed")
+    train(paths, with_train(steps=12), undisturbed, console=console, resume=True)
+    expected = [record["loss"] for record in metrics(undisturbed)]
+    for number in range(4):
+        add_volume(stores[number % 2], synthetic_hu((32, 32, 32), 9 + number), name=f"later{number}")
+        orders.add(stores[0].fingerprint < stores[1].fingerprint)
+        grown = shutil.copytree(tmp_path / "began", tmp_path / f"grown{number}")
+        train(paths, with_train(steps=12), grown, console=console, resume=True)
+        assert [record["loss"] for record in metrics(grown)] == expected
+    assert len(orders) == 2, "the order never changed: this test shows less than it says"
+    assert "the stores have grown by 4 volumes: training goes on with those it began with" in console.file.getvalue()
+
+
+def test_a_store_that_lost_what_the_run_began_with_is_refused(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 32, 32), (32, 32, 40)])
     run(store.path, tmp_path / "r")
-    add_volume(store, synthetic_hu((32, 32, 32), 9), name="later")
-    with pytest.raises(CheckpointError, match=r"stores changed since the checkpoint \(.*s: 1 volume added\)"):
+    shutil.rmtree(next((store.path / "commits").glob("*/*")))
+    with pytest.raises(CheckpointError, match=r"stores changed since the checkpoint \(.*s: 1 volume removed\)"):
         run(store.path, tmp_path / "r", with_train(steps=20), resume=True)
 
 
@@ -223,7 +289,7 @@ def test_a_loss_that_blows_up_names_step_and_crops_and_keeps_nothing(store, tmp_
     config = with_train(lr=1e30, warmup=0.0)
     with pytest.raises(MaesilError, match=r"step \d: loss .*volume [0-9a-f]{32}, crop at"):
         run(store, tmp_path / "r", config)
-    assert not (tmp_path / "r" / CHECKPOINT).exists()
+    assert load_run(tmp_path / "r").step == 0
 
 
 def test_damage_met_on_the_way_ends_the_run_and_keeps_the_checkpoint(tmp_path):
@@ -250,15 +316,17 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     truncate_metrics(path, 3)
     assert not path.exists()
-    path.write_text('{"step": 2, "loss": 1}\n{"step": 3}\n{"step": 4}\n{"step": 1', encoding="utf-8")
+    path.write_bytes(b'{"step": 2, "loss": 1}\n{"step": 3}\n{"step": 3, "\xff": 1}\n{"step": 4}\n{"step": 1')
+    assert [record["step"] for record in read_metrics(path)] == [2, 3, 4]
     truncate_metrics(path, 3)
     assert path.read_text(encoding="utf-8") == '{"step": 2, "loss": 1}\n{"step": 3}\n'
 
 
-def test_the_first_signal_waits_and_the_second_interrupts():
+@pytest.mark.parametrize("number", ENDS)
+def test_the_first_signal_waits_and_the_second_interrupts(number):
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), interrupts_deferred() as interrupted:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert interrupted.wait(1)
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
@@ -271,6 +339,9 @@ def test_devices_that_are_not_there_are_refused():
     assert pick_device("auto").type in ("cpu", "cuda")
     with pytest.raises(UsageError, match="CUDA devices"):
         pick_device("cuda:99")
+    for name in ("abacus", "cuda:", "mps", "", "cuda:-1"):
+        with pytest.raises(UsageError, match="expected auto, cpu, cuda or cuda:N"):
+            pick_device(name)
 
 
 @pytest.mark.parametrize("kind", ["vae", "vqvae", "mae2d"])
