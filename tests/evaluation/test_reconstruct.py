@@ -182,7 +182,8 @@ def test_the_same_seed_gives_the_same_bytes_and_a_run_without_masks_says_so(worl
     )
     assert first.reconstruction.read_bytes()[10:] == again.reconstruction.read_bytes()[10:]  # but for gzip's time stamp
     assert first.picture.read_bytes() == again.picture.read_bytes()
-    assert len(first.notes) == 1 and "the model saw every voxel" in first.notes[0]
+    assert "the model saw every voxel" in first.notes[0]
+    assert len(first.notes) == 2 and "keeps nothing to recognise its scans by" in first.notes[1]
 
 
 def test_wrong_paths_end_in_one_clear_line(world, tmp_path):
