@@ -100,10 +100,15 @@ def experiment_paper(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for runs, tables, curves and pictures.")],
-    budget: Annotated[str, typer.Option(help="tiny (30 minutes on 2 CPU cores), h100-10min or paper.")] = "tiny",
+    budget: Annotated[
+        str, typer.Option(help="tiny (30 minutes on 2 CPU cores), cpu-2h, cpu-night, h100-10min or paper.")
+    ] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
     device: Device = "auto",
     models: Annotated[list[str] | None, typer.Option(help="Only these models (default: all).")] = None,
+    split: Annotated[
+        Path | None, typer.Option(help="Frozen split with train, validation and test, see `maesil store split`.")
+    ] = None,
     lpips_weights: LpipsWeights = None,
 ) -> None:
     """Train and score MAESIL, AE, VAE, VQ-VAE and a 2D masked autoencoder alike; write the tables.
@@ -121,6 +126,7 @@ def experiment_paper(
         seed=seed,
         device=device,
         models=models or MODELS,
+        split_file=split,
         lpips_weights=lpips_weights,
     )
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))

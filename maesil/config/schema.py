@@ -22,6 +22,8 @@ MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
 DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
+PICTURE_HEADS = ("refine", "none")
+OPTIMIZERS = ("muon", "adamw")
 OFFSETS = ("across", "inside")
 Thin = Literal["skip", "pad", "refuse"]
 THIN: tuple[Thin, ...] = get_args(Thin)
@@ -61,8 +63,15 @@ class ModelConfig:
     ``cross``, a share of the hidden ones, which only look at the visible ones (``maesil`` only)."""
     decoded: float = 0.25
     """Share of the hidden tokens that one training step of ``subset`` and ``cross`` decodes and scores."""
-    head: str = "refine"
-    """From tokens to voxels: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see `maesil.models.heads`."""
+    head: str = "linear"
+    """From tokens to voxels while learning: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see
+    `maesil.models.heads`; with ``refine`` the encoder learns nothing (``maesil`` only)."""
+    picture_head: str = "refine"
+    """What turns the tokens' draft into pictures: ``refine``, trained beside the model without touching it; or ``none``
+    (``maesil`` only)."""
+    decorrelation: float = 0.05
+    """Weight of the loss that keeps the channels of the latent apart, so that tokens fill many directions (``maesil``
+    only; ours)."""
     channels: int = 16
     """Of the first stage of ``ae``, ``vae`` and ``vqvae``; doubled with every halving of the edge."""
     latent: int = 128
@@ -73,7 +82,12 @@ class ModelConfig:
     """Weight of the auxiliary loss: Kullback-Leibler divergence of ``vae`` (warmed up), commitment of ``vqvae``."""
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", MODEL_KINDS), ("decoder", DECODERS), ("head", HEADS)):
+        for name, known in (
+            ("kind", MODEL_KINDS),
+            ("decoder", DECODERS),
+            ("head", HEADS),
+            ("picture_head", PICTURE_HEADS),
+        ):
             _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
         on_maps = self.patch > 0 and (MAP_CELL % self.patch == 0 or self.patch % MAP_CELL == 0)
         _require(on_maps, "model.patch", self.patch, f"a multiple or a divisor of {MAP_CELL}")
@@ -87,7 +101,8 @@ class ModelConfig:
         for name in ("depth", "decoder_depth", "channels", "latent"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         _require(self.codes >= 2, "model.codes", self.codes, "at least 2")
-        _require(self.penalty >= 0, "model.penalty", self.penalty, "at least 0")
+        for name in ("penalty", "decorrelation"):
+            _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
         _require(0 < self.decoded <= 1, "model.decoded", self.decoded, "above 0 and at most 1")
         on_all = self.decoder == "full" or self.head != "interpolate"
         _require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
@@ -155,13 +170,17 @@ class TrainConfig:
     """How to train. Whatever changes the loss is a function of these values, the model and the stores alone."""
 
     seed: int = 0
-    steps: int = 500
+    steps: int = 1000
     batch: int = 8
     """Crops a step, over all ranks."""
     accumulate: int = 1
     """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step."""
-    lr: float = 5e-3
+    optimizer: str = "muon"
+    """``muon`` for the matrices of the transformer's blocks and AdamW for the rest; or ``adamw`` for all (ours)."""
+    lr: float = 6e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
+    picture_head_every: int = 4
+    """The picture head is trained on every so many-th crop of a step."""
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: float = 0.1
@@ -185,7 +204,7 @@ class TrainConfig:
     """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
     window_jitter: float = 0.0
     """Each end of the window is moved at random, crop by crop, by up to this share of the window's width (ours)."""
-    ema: float = 0.0
+    ema: float = 0.99
     """Decay of the moving average of the weights that validation, evaluation and export use; 0 keeps none."""
     minutes: float = 0.0
     """If given, ``steps`` is set at the start to what fits into so many minutes on this machine, waiting for data
@@ -225,7 +244,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in (
             "steps", "batch", "accumulate", "crops_per_visit", "validation_crops", "log_every", "validate_every",
-            "checkpoint_every",
+            "checkpoint_every", "picture_head_every",
             "readers",
         ):  # fmt: skip
             _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
@@ -234,6 +253,7 @@ class TrainConfig:
             _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         for name in ("lr", "clip"):
             _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
+        _require(self.optimizer in OPTIMIZERS, "train.optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         for name in ("warmup", "validation", "min_body", "ema"):
             _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1")
         _require(0 <= self.window_jitter < 0.5, "train.window_jitter", self.window_jitter, "at least 0 and below 0.5")
@@ -268,23 +288,28 @@ class RunConfig:
                  "whole steps); more ranks need less memory too")  # fmt: skip
 
 
+AS_BEFORE = RunConfig(
+    ModelConfig(head="refine", picture_head="none", decorrelation=0.0), train=TrainConfig(optimizer="adamw", lr=5e-3)
+)
+"""What runs and encoders of before meant by options that did not exist yet: their files are read over these."""
+
 _LISTED_IN_ONE_LINE = 8
 
 PRESETS: dict[str, RunConfig] = {
     "tiny": RunConfig(),
     "small": RunConfig(
         ModelConfig(crop=128, width=384, depth=12, decoder_width=256, decoder_depth=2),
-        train=TrainConfig(steps=50_000, batch=16, lr=4e-4, log_every=10, validate_every=1000,
+        train=TrainConfig(steps=50_000, batch=16, lr=2e-3, ema=0.999, log_every=10, validate_every=1000,
                           checkpoint_every=1000, picture_every=5000, readers=4),
     ),
     "base": RunConfig(
         ModelConfig(crop=128, width=768, depth=12, decoder_width=384, decoder_depth=4),
-        train=TrainConfig(steps=100_000, batch=16, lr=2e-4, log_every=10, validate_every=1000,
+        train=TrainConfig(steps=100_000, batch=16, lr=1e-3, ema=0.999, log_every=10, validate_every=1000,
                           checkpoint_every=1000, picture_every=5000, readers=4),
     ),
     "large": RunConfig(
         ModelConfig(crop=128, width=1024, depth=24, decoder_width=512, decoder_depth=4),
-        train=TrainConfig(steps=200_000, batch=16, lr=1e-4, log_every=10, validate_every=1000,
+        train=TrainConfig(steps=200_000, batch=16, lr=7e-4, ema=0.999, log_every=10, validate_every=1000,
                           checkpoint_every=1000, picture_every=5000, readers=4),
     ),
 }  # fmt: skip

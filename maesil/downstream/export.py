@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from maesil.cache.provenance import recorded_uses
-from maesil.config.schema import RunConfig
+from maesil.config.schema import AS_BEFORE
 from maesil.config.toml import from_document, to_document
 from maesil.documents import parsed_json
 from maesil.errors import CheckpointError, UsageError
@@ -73,7 +73,7 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
     folder = Path(folder)
     card = read_card(folder)
     try:
-        config = from_document({"model": card["model"]}, RunConfig()).model
+        config = from_document({"model": card["model"]}, AS_BEFORE).model
         window = card["intensity"]["window_hu"]
         intensity = Intensity((window[0], window[1]), card["intensity"]["mean"], card["intensity"]["std"])
         expected = card["weights"]["sha256"]

@@ -23,6 +23,7 @@ from maesil.data.scans import EARLIER, known_scans, same_patients
 from maesil.data.split import Split, read_split
 from maesil.devices import pick_device
 from maesil.errors import NoInputError, UsageError
+from maesil.evaluation.encoder_use import encoder_use, warning_of_unused_encoders
 from maesil.evaluation.lpips import Lpips
 from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, region_voxels, ssim
 from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
@@ -84,14 +85,16 @@ def evaluate(
                 predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
             ):
                 scored += rows
-                if isinstance(predictor, ModelPredictor):
+                if isinstance(predictor, ModelPredictor) and predictor.pictured:
                     pictures += (out / path.name for path in _draw(run, reader, volume, result, drawn_in))
             report_progress("evaluate", number + 1, len(chosen))
 
     trained_on = same_patients(leaders, seen.train)
     report = summarise(run_dir, run, store, chosen, seed, scored, pictures, trained_on)
     facts = report.facts | {"weights_sha256": run.weights_sha256()}
-    report = replace(report, facts=facts, notes=report.notes + unchecked + notes_on_spacing(run_dir, store))
+    warnings = warning_of_unused_encoders(report.rows)
+    notes = (*report.notes, *warnings, *unchecked, *notes_on_spacing(run_dir, store))
+    report = replace(report, facts=facts, notes=notes)
     if lpips:
         facts = report.facts | {"lpips_weights_sha256": lpips.sha256}
         report = replace(report, facts=facts, notes=report.notes + lpips.notes)
@@ -193,7 +196,13 @@ def evaluate_volume(
     for predictor in predictors:
         result = reconstruct(reader, volume, predictor, run.config, seed, device)
         identity = {"model": predictor.name, "volume_id": volume.volume_id, "group": volume.group}
-        yield result, [{**identity, **row} for row in score_volume(reference, result, regions, run, lpips)]
+        rows = [{**identity, **row} for row in score_volume(reference, result, regions, run, lpips)]
+        if isinstance(predictor, ModelPredictor):
+            by_region = {row["region"]: row for row in rows if "group_by" not in row}
+            use = encoder_use(run, reader, volume, predictor, reference, regions, by_region, seed)
+            for region, row in by_region.items():
+                row |= use[region]
+        yield result, rows
 
 
 def score_volume(

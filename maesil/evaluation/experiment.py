@@ -21,14 +21,15 @@ from rich.console import Console
 
 from maesil.config.schema import PRESETS, ModelConfig, RunConfig, require_known, require_tile
 from maesil.config.toml import from_document
-from maesil.data.crops import grid_origins
-from maesil.data.split import Split, split_patients
+from maesil.data.crops import grid_origins, validation_crops
+from maesil.data.sources import Sources
+from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import pick_device
 from maesil.errors import UsageError
 from maesil.evaluation.cost import Cost, measure_cost
 from maesil.evaluation.evaluate import score_volumes
 from maesil.evaluation.lpips import Lpips
-from maesil.evaluation.predict import ModelPredictor, Predictor, naive_baselines, reconstruct
+from maesil.evaluation.predict import Predictor, model_predictors, naive_baselines, psnr_of_crops, reconstruct
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import Row, thickness_of
 from maesil.files import write_whole
@@ -87,12 +88,14 @@ def run_paper_experiment(
     seed: int = 0,
     device: str = "auto",
     models: Sequence[str] = MODELS,
+    split_file: Path | None = None,
     lpips_weights: Path | None = None,
     console: Console | None = None,
 ) -> Experiment:
     """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
 
-    Several ``stores`` are one data set: patients are split over all of them together. ``lpips_weights`` is the file
+    Several ``stores`` are one data set: patients are split over all of them together, by the budget's shares and
+    ``seed``, or as the frozen ``split_file`` says. ``lpips_weights`` is the file
     that LPIPS is computed with, see `maesil.evaluation.lpips`; without it that column stays empty. Raises UsageError
     (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt after SIGINT,
     resumable.
@@ -101,7 +104,7 @@ def run_paper_experiment(
     for model in models:
         require_known(model, list(MODELS), "model")
     data = _Stores.open(stores)
-    split = split_for(budget, duplicates.patients(data.stores), seed)
+    split = _split(budget, duplicates.patients(data.stores), seed, split_file)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
     made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
@@ -116,7 +119,8 @@ def run_paper_experiment(
         runs.append(_score_or_find(folder, table, test))
     thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
     naive = _score_naive_or_find(out, test)
-    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), naive, thickness)
+    curves = _naive_curves_or_find(out, stores)
+    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), naive, curves, thickness)
     write_report(experiment, out)
     return experiment
 
@@ -185,6 +189,19 @@ def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, conso
         console.print(f"{told} where the scan is the same", highlight=False)
 
 
+def _split(budget: Budget, groups: Mapping[str, str], seed: int, split_file: Path | None) -> Split:
+    """Return the split of a file, or draw one; UsageError for a file without patients for curves or for scores."""
+    if split_file is None:
+        return split_for(budget, groups, seed)
+    split, _ = read_split(split_file, groups)
+    if not (split.validation and split.test):
+        raise UsageError(
+            f"{split_file}: expected patients for train, validation and test, found {len(split.train)}, "
+            f"{len(split.validation)} and {len(split.test)}; make it with `maesil store split`"
+        )
+    return split
+
+
 def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
     """Set patients aside for scores and for curves; ``groups`` as of `maesil.store.duplicates.patients`.
 
@@ -225,9 +242,9 @@ def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
     """Score a model on the test volumes, or find the scores; and keep one crop of it for the pictures."""
     run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
     if not scores.exists():
-        predictor = ModelPredictor(run.model, run.intensity)
-        rows = test.score(run, [predictor])
-        _keep_crop(folder / "crop.npz", run, predictor, test)
+        predictors = model_predictors(run)
+        rows = test.score(run, predictors)
+        _keep_crop(folder / "crop.npz", run, predictors[0], test)
         cost = measure_cost(run.model, run.config, run.intensity)
         write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
     found = json.loads(scores.read_text(encoding="utf-8"))
@@ -247,6 +264,21 @@ def _score_naive_or_find(out: Path, test: _TestSet) -> list[Row]:
         write_whole(scores, json.dumps(rows, indent=1) + "\n")
     found: list[Row] = json.loads(scores.read_text(encoding="utf-8"))
     return found
+
+
+def _naive_curves_or_find(out: Path, stores: Sequence[Path]) -> dict[str, float]:
+    """Score the naive baselines on the crops of the learning curves of table A, or find the scores (dB)."""
+    scores = out / "floors" / "curves.json"
+    if not scores.exists():
+        folder = min((out / "runs").glob("A_*"))
+        run = load_run(folder)
+        crops = validation_crops(
+            Sources.open(stores, run.config.model), run.split.validation, run.config.model.crop, run.config.train
+        )
+        found = {one.name: psnr_of_crops(one, crops, run) for one in naive_baselines(run)} if crops else {}
+        write_whole(scores, json.dumps(found, indent=1) + "\n")
+    curves: dict[str, float] = json.loads(scores.read_text(encoding="utf-8"))
+    return curves
 
 
 def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:

@@ -6,7 +6,7 @@ Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volum
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from maesil.config.schema import RunConfig
-from maesil.data.crops import Crop, grid_crops
+from maesil.data.crops import Crop, grid_crops, patch_shares
 from maesil.evaluation.naive import InterpolationBaseline, MeanBaseline
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, make_masks
-from maesil.models.patches import expand_cells, to_hu, unpatchify
+from maesil.models.patches import expand_cells, patchify, to_hu, unpatchify
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.training.checkpoint import Run
@@ -38,17 +38,21 @@ class Predictor(Protocol):
 
 
 class ModelPredictor:
-    """A trained model as it puts voxels out: hidden patches, and visible ones no loss ever taught it."""
+    """A trained model as it puts voxels out: hidden patches, and visible ones no loss ever taught it.
 
-    def __init__(self, model: ReconstructionModel, intensity: Intensity) -> None:
-        self.name = model.config.kind
-        self.model, self.intensity = model.eval(), intensity
+    ``pictured``: as its picture head draws them, if it has one; else what the tokens alone say (``maesil_tokens``).
+    """
+
+    def __init__(self, model: ReconstructionModel, intensity: Intensity, *, pictured: bool = True) -> None:
+        self.name = model.config.kind if pictured else f"{model.config.kind}_tokens"
+        self.model, self.intensity, self.pictured = model.eval(), intensity, pictured
 
     @torch.no_grad()
     def predict_hu(self, volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None = None) -> Tensor:
         """Predict every voxel, float32 HU ``[B, Z, Y, X]`` clipped to the window."""
         config = self.model.config
-        tokens_BLV = self.model.predict_all(MaskedInput(volume_BZYX, masks, self.intensity, config.patch))
+        inputs = MaskedInput(volume_BZYX, masks, self.intensity, config.patch)
+        tokens_BLV = self.model.predict_all(inputs, pictured=self.pictured)
         return unpatchify(to_hu(tokens_BLV.float(), self.intensity), config.grid, config.patch)
 
 
@@ -65,12 +69,20 @@ class Reconstruction:
 
 
 def make_predictors(run: Run) -> tuple[Predictor, ...]:
-    """Return the model and the naive baselines, which know the window and the patches but were trained on nothing.
+    """Return what the model predicts and the naive baselines, which were trained on nothing.
 
     Where nothing is hidden there is nothing to fill in, and no baseline.
     """
-    model = ModelPredictor(run.model, run.intensity)
-    return (model,) if run.config.mask.kind == "none" else (model, *naive_baselines(run))
+    models = model_predictors(run)
+    return models if run.config.mask.kind == "none" else (*models, *naive_baselines(run))
+
+
+def model_predictors(run: Run) -> tuple[ModelPredictor, ...]:
+    """Return the model as people see it, and what its tokens alone say where a picture head draws what they see."""
+    shown = ModelPredictor(run.model, run.intensity)
+    if run.model.trained_beside is None:
+        return (shown,)
+    return shown, ModelPredictor(run.model, run.intensity, pictured=False)
 
 
 def naive_baselines(run: Run) -> tuple[Predictor, ...]:
@@ -107,6 +119,24 @@ def reconstruct(
                 canvas[box] = part[sample]
     inside = tuple(slice(0, n) for n in volume.shape)
     return Reconstruction(predicted[inside], hidden[inside], column_hidden[inside])
+
+
+def psnr_of_crops(predictor: Predictor, crops: Sequence[Crop], run: Run) -> float:
+    """Return the PSNR (dB) of a predictor on the crops that a run validates on, as its ``validation_psnr`` is taken.
+
+    The masks are those of the validation: seeds 0, 1, 2 ... in the order of the crops.
+    """
+    model, sums = run.config.model, torch.zeros(2, dtype=torch.float64)
+    for number, crop in enumerate(crops):
+        hu_BZYX, masks = torch.from_numpy(crop.hu)[None], make_masks(run.config.mask, model.grid, [number])
+        shares_BL = patch_shares(torch.from_numpy(crop.valid)[None], model.patch)
+        inside = expand_cells(torch.from_numpy(crop.valid)[None] == 255, MAP_CELL)
+        error = predictor.predict_hu(hu_BZYX, masks, inside) - hu_BZYX.float().clamp(*run.intensity.window)
+        weight_BL = shares_BL * masks.mask
+        sums[0] += (patchify(error, model.patch).square().mean(dim=-1) * weight_BL).sum(dtype=torch.float64)
+        sums[1] += weight_BL.sum(dtype=torch.float64)
+    lo, hi = run.intensity.window
+    return float(10 * torch.log10((hi - lo) ** 2 * sums[1] / sums[0]))
 
 
 def _batches(crops: Iterator[Crop], size: int) -> Iterator[list[Crop]]:

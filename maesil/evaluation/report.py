@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 
 from maesil.data.split import Split
 from maesil.evaluation.cost import Cost
+from maesil.evaluation.encoder_use import warning_of_unused_encoders
+from maesil.evaluation.intervals import Difference, paired_difference
 from maesil.evaluation.scores import Row, in_thickness_groups, mean_rows, table_of
 from maesil.files import write_whole
 from maesil.pictures import save_comparison
@@ -26,6 +28,7 @@ from maesil.training.log import METRICS, read_metrics
 
 NAMES = {
     "maesil": "MAESIL",
+    "maesil_tokens": "MAESIL, tokens alone",
     "ae": "AE",
     "vae": "VAE",
     "vqvae": "VQ-VAE",
@@ -49,6 +52,9 @@ _SHOWN_IN_BOTH = (
     ("lpips", "LPIPS", 3),
     ("mae_hu", "MAE (HU)", 1),
     ("border_ratio", "border ratio", 2),
+    ("encoder_gain_db", "encoder gain (dB)", 2),
+    ("encoder_gain_shuffled_db", "shuffled (dB)", 2),
+    ("effective_rank", "latent rank", 1),
 )
 _COLOURS = ("#0b6e4f", "#c44900", "#7b2d8b", "#1f6fb2", "#8a6d00")
 
@@ -83,6 +89,8 @@ class Experiment:
     runs: tuple[Trained, ...]
     naive: list[Row]
     """Rows of the naive baselines' volumes, under the masks of table A."""
+    naive_curves: dict[str, float]
+    """What the naive baselines score on the crops of the learning curves (dB), by name."""
     thickness: dict[str, str]
     """The thickness group of each scored volume."""
 
@@ -122,14 +130,25 @@ class Experiment:
 
     def spread(self, row: Row, score: str) -> float | None:
         """Return the standard deviation of a row's score over patients; None for fewer than two."""
-        scored = [r for part, common in self._parts() if common["table"] == row["table"] for r in part]
-        per_patient: dict[str, list[float]] = {}
-        for one in scored:
-            same = (one["model"], one["region"]) == (row["model"], row["region"]) and "group_by" not in one
-            if same and one[score] is not None:
-                per_patient.setdefault(one["group"], []).append(one[score])
-        means = [float(np.mean(values)) for values in per_patient.values()]
+        means = list(self._by_patient(row["table"], row["model"], row["region"], score).values())
         return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+    def difference(self, row: Row, score: str) -> Difference | None:
+        """Return how far MAESIL lies above a row of the same table, over the patients of both."""
+        ours, theirs = (
+            self._by_patient(row["table"], model, row["region"], score) for model in ("maesil", row["model"])
+        )
+        return paired_difference(ours, theirs, self.seed)
+
+    def _by_patient(self, table: str, model: str, region: str, score: str) -> dict[str, float]:
+        """Return a model's score of each patient, the mean over the patient's volumes."""
+        scored = [r for part, common in self._parts() if common["table"] == table for r in part]
+        values: dict[str, list[float]] = {}
+        for one in scored:
+            same = (one["model"], one["region"]) == (model, region) and "group_by" not in one
+            if same and one[score] is not None:
+                values.setdefault(one["group"], []).append(one[score])
+        return {patient: float(np.mean(of_patient)) for patient, of_patient in values.items()}
 
 
 def write_report(experiment: Experiment, out: Path) -> None:
@@ -175,6 +194,7 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list
         [
             "model",
             *(title for _, title, _ in shown),
+            "MAESIL minus this (dB, 95 %)",
             "M parameters",
             "GFLOP",
             "code numbers a voxel",
@@ -187,8 +207,13 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list
         cells = [_number(row[name], digits) for name, _, digits in shown]
         spread = experiment.spread(row, first)
         cells[0] += f" ± {spread:.2f}" if spread is not None else ""
-        lines.append([NAMES[row["model"]], *cells, *_costs(experiment, row)])
+        lines.append([NAMES[row["model"]], *cells, _difference(experiment, row, first), *_costs(experiment, row)])
     return lines
+
+
+def _difference(experiment: Experiment, row: Row, score: str) -> str:
+    found = None if row["model"] == "maesil" else experiment.difference(row, score)
+    return "-" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
 
 def _costs(experiment: Experiment, row: Row) -> list[str]:
@@ -213,12 +238,13 @@ def _told(experiment: Experiment) -> str:
         f"trained on or validated on (patient groups: {len(split.train)} trained on, {len(split.validation)} for the "
         f"curves, {len(split.test)} scored). Window {lo:g} to {hi:g} HU, region body (the patient's valid voxels). "
         "PSNR: squared error pooled over each volume, mean over volumes in dB, ± over patients. SSIM of table A is "
-        "taken with the visible voxels pasted in."
+        "taken with the visible voxels pasted in. Encoder gain: what the score loses when each token becomes the mean "
+        "over its crop, and when the tokens are shuffled; latent rank: directions that the tokens fill."
     )
 
 
 def _markdown(experiment: Experiment, tables: dict[str, list[list[str]]]) -> str:
-    parts = [_told(experiment)]
+    parts = [_told(experiment), *warning_of_unused_encoders(experiment.rows())]
     for table, lines in tables.items():
         rows = ["| " + " | ".join(line) + " |" for line in lines]
         rows.insert(1, "|" + " --- |" * len(lines[0]))
@@ -227,7 +253,10 @@ def _markdown(experiment: Experiment, tables: dict[str, list[list[str]]]) -> str
 
 
 def _draw_curves(experiment: Experiment, path: Path) -> None:
-    """Draw the PSNR on the validation patients' crops against training time, one panel a table."""
+    """Draw the PSNR on the validation patients' crops against training time, one panel per table.
+
+    The naive baselines are lines: where a curve crosses one, learning has passed it.
+    """
     figure = Figure(figsize=(10, 3.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     for axes, table in zip(figure.subplots(1, 2), TITLES, strict=True):
@@ -240,8 +269,12 @@ def _draw_curves(experiment: Experiment, path: Path) -> None:
             ]
             if points:
                 x, y = zip(*points, strict=True)
-                axes.plot(x, y, color=colour, marker="o", markersize=3, linewidth=1.4, label=NAMES[one.model])
-        axes.set(title=TITLES[table].partition(":")[0], xlabel="seconds of training", ylabel="PSNR, validation (dB)")
+                minutes = np.divide(x, 60)
+                axes.plot(minutes, y, color=colour, marker="o", markersize=3, linewidth=1.4, label=NAMES[one.model])
+        if table == "A":
+            for (name, score), style in zip(experiment.naive_curves.items(), ("--", ":"), strict=False):
+                axes.axhline(score, color="#555555", linestyle=style, linewidth=1.2, label=NAMES[name])
+        axes.set(title=TITLES[table].partition(":")[0], xlabel="minutes of training", ylabel="PSNR, validation (dB)")
         axes.grid(alpha=0.3)
         if axes.has_data():
             axes.legend(frameon=False, fontsize=8)
@@ -276,6 +309,7 @@ def _draw_comparison(experiment: Experiment, out: Path, table: str) -> Path | No
 def _page(experiment: Experiment, tables: dict[str, list[list[str]]], pictures: Sequence[Path]) -> str:
     """Return a page that needs no other file."""
     parts = [f"<h1>MAESIL and its baselines</h1><p>{html.escape(_told(experiment))}</p>"]
+    parts += [f"<p><strong>{html.escape(told)}</strong></p>" for told in warning_of_unused_encoders(experiment.rows())]
     for table, lines in tables.items():
         head, *body = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
         rows = "".join(f"<tr>{row}</tr>" for row in body)

@@ -22,8 +22,14 @@ REGIONS = ("body", "whole")
 
 ERROR_SCORES = ("psnr_hidden", "psnr_whole", "psnr_pasted", "mae_hu")
 
-SCORES = ("psnr_hidden", "psnr_whole", "psnr_pasted", "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio")
-"""The scores of a row, in order: dB, dB, dB, 1, 1, 1, HU, 1."""
+ENCODER_SCORES = ("encoder_gain_db", "encoder_gain_shuffled_db", "effective_rank")
+"""What the encoder is worth, of models alone (`maesil.evaluation.encoder_use`), in order: dB, dB, 1."""
+
+SCORES = (
+    "psnr_hidden", "psnr_whole", "psnr_pasted", "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio",
+    *ENCODER_SCORES,
+)  # fmt: skip
+"""The scores of a row, in order: dB, dB, dB, 1, 1, 1, HU, 1, and `ENCODER_SCORES`."""
 
 HU_CLASSES = {"lung": (-1024, -500), "fat": (-150, -30), "soft": (-30, 150), "bone": (150, 3072)}
 """Reference HU from .. below (ours); the rest, mostly partial volume between lung and fat, is in no class."""
@@ -92,7 +98,8 @@ class Report:
 _SHOWN = (
     ("psnr_hidden", 2, "PSNR hidden"), ("psnr_whole", 2, "whole"), ("psnr_pasted", 2, "pasted"),
     ("ssim_3d", 3, "SSIM 3D"), ("ssim_axial", 3, "axial"), ("lpips", 3, "LPIPS"), ("mae_hu", 1, "MAE HU"),
-    ("border_ratio", 2, "border ratio"),
+    ("border_ratio", 2, "border ratio"), ("encoder_gain_db", 2, "encoder gain"),
+    ("encoder_gain_shuffled_db", 2, "shuffled"), ("effective_rank", 1, "rank"),
 )  # fmt: skip
 """The scores of the table for people: name, decimals, header; LPIPS only where it was asked for."""
 

@@ -42,7 +42,8 @@ class Autoencoder(ReconstructionModel):
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
         code, auxiliary_loss, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)), inputs.noise)
-        voxels_BZYX = self.decoder(code)[:, 0]
+        tokens_BLc = self.latent(code.flatten(2).transpose(1, 2))
+        voxels_BZYX = self.decoder(tokens_BLc.transpose(1, 2).reshape(code.shape))[:, 0]
         patches_BSV = tokens_at(patchify(voxels_BZYX, self.config.patch), inputs.targets)
         return Prediction(patches_BSV, auxiliary_loss, facts)
 

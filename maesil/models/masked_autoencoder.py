@@ -8,6 +8,8 @@ volume: no float volume and no targets are built here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,9 +18,12 @@ from torch.nn import functional
 
 from maesil import kernels
 from maesil.config.schema import ModelConfig
-from maesil.models.heads import Known, make_head
+from maesil.models.faces import Known
+from maesil.models.heads import make_head
+from maesil.models.latent import LatentChange, correlation_loss
 from maesil.models.masked_input import MaskedInput
 from maesil.models.patches import tokens_at
+from maesil.models.picture_head import PictureHead
 from maesil.types import Zyx
 
 
@@ -27,11 +32,18 @@ class Prediction:
     """What a model makes of a `MaskedInput`."""
 
     patches_BSV: Tensor
-    """The predicted patches ``inputs.targets``, in normalised units."""
+    """The predicted patches ``inputs.targets``, in normalised units: what the model learns by."""
     auxiliary_loss: Tensor | None = None
     """What a model wants added to the loss (scalar), times its `ReconstructionModel.auxiliary_weight`."""
     facts: dict[str, Tensor] = field(default_factory=dict)
     """Scalars worth logging."""
+    pictured_BSV: Tensor | None = None
+    """The same patches of some crops (`MaskedInput.pictured`) as a picture head draws them."""
+
+    @property
+    def shown(self) -> Tensor:
+        """What people see and scores are taken of: the pictures where there are some."""
+        return self.patches_BSV if self.pictured_BSV is None else self.pictured_BSV
 
 
 class ReconstructionModel(nn.Module, ABC):
@@ -40,21 +52,43 @@ class ReconstructionModel(nn.Module, ABC):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self._latent_change: LatentChange | None = None
 
     @abstractmethod
     def forward(self, inputs: MaskedInput) -> Prediction:
-        """Predict the patches ``inputs.targets``."""
+        """Predict the patches ``inputs.targets``; the latent tokens go through `latent` on their way."""
 
-    def predict_all(self, inputs: MaskedInput) -> Tensor:
-        """Predict every patch, visible ones too, ``[B, L, V]``; of a masked model no loss ever taught those."""
+    @contextmanager
+    def latent_changed(self, change: LatentChange) -> Iterator[None]:
+        """Give the decoder other latent tokens than the encoder made, or look at them, while the context lasts."""
+        self._latent_change = change
+        try:
+            yield
+        finally:
+            self._latent_change = None
+
+    def latent(self, tokens_BND: Tensor) -> Tensor:
+        """Return the latent tokens of crops as the decoder is to get them, see `latent_changed`."""
+        return tokens_BND if self._latent_change is None else self._latent_change(tokens_BND)
+
+    def predict_all(self, inputs: MaskedInput, *, pictured: bool = True) -> Tensor:
+        """Predict every patch, visible ones too, ``[B, L, V]``; of a masked model no loss ever taught those.
+
+        ``pictured``: as a picture head draws them, if the model has one; else as the tokens alone say.
+        """
         everything = torch.arange(self.config.tokens, device=inputs.volume_BZYX.device)
         everything = everything.expand(len(inputs.volume_BZYX), -1)
-        patches_BLV: Tensor = self(replace(inputs, ids_target=everything)).patches_BSV
-        return patches_BLV
+        prediction: Prediction = self(replace(inputs, ids_target=everything))
+        return prediction.shown if pictured else prediction.patches_BSV
 
     def auxiliary_weight(self, progress: float) -> float:
         """Return the weight of the auxiliary loss when this share (0..1) of the steps is done."""
         return 0.0
+
+    @property
+    def trained_beside(self) -> nn.Module | None:
+        """A part that learns from a model without changing it; its gradients are clipped by themselves."""
+        return None
 
     @property
     @abstractmethod
@@ -98,6 +132,7 @@ class MaskedAutoencoder(ReconstructionModel):
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
         self.head = make_head(config)
+        self.picture_head = PictureHead(config) if config.picture_head == "refine" else None
 
         # Fixed, and made again from the configuration: not part of the checkpoint.
         self.register_buffer("pos_embed", sincos_positions(config.grid, width), persistent=False)
@@ -107,20 +142,45 @@ class MaskedAutoencoder(ReconstructionModel):
         """Draw all weights anew."""
         nn.init.normal_(self.mask_token, std=0.02, generator=generator)
         super().init_weights(generator)
+        if self.picture_head is not None:
+            self.picture_head.start_small()
 
     @property
     def latent_per_voxel(self) -> float:
         """Numbers of the latent code for each voxel, nothing being hidden."""
         return self.config.width / self.config.patch**3
 
+    def auxiliary_weight(self, progress: float) -> float:
+        """Return the weight of the loss that keeps the channels of the latent apart."""
+        return self.config.decorrelation
+
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
         masks = inputs.masks
         patches_BNV = inputs.visible_patches(inputs.input_dtype(self.patch_embed.weight))
-        latent_BND = self.forward_encoder(patches_BNV, masks.ids_keep)
+        latent_BND = self.latent(self.forward_encoder(patches_BNV, masks.ids_keep))
         decoded = self.forward_decoder(latent_BND, inputs)
-        usable_BN = masks.mask.gather(1, masks.ids_keep) == 0
-        return Prediction(self.head(decoded, inputs.targets, Known(patches_BNV, masks.ids_keep, usable_BN)))
+        known = Known(patches_BNV, masks.ids_keep, masks.mask.gather(1, masks.ids_keep) == 0)
+        draft_BSV = self.head(decoded, inputs.targets, known)
+        pictured_BSV = self._pictures(decoded, draft_BSV, inputs, known)
+        learning = self.training and self.config.decorrelation > 0
+        return Prediction(draft_BSV, correlation_loss(latent_BND) if learning else None, pictured_BSV=pictured_BSV)
+
+    @property
+    def trained_beside(self) -> nn.Module | None:
+        """The picture head."""
+        return self.picture_head
+
+    def _pictures(self, decoded: Tensor, draft_BSV: Tensor, inputs: MaskedInput, known: Known) -> Tensor | None:
+        """Draw the predicted patches of the crops that are to be pictured."""
+        some = inputs.pictured
+        if self.picture_head is None or some is None:
+            return None
+        if self.head.needs_all_tokens:
+            decoded = tokens_at(decoded, inputs.targets)
+        known = Known(known.patches_BNV[some], known.ids_BN[some], known.usable_BN[some])
+        pictured_BSV: Tensor = self.picture_head(decoded[some], draft_BSV[some], inputs.targets[some], known)
+        return pictured_BSV
 
     def forward_encoder(self, patches_BNV: Tensor, ids_keep: Tensor) -> Tensor:
         """Encode the visible patches: ``[B, N, D]``."""

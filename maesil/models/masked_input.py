@@ -7,7 +7,8 @@ S predicted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,14 @@ class MaskedInput:
     """int64: first voxel (z, y, x) of each crop in ``volume_BZYX``, where that is larger than a crop."""
     crop: int | None = None
     """Edge of the crops (voxels); None: the whole volume."""
+    pictured: slice | None = field(default_factory=lambda: slice(None))
+    """Of which crops a model with a picture head draws pictures; None: of none."""
+
+    def of(self, crops: slice) -> MaskedInput:
+        """Return some of the crops."""
+        batched = {one.name: getattr(self, one.name) for one in fields(self)}
+        cut: dict[str, Any] = {name: value[crops] for name, value in batched.items() if isinstance(value, Tensor)}
+        return replace(self, masks=self.masks.of(crops), **cut)
 
     @property
     def targets(self) -> Tensor:

@@ -36,6 +36,10 @@ class Masks:
         """Return the masks on another device, see `maesil.devices.sent`."""
         return Masks(*(sent(ids, device) for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask)))
 
+    def of(self, samples: slice) -> Masks:
+        """Return the masks of some samples."""
+        return Masks(*(ids[samples] for ids in (self.ids_keep, self.ids_masked, self.ids_restore, self.mask)))
+
 
 def make_masks(config: MaskConfig, grid: Zyx, seeds: Sequence[int], device: torch.device | str = "cpu") -> Masks:
     """Draw one mask a seed. Equal seeds give equal masks on every device; every sample hides equally many.

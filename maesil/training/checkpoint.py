@@ -14,12 +14,13 @@ from typing import Any
 
 import torch
 
-from maesil.config.schema import ModelConfig, RunConfig
+from maesil.config.schema import AS_BEFORE, ModelConfig, RunConfig
 from maesil.config.toml import from_document, to_document
 from maesil.data.split import Split
 from maesil.errors import CheckpointError, ResourceError, UsageError
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
+from maesil.training.optim import Optimizer
 from maesil.types import Intensity
 
 CHECKPOINT = "checkpoint.pt"
@@ -62,7 +63,7 @@ def save_checkpoint(
     *,
     model: ReconstructionModel,
     averaged: ReconstructionModel | None = None,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     step: int,
     intensity: Intensity,
     config: RunConfig,
@@ -116,7 +117,7 @@ def load_run(run_dir: Path, device: torch.device | str = "cpu") -> Run:
     path = run_dir / CHECKPOINT
     document = _read_document(path)
     try:
-        config = from_document(document["config"])
+        config = from_document(document["config"], AS_BEFORE)
         intensity = Intensity(**{**document["intensity"], "window": tuple(document["intensity"]["window"])})
         split = Split(**{name: tuple(groups) for name, groups in document["split"].items()})
         state, step, stores = document["model"], document["step"], tuple(document["stores"])

@@ -22,7 +22,7 @@ from maesil.distributed import Ranks, current
 from maesil.errors import MaesilError
 from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
 from maesil.models.masked_input import MaskedInput
-from maesil.training.optim import learning_rate, set_learning_rate, update_average
+from maesil.training.optim import Optimizer, learning_rate, set_learning_rate, update_average
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class MicroBatch:
     inputs: MaskedInput
     weight_BS: Tensor
     """What each predicted patch counts in the loss."""
+    picture_weight_BS: Tensor
+    """The same for the patches of the crops that are pictured (``inputs.pictured``), for the picture head."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Learner:
     config: RunConfig
     device: torch.device
     model: ReconstructionModel
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     averaged: ReconstructionModel | None = None
     """The moving average of the model, if the run keeps one."""
     step: int = 0
@@ -96,16 +98,14 @@ class Learner:
         return self.averaged or self.model
 
     def learn(self, micro_batches: Sequence[MicroBatch], crops: str = "") -> None:
-        """Take one step of AdamW, without waiting for the device; `read` tells what it came to.
+        """Take one step, without waiting for the device; `read` tells what it came to.
 
         All ranks call it with equally many micro-batches of equally many crops. From a step on whose loss or gradient
         is not finite nothing is changed: the device sees to it, and `read` raises.
         """
-        settings = self.config.train
         self.optimizer.zero_grad(set_to_none=True)
         facts = self._backward(micro_batches)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
-        named = {"loss": facts.pop("loss"), "grad_norm": norm.float(), **facts}
+        named = {"loss": facts.pop("loss"), **self._clip_gradients(), **facts}
         values = torch.stack(list(named.values()))
         self._unread.append(_Unread(self.step + 1, self.lr, tuple(named), values, crops))
         self._broken = torch.maximum(self._broken, (~values.sum().isfinite()).float())
@@ -114,7 +114,7 @@ class Learner:
         self.optimizer.step()
         self.step += 1
         if self.averaged is not None:
-            update_average(self.averaged, self.model, settings.ema, self.step)
+            update_average(self.averaged, self.model, self.config.train.ema, self.step)
 
     def read(self) -> dict[str, float]:
         """Wait for the device; return the last step's number, learning rate, loss and gradient norm (before clipping).
@@ -136,25 +136,41 @@ class Learner:
 
     def _backward(self, micro_batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
         """Leave the gradient of the step in the parameters; return its loss and facts, over all ranks."""
-        weights = torch.stack([one.weight_BS.sum(dtype=torch.float64) for one in micro_batches])
-        total_weight = self.ranks.sum(weights.sum()).clamp_min(torch.finfo(torch.float64).tiny)
+        shares = self._shares([one.weight_BS for one in micro_batches])
+        picture_shares = self._shares([one.picture_weight_BS for one in micro_batches])
+        parts = len(micro_batches) * self.ranks.count
         sums: dict[str, Tensor] = {}
-        for number, (micro_batch, share) in enumerate(
-            zip(micro_batches, (weights / total_weight).float(), strict=True)
-        ):
+        for number, micro_batch in enumerate(micro_batches):
             last = number == len(micro_batches) - 1
             with nullcontext() if last or self._parallel is None else self._parallel.no_sync():
                 with self.autocast():
                     prediction = self._forward(micro_batch.inputs)
-                loss = micro_batch.inputs.loss(prediction.patches_BSV, micro_batch.weight_BS) * share
-                total = loss + self._auxiliary_loss(prediction) / (len(micro_batches) * self.ranks.count)
-                (total * self.ranks.count).backward()  # gradients are averaged over ranks, ours are shares of a sum
-            means = {
-                name: fact.float() / (len(micro_batches) * self.ranks.count) for name, fact in prediction.facts.items()
-            }
+                loss = micro_batch.inputs.loss(prediction.patches_BSV, micro_batch.weight_BS) * shares[number]
+                pictures = picture_loss(prediction, micro_batch) * picture_shares[number]
+                total: Tensor = loss + pictures + self._auxiliary_loss(prediction) / parts
+                # Gradients are averaged over ranks, ours are shares of a sum.
+                (total * self.ranks.count).backward()  # type: ignore[no-untyped-call]
+            means = {name: fact.float() / parts for name, fact in prediction.facts.items()}
             for name, value in {"loss": loss.detach(), **means}.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value
         return dict(zip(sums, self.ranks.sum(torch.stack(list(sums.values()))).unbind(), strict=True))
+
+    def _clip_gradients(self) -> dict[str, Tensor]:
+        """Shorten the gradient of the model, and by itself that of what learns beside it; return their norms."""
+        beside, clip = self.model.trained_beside, self.config.train.clip
+        others = list(beside.parameters()) if beside is not None else []
+        apart = {id(one) for one in others}
+        own = [one for one in self.model.parameters() if id(one) not in apart]
+        norms = {"grad_norm": torch.nn.utils.clip_grad_norm_(own, clip).float()}
+        if others:
+            norms["picture_grad_norm"] = torch.nn.utils.clip_grad_norm_(others, clip).float()
+        return norms
+
+    def _shares(self, weights: Sequence[Tensor]) -> Tensor:
+        """Return the share of each micro-batch in the weight of the step, over all ranks."""
+        sums = torch.stack([one.sum(dtype=torch.float64) for one in weights])
+        total = self.ranks.sum(sums.sum()).clamp_min(torch.finfo(torch.float64).tiny)
+        return (sums / total).float()
 
     def _auxiliary_loss(self, prediction: Prediction) -> Tensor | float:
         if prediction.auxiliary_loss is None:
@@ -164,6 +180,14 @@ class Learner:
     def autocast(self) -> torch.autocast:
         """Return the context in which a model predicts: bfloat16 on a GPU."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.on_gpu)
+
+
+def picture_loss(prediction: Prediction, micro_batch: MicroBatch) -> Tensor | float:
+    """Return the loss of the picture head on the crops that it drew; its gradient stays in the head."""
+    if prediction.pictured_BSV is None or micro_batch.inputs.pictured is None:
+        return 0.0
+    drawn = micro_batch.inputs.of(micro_batch.inputs.pictured)
+    return drawn.loss(prediction.pictured_BSV, micro_batch.picture_weight_BS)
 
 
 def _blown_up(record: dict[str, float], crops: Sequence[str]) -> str:

@@ -7,8 +7,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from maesil.cache.provenance import StoreUse, recorded_uses, what_changed
 from maesil.config.schema import MaskConfig, ModelConfig, RunConfig
 from maesil.config.toml import to_document
@@ -16,7 +14,7 @@ from maesil.data.split import Split
 from maesil.errors import CheckpointError
 from maesil.text import counted
 from maesil.training.checkpoint import Run
-from maesil.training.optim import learning_rate
+from maesil.training.optim import Optimizer, learning_rate
 
 Rule = Literal["refused", "applied", "free"]
 """What becomes of another value on resume. ``refused``: an error that names the option. ``applied``: it counts from the
@@ -31,7 +29,7 @@ ON_RESUME: dict[str, Rule] = {
     **{f"model.{field.name}": "refused" for field in fields(ModelConfig)},
     **{f"mask.{field.name}": "refused" for field in fields(MaskConfig)},
     **_train("refused", "seed", "batch", "window", "min_body", "thin", "offsets", "crops_per_visit", "flips",
-             "window_jitter", "ema", "minutes", "where", "validation"),
+             "window_jitter", "ema", "minutes", "where", "validation", "optimizer", "picture_head_every"),
     **_train("applied", "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops", "log_every",
              "validate_every", "checkpoint_every", "checkpoint_minutes", "keep_best", "picture_every"),
     **_train("free", "accumulate", "compile", "ram", "device_resident", "readers", "threads", "device", "kernels"),
@@ -94,7 +92,7 @@ def changes_told(run: Run, config: RunConfig) -> list[str]:
     return told
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load what an optimiser has gathered, and keep its own settings: those of the configuration that is asked for.
 
     ``load_state_dict`` alone brings the weight decay and betas of the checkpoint back.

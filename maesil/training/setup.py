@@ -29,6 +29,7 @@ from maesil.distributed import Ranks, current
 from maesil.errors import CheckpointError, UsageError
 from maesil.kernels import what_triton_lacks
 from maesil.models.encoders import Encoder
+from maesil.models.latent import USED_FROM_DB
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
 from maesil.text import counted
@@ -231,6 +232,18 @@ def measure_pace(trainer: Trainer, console: Console) -> Pace:
     work = f"{counted(left, 'step')} of {counted(crops, 'superpatch', 'superpatches')}"
     console.print(f"{work}: {duration_told(pace.least_seconds(left))} or more, at that peak", highlight=False)
     return pace
+
+
+def warn_of_unused_encoder(record: dict[str, float], config: RunConfig, console: Console) -> None:
+    """Say so where the score of a masked model does not hang on its encoder; ``record`` is the last of the run."""
+    mean, mixed = record["encoder_gain_db"], record["encoder_gain_shuffled_db"]
+    if config.mask.kind != "none" and min(mean, mixed) < USED_FROM_DB:
+        console.print(
+            f"warning: the encoder is not used. The held-out score falls by {mean:.2f} dB when its tokens are replaced "
+            f"by their mean, by {mixed:.2f} dB when they are shuffled. Features of this encoder will be poor; train "
+            "longer, or with model.head=linear",
+            highlight=False,
+        )
 
 
 def _goes_on(out: Path, resume: Resume) -> bool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
 
 from maesil.training.flops import count_flops
-from maesil.training.learner import Learner, MicroBatch
+from maesil.training.learner import Learner, MicroBatch, picture_loss
 
 T = TypeVar("T")
 
@@ -47,13 +48,24 @@ def wait_for(device: torch.device) -> None:
 
 
 def flops_per_crop(learner: Learner, crop: MicroBatch) -> int:
-    """Count the operations of forward and backward for a micro-batch of one crop; no gradient is left behind."""
+    """Count the operations of forward and backward for a micro-batch of one crop; no gradient is left behind.
+
+    A picture head draws some of the crops of a step: it enters with their share.
+    """
+    alone = replace(crop, inputs=replace(crop.inputs, pictured=None))
+    flops = _flops_of(learner, alone)
+    if learner.model.trained_beside is not None:
+        flops += (_flops_of(learner, crop) - flops) // learner.config.train.picture_head_every
+    return flops
+
+
+def _flops_of(learner: Learner, crop: MicroBatch) -> int:
     model = learner.model.eval()  # a codebook learns in training only
 
     def forward_and_backward() -> None:
         with learner.autocast():
             prediction = model(crop.inputs)
-        loss = crop.inputs.loss(prediction.patches_BSV, crop.weight_BS)
+        loss = crop.inputs.loss(prediction.patches_BSV, crop.weight_BS) + picture_loss(prediction, crop)
         (loss if prediction.auxiliary_loss is None else loss + prediction.auxiliary_loss).backward()
 
     flops = count_flops(forward_and_backward)

@@ -26,7 +26,7 @@ from maesil.training.checkpoint import has_checkpoint
 from maesil.training.kept import Kept
 from maesil.training.log import NoLog, RunLog
 from maesil.training.profiling import profiled
-from maesil.training.setup import Resume, measure_pace, prepare
+from maesil.training.setup import Resume, measure_pace, prepare, warn_of_unused_encoder
 from maesil.training.trainer import Trainer
 
 _LESS_MEMORY = "raise train.accumulate (the same steps in more parts), or lower train.batch or model.width"
@@ -117,6 +117,9 @@ def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) ->
             if logged:
                 record |= pace.record()
                 record |= trainer.validate() if validate else {}
+                if end and validate:
+                    record |= trainer.encoder_gains()
+                    warn_of_unused_encoder(record, trainer.config, console)
                 log.write(record)
                 last = record
                 pace.restart()

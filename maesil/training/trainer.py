@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from maesil.data.resident import ResidentLoader, open_loader
 from maesil.data.sampler import CropSampler, Draw
 from maesil.data.split import Split
 from maesil.devices import sent
+from maesil.models.latent import LatentStatistics, mean_over_crop, shuffled
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_noise, draw_targets, make_masks
 from maesil.models.patches import to_hu, unpatchify
@@ -90,26 +91,54 @@ class Trainer(Learner):
     def validate(self) -> dict[str, float]:
         """Score the held-out crops, masked by seeds that never change.
 
-        ``validation_loss`` is the training loss, ``validation_psnr`` the PSNR over hidden valid voxels pooled over
-        all crops (dB of the window's width). Ranks share the crops out.
+        ``validation_loss`` is the training loss. PSNR is over hidden valid voxels, pooled over all crops (dB of the
+        window's width): ``validation_psnr`` of what is shown, ``validation_psnr_tokens`` of the tokens alone where a
+        picture head draws what is shown. ``effective_rank`` is how many directions the latent tokens fill
+        (`LatentStatistics`, on the first rank's crops). Ranks share the crops out.
         """
-        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
+        statistics = LatentStatistics()
+        with self.final_model.latent_changed(statistics):
+            tokens, shown = self._validation_errors()
+        alone = {"validation_psnr_tokens": self._psnr(tokens)} if self.model.trained_beside is not None else {}
+        return {
+            "validation_loss": tokens,
+            "validation_psnr": self._psnr(shown),
+            **alone,
+            "effective_rank": statistics.effective_rank,
+        }
+
+    @torch.no_grad()
+    def encoder_gains(self) -> dict[str, float]:
+        """Return what ``validation_psnr`` loses when latent tokens are replaced by their mean, and when shuffled (dB).
+
+        The names are those of `maesil.evaluation.scores.ENCODER_SCORES`.
+        """
+        as_it_is, gains = self._psnr(self._validation_errors()[1]), {}
+        for name, change in (("encoder_gain_db", mean_over_crop), ("encoder_gain_shuffled_db", shuffled)):
+            with self.final_model.latent_changed(change):
+                gains[name] = as_it_is - self._psnr(self._validation_errors()[1])
+        return gains
+
+    def _validation_errors(self) -> tuple[float, float]:
+        """Return the mean squared error over the held-out crops: of what the tokens say, and of what is shown."""
+        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         model, at_once = self.final_model.eval(), self.crops_at_once
         for start in range(self.ranks.number * at_once, len(self.validation), self.ranks.count * at_once):
             crops = self.validation[start : start + at_once]
             inputs = self._input(_stack([crop.hu for crop in crops]), range(start, start + len(crops)))
             weight_BS = self._weights(patch_shares(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
             with self.autocast():
-                patches_BSV = model(inputs).patches_BSV
+                prediction = model(inputs)
             weight = weight_BS.sum(dtype=torch.float64)
-            sums += torch.stack([inputs.loss(patches_BSV, weight_BS) * weight, weight])
+            errors = [inputs.loss(one, weight_BS) * weight for one in (prediction.patches_BSV, prediction.shown)]
+            sums += torch.stack([*errors, weight])
         self.model.train()
-        error, total = self.ranks.sum(sums).tolist()
-        loss_value = error / total
-        return {
-            "validation_loss": loss_value,
-            "validation_psnr": -10 * math.log10(loss_value * self.intensity.std**2),
-        }
+        tokens, shown, total = self.ranks.sum(sums).tolist()
+        return tokens / total, shown / total
+
+    def _psnr(self, error: float) -> float:
+        """Return the PSNR (dB of the window's width) of a mean squared error in normalised units."""
+        return -10 * math.log10(error * self.intensity.std**2)
 
     @torch.no_grad()
     def draw_picture(self, path: Path) -> None:
@@ -166,9 +195,11 @@ class Trainer(Learner):
 
     def _micro_batch(self, batch: Batch, start: int) -> MicroBatch:
         chosen = slice(start, start + self.crops_at_once)
-        inputs = self._training_input(batch, chosen)
-        shares = patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen])
-        return MicroBatch(inputs, self._weights(shares, inputs))
+        pictured = self._pictured(start)
+        inputs = replace(self._training_input(batch, chosen), pictured=pictured or _STAND_IN)
+        weight_BS = self._weights(patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen]), inputs)
+        picture_weight_BS = weight_BS[pictured or _STAND_IN]
+        return MicroBatch(inputs, weight_BS, picture_weight_BS if pictured else torch.zeros_like(picture_weight_BS))
 
     def _training_input(self, batch: Batch, chosen: slice) -> MaskedInput:
         """Return crops as the model sees them: mirrored, windowed and masked as their draws say."""
@@ -189,6 +220,16 @@ class Trainer(Learner):
             origin_B3=None if origin is None else self._to_device(origin[chosen]),
             crop=None if origin is None else model.crop,
         )  # fmt: skip
+
+    def _pictured(self, start: int) -> slice | None:
+        """Return which crops of a micro-batch the picture head is trained on, if any.
+
+        They are the same ones of a step, however it is dealt out.
+        """
+        every = self.config.train.picture_head_every
+        first = self.ranks.number * (self.config.train.batch // self.ranks.count) + start
+        chosen = slice(-first % every, None, every)
+        return chosen if chosen.start < self.crops_at_once else None
 
     def _input(self, hu: Tensor, mask_seeds: Sequence[int]) -> MaskedInput:
         config = self.config
@@ -212,6 +253,10 @@ class Trainer(Learner):
         with CropLoader(self.sampler, batch=1, readers=1, ahead=0) as loader:
             hu: HuArray = next(loader.batches(0, 1)).hu[0].numpy()
         return hu
+
+
+_STAND_IN = slice(0, 1)
+"""A crop without weight: so that all ranks have a gradient of the picture head, of zeros."""
 
 
 def _shifted_windows(window: Window, jitter: float, draws: Sequence[Draw]) -> Tensor:

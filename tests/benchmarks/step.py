@@ -85,7 +85,8 @@ def part_of(config: RunConfig, volume: Tensor) -> MicroBatch:
     lean = config.model.decoder != "full"
     targets = draw_targets(masks, config.model.decoded, seeds) if lean else None
     inputs = MaskedInput(volume, masks, INTENSITY, config.model.patch, ids_target=targets)
-    return MicroBatch(inputs, torch.ones(inputs.targets.shape, device=volume.device))
+    weight = torch.ones(inputs.targets.shape, device=volume.device)
+    return MicroBatch(inputs, weight, weight[inputs.pictured])
 
 
 def ours(

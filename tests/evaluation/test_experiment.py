@@ -16,10 +16,14 @@ from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config.schema import RunConfig
+from maesil.data.crops import validation_crops
+from maesil.data.sources import Sources
 from maesil.errors import UsageError
 from maesil.evaluation.experiment import MODELS, TABLES, Budget, run_paper_experiment
+from maesil.evaluation.predict import model_predictors, psnr_of_crops
 from maesil.evaluation.scores import SCORES
 from maesil.training.checkpoint import load_run
+from maesil.training.log import METRICS, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,7 +72,7 @@ def test_rows_hold_both_tables_all_models_and_the_naive_baselines(world):
     _, out, _ = world
     document = json.loads((out / "results.json").read_text())
     found = {(row["table"], row["model"], row["region"]) for row in document["rows"]}
-    expected = {(t, m, r) for t in TABLES for m in MODELS for r in ("body", "whole")}
+    expected = {(t, m, r) for t in TABLES for m in (*MODELS, "maesil_tokens") for r in ("body", "whole")}
     assert found == expected | {("A", m, r) for m in ("mean", "interpolation") for r in ("body", "whole")}
     for row in document["rows"]:
         assert set(SCORES) <= set(row)
@@ -113,6 +117,43 @@ def test_the_same_command_again_trains_nothing_and_the_same_seed_gives_the_same_
     assert json.loads((other / "results.json").read_text())["rows"] == first
 
 
+def test_the_curves_hold_the_naive_baselines_on_the_very_crops_of_the_curves(world):
+    """A model scored the same way comes to the PSNR that its own training logged."""
+    stores, out, experiment = world
+    loaded = load_run(out / "runs" / "A_maesil")
+    sources = Sources.open([store.path for store in stores], loaded.config.model)
+    crops = validation_crops(sources, loaded.split.validation, loaded.config.model.crop, loaded.config.train)
+    logged = read_metrics(out / "runs" / "A_maesil" / METRICS)[-1]["validation_psnr"]
+    assert psnr_of_crops(model_predictors(loaded)[0], crops, loaded) == pytest.approx(logged, abs=0.02)
+    assert experiment.naive_curves == json.loads((out / "floors" / "curves.json").read_text())
+    assert experiment.naive_curves["interpolation"] > experiment.naive_curves["mean"]
+
+
+def test_a_frozen_split_is_taken_and_one_without_scored_patients_is_refused(world, tmp_path):
+    stores, _, experiment = world
+    path = tmp_path / "split.json"
+    parts = experiment.split.train, experiment.split.test, experiment.split.validation  # the last two change places
+    path.write_text(json.dumps(dict(zip(("train", "validation", "test"), parts, strict=True))))
+    found, _ = run(stores, tmp_path / "out", split_file=path, models=["ae"])
+    assert (found.split.train, found.split.validation, found.split.test) == parts
+    path.write_text(json.dumps({"train": parts[0], "validation": parts[1]}))
+    with pytest.raises(UsageError, match="patients for train, validation and test, found"):
+        run(stores, tmp_path / "other", split_file=path)
+
+
+def test_the_table_says_how_far_maesil_lies_above_each_row_and_how_sure_that_is(world):
+    _, out, experiment = world
+    _, table, _ = (out / "tables.md").read_text().split("\n## ")
+    header, *lines = [line for line in table.splitlines() if line.startswith("|")]
+    column = [cell.strip() for cell in header.split("|")].index("MAESIL minus this (dB, 95 %)")
+    cells = {line.split("|")[1].strip(): line.split("|")[column].strip() for line in lines}
+    assert cells["MAESIL"] == "-"
+    rows = {r["model"]: r for r in experiment.rows() if (r["table"], r["region"]) == ("A", "body")}
+    found = experiment.difference(rows["ae"], "psnr_hidden")
+    if found is not None:  # two patients or more were scored
+        assert found.low <= found.mean <= found.high
+
+
 def test_the_models_of_a_table_see_the_same_masks(world):
     _, out, _ = world
     import numpy as np
@@ -151,7 +192,7 @@ def test_another_experiment_in_the_folder_and_too_few_patients_are_refused(world
 
 def test_every_budget_of_the_file_makes_configurations():
     names = tomllib.loads((files("maesil.evaluation") / "paper.toml").read_text("utf-8"))
-    assert set(names) == {"tiny", "h100-10min", "paper"}
+    assert set(names) == {"tiny", "cpu-2h", "cpu-night", "h100-10min", "paper"}
     for name in names:
         for model in MODELS:
             for table in TABLES:

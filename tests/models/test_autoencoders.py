@@ -43,7 +43,7 @@ def test_every_model_predicts_the_targets_of_what_it_is_given(volume, kind, mask
     inputs, model = given(volume, mask), made(kind).eval()
     prediction = model(inputs)
     assert prediction.patches_BSV.shape == (2, inputs.targets.shape[1], 512)
-    torch.testing.assert_close(prediction.patches_BSV, tokens_at(model.predict_all(inputs), inputs.targets))
+    torch.testing.assert_close(prediction.shown, tokens_at(model.predict_all(inputs), inputs.targets))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,6 +66,8 @@ def test_every_parameter_learns(volume, kind):
     loss = inputs.loss(prediction.patches_BSV)
     if prediction.auxiliary_loss is not None:
         loss = loss + model.auxiliary_weight(1.0) * prediction.auxiliary_loss
+    if prediction.pictured_BSV is not None:
+        loss = loss + inputs.loss(prediction.pictured_BSV)
     loss.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []

@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from maesil.config.schema import HEADS, MaskConfig, ModelConfig
 from maesil.evaluation.metrics import BorderSums
-from maesil.models.heads import Cubes, Known, make_head, neighbours, sharing_out, voxels_of_faces
+from maesil.models.faces import Known, neighbours, sharing_out, voxels_of_faces
+from maesil.models.heads import Cubes, make_head
 from maesil.models.masking import make_masks
 from maesil.models.patches import patchify, tokens_at, unpatchify
 

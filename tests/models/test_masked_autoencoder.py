@@ -54,7 +54,7 @@ def made(**changes):
 @pytest.mark.parametrize(("decoder", "head"), DECODERS)
 def test_forward_predicts_the_hidden_tokens_that_predict_all_predicts(inputs, decoder, head):
     model = made(decoder=decoder, head=head)
-    hidden, everything = model(inputs).patches_BSV, model.predict_all(inputs)
+    hidden, everything = model(inputs).shown, model.predict_all(inputs)
     assert hidden.shape == (2, inputs.masks.ids_masked.shape[1], 512)
     assert everything.shape == (2, 64, 512)
     torch.testing.assert_close(hidden, tokens_at(everything, inputs.masks.ids_masked), atol=1e-4, rtol=1e-4)
@@ -81,7 +81,7 @@ def test_a_lean_cross_decoder_predicts_a_token_the_same_whichever_others_it_pred
     some = draw_targets(inputs.masks, 0.25, [1, 2])
     assert some.shape == (2, 12) and (some.diff(dim=1) > 0).all()
     lean = model(replace(inputs, ids_target=some)).patches_BSV
-    torch.testing.assert_close(lean, tokens_at(model.predict_all(inputs), some), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lean, tokens_at(model.predict_all(inputs, pictured=False), some), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("decoder", ["subset", "cross"])
@@ -126,7 +126,8 @@ def test_loss_compares_with_the_true_patches(inputs, volume, masks):
 @pytest.mark.parametrize(("decoder", "head"), DECODERS)
 def test_a_step_reaches_every_parameter(inputs, decoder, head):
     model = made(decoder=decoder, head=head)
-    loss = inputs.loss(model(inputs).patches_BSV)
+    prediction = model(inputs)
+    loss = inputs.loss(prediction.patches_BSV) + inputs.loss(prediction.pictured_BSV)
     loss.backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert silent == []
@@ -137,7 +138,7 @@ def test_without_a_mask_everything_is_seen_and_predicted_and_nothing_is_copied(v
     """Were a true patch copied into its own prediction, changing the weights would not change the error to 0."""
     masks = make_masks(MaskConfig(kind="none"), SMALL.grid, [0, 1])
     inputs, model = MaskedInput(volume, masks, INTENSITY, 8), made()
-    pred = model(inputs).patches_BSV
+    pred = model(inputs).shown
     assert pred.shape == (2, 64, 512)
     torch.testing.assert_close(pred, model.predict_all(inputs))
     assert inputs.loss(pred) > 0.1
@@ -182,7 +183,7 @@ def test_equal_seeds_give_equal_weights_and_positions_stay_out_of_the_checkpoint
 def test_names_are_those_of_mae():
     top = {name.split(".")[0] for name in MaskedAutoencoder(SMALL).state_dict()}
     encoder = {"patch_embed", "blocks", "norm"}
-    assert top == encoder | {"decoder_embed", "mask_token", "decoder_blocks", "decoder_norm", "head"}
+    assert top == encoder | {"decoder_embed", "mask_token", "decoder_blocks", "decoder_norm", "head", "picture_head"}
 
 
 def test_the_encoder_of_base_is_a_vit_b():

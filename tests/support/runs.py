@@ -24,11 +24,15 @@ from maesil.types import Intensity
 SMALL = ModelConfig(crop=32, patch=8, width=48, depth=1, decoder_width=48, decoder_depth=1)
 
 
-def save_run(path: Path, split: Split, model: ModelConfig = SMALL, mask: MaskConfig | None = None) -> Path:
-    """A run of an untrained model, of 32^3 crops and 8^3 patches by default."""
+def save_run(
+    path: Path, split: Split, model: ModelConfig = SMALL, mask: MaskConfig | None = None, *, dead: bool = False
+) -> Path:
+    """A run of an untrained model, of 32^3 crops and 8^3 patches by default; ``dead``: its encoder is not used."""
     config = RunConfig(model, mask or MaskConfig())
     untrained = make_model(model)
     untrained.init_weights(torch.Generator().manual_seed(0))
+    if dead:
+        torch.nn.init.zeros_(untrained.decoder_embed.weight)
     path.mkdir()
     save_checkpoint(
         path,

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from maesil.config.schema import ModelConfig, TrainConfig
 from maesil.models.masked_autoencoder import MaskedAutoencoder
+from maesil.models.registry import make_model
 from maesil.training.optim import learning_rate, make_optimizer, parameter_groups, set_learning_rate, update_average
 
 SMALL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
@@ -15,7 +18,7 @@ SMALL = ModelConfig(crop=16, width=8, depth=1, decoder_width=8, decoder_depth=1)
 
 def test_only_matrices_decay_and_every_parameter_is_in_one_group():
     model = MaskedAutoencoder(SMALL)
-    decaying, free = (group["params"] for group in parameter_groups(model, 0.05))
+    decaying, free = (group["params"] for group in parameter_groups(list(model.parameters()), 0.05))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     assert {names[id(p)] for p in free} == {
         n for n in names.values() if n.endswith("bias") or "norm" in n or n == "mask_token"
@@ -63,3 +66,37 @@ def test_averaged_weights_follow_the_recurrence_and_forget_the_random_start():
         expected = kept * expected + (1 - kept) * step
     torch.testing.assert_close(next(averaged.parameters()).detach(), expected)
     assert (expected - 29).abs().max() < 2
+
+
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest():
+    model = make_model(SMALL)
+    optimizer = make_optimizer(model, TrainConfig(optimizer="muon", weight_decay=0.05))
+    muon, adamw = optimizer.optimizers
+    assert isinstance(muon, torch.optim.Muon) and isinstance(adamw, torch.optim.AdamW)
+    names = {id(one): name for name, one in model.named_parameters()}
+    of_muon = {names[id(one)] for group in muon.param_groups for one in group["params"]}
+    of_adamw = {names[id(one)] for group in adamw.param_groups for one in group["params"]}
+    assert of_muon == {name for name, one in model.named_parameters() if "blocks." in name and one.ndim == 2}
+    assert of_muon | of_adamw == set(names.values()) and not of_muon & of_adamw
+    assert isinstance(make_optimizer(make_model(replace(SMALL, kind="ae")), TrainConfig()), torch.optim.AdamW)
+
+
+def test_several_optimisers_go_on_where_they_were_saved():
+    def after(steps, state=None):
+        torch.manual_seed(0)
+        model = torch.nn.ModuleDict(
+            {"blocks": torch.nn.ModuleList([torch.nn.Linear(4, 4)]), "pred": torch.nn.Linear(4, 1)}
+        )
+        optimizer = make_optimizer(model, TrainConfig(optimizer="muon", lr=0.1))
+        if state:
+            model.load_state_dict(state[0])
+            optimizer.load_state_dict(state[1])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model["pred"](model["blocks"][0](torch.ones(2, 4))).square().sum().backward()
+            set_learning_rate(optimizer, 0.01)
+            optimizer.step()
+        return copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+
+    halfway = after(3)
+    assert all(torch.equal(a, b) for a, b in zip(after(3, halfway)[0].values(), after(6)[0].values(), strict=True))

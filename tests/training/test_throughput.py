@@ -51,7 +51,8 @@ def learner(kind):
 def one_crop(config):
     volume = torch.zeros(1, 16, 16, 16, dtype=torch.int16)
     masks = make_masks(config.mask, config.model.grid, [0])
-    return MicroBatch(MaskedInput(volume, masks, Intensity(mean=0.5, std=0.2), 8), torch.ones(masks.ids_masked.shape))
+    weight = torch.ones(masks.ids_masked.shape)
+    return MicroBatch(MaskedInput(volume, masks, Intensity(mean=0.5, std=0.2), 8), weight, weight)
 
 
 def test_the_operations_of_a_step_are_those_counted_by_hand():
@@ -67,7 +68,13 @@ def test_the_operations_of_a_step_are_those_counted_by_hand():
     in_decoder_alone = 2 * (L - M) * E * V  # the head sees the hidden tokens alone
     forward -= in_decoder_alone
     # Twice as much backward, but for the gradient by the voxels.
-    assert flops_per_crop(ours, part) == 3 * forward - 2 * N * V * D
+    alone = 3 * forward - 2 * N * V * D
+    # The picture head draws every fourth crop: three MLPs of 16 hidden channels. No gradient goes to the tokens, nor
+    # to the faces of the draft. In the end, faces are shared out over patches.
+    F, H, every = 6 * 64, 16, ours.config.train.picture_head_every
+    see, correct, share_out = 2 * M * (F + 12 + E) * H, 2 * M * H * V, 2 * M * F * V
+    pictures = 3 * 3 * (see + correct) - see + 2 * share_out
+    assert flops_per_crop(ours, part) == alone + pictures // every
 
 
 @pytest.mark.parametrize("kind", ["maesil", "vqvae"])

@@ -96,7 +96,7 @@ def test_tensorboard_holds_the_same_numbers(undisturbed):
 def test_validation_psnr_belongs_to_its_loss(undisturbed):
     out, _, _ = undisturbed
     last, std = metrics(out)[-1], load_run(out).intensity.std
-    assert 10 ** (-last["validation_psnr"] / 10) == pytest.approx(last["validation_loss"] * std**2)
+    assert 10 ** (-last["validation_psnr_tokens"] / 10) == pytest.approx(last["validation_loss"] * std**2)
 
 
 def test_the_same_run_again_is_the_same_to_the_bit(undisturbed, store, tmp_path):
