@@ -109,7 +109,7 @@ class Learner:
         values = torch.stack(list(named.values()))
         self._unread.append(_Unread(self.step + 1, self.lr, tuple(named), values, crops))
         self._broken = torch.maximum(self._broken, (~values.sum().isfinite()).float())
-        self.optimizer.found_inf = self._broken  # type: ignore[attr-defined]  # the fused AdamW then changes nothing
+        self.optimizer.found_inf = self._broken  # type: ignore[union-attr]  # the fused AdamW then changes nothing
         set_learning_rate(self.optimizer, self.lr)
         self.optimizer.step()
         self.step += 1
