@@ -29,7 +29,7 @@ SEED = 0
 
 
 def panels(demo: Path) -> list[NDArray[np.float32]]:
-    """Return the three volumes of COLUMNS as colours 0..1, ``[Z, Y, X, 3]``, at the place of the largest crop grid."""
+    """Return the three volumes of COLUMNS as colours 0..1, ``[Z, Y, X, 3]``; visible voxels are pasted in."""
     run, store = load_run(demo / "run"), Store.open(demo / "store.zarr")
     reader, volume = SuperpatchReader(store), held_out(store, run.split)
     predictor = ModelPredictor(run.model, run.intensity)
