@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,12 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest.coherent import incoherent
+from maesil.ingest.extent import plane_note, size_doubts
 from maesil.ingest.far_below import FAR_BELOW_AIR_HU, padding_among
+from maesil.ingest.filled import filled_border
 from maesil.ingest.scanned import Scanned
 from maesil.ingest.wrapped import wrapped
+from maesil.store.recipe import ACCEPTABLE
 
 _MAX_SAMPLES = 1_000_000
 _MAX_PADDING_VALUES = 2
@@ -29,10 +33,21 @@ _DARKER_THAN_AIR_HU = -1150
 _PEAK_HU = 60
 _PEAK_SHARE = 0.1
 _MIN_SOFT_BESIDE_ODD_PADDING = 0.1
+_AIR_HU = (-1100, -960)
+_LITTLE_AIR = 0.02
+_WATER_HU = (0, 100)
+_MOSTLY_WATER = 0.8
+_ABOUT_ZERO_HU = -30
+_WAY_OUT = {
+    "offset_1024": ["write the rescale intercept of -1024 (NIfTI: scl_inter)"],
+    "eight_bit": ["find the original values"],
+    "normalised": ["find the original values"],
+    "windowed": ["find the original values"],
+}
 
 
 def plausible(scan: Scanned, accept: Collection[str] = ()) -> Scanned:
-    """Return the scan, without undeclared padding; raise `Refused` unless its valid voxels look like HU of a body.
+    """Return the scan, without undeclared padding and filling; `Refused` unless its valid voxels look like a body's HU.
 
     A doubt whose code the user accepts becomes a note.
     """
@@ -41,15 +56,45 @@ def plausible(scan: Scanned, accept: Collection[str] = ()) -> Scanned:
         scan = without_undeclared_padding(scan)
     except Refused as doubt:
         notes += _accepted(doubt, accept)
-    for reason in _doubts(scan.hu, scan.valid):
-        notes += _accepted(reason, accept)
+    notes += _weighed(scan, accept)
+    # Of numbers that are no HU, but wanted, the lowest and the highest mean air and metal.
+    no_hu = set(notes) - {"accepted_odd_background", "accepted_implausible_size"}
+    filled = filled_border(scan.hu, scan.known, _ends(scan) if no_hu else ())
+    if filled is not None:
+        scan = _without(scan, filled)
+        notes += [note for note in _weighed(scan, accept) if note not in notes]
+    notes += plane_note(scan)
     return replace(scan, notes=(*scan.notes, *notes)) if notes else scan
 
 
+def _weighed(scan: Scanned, accept: Collection[str]) -> list[str]:
+    """Return a note for each doubt that the user accepts; raise the first of the others."""
+    doubts = chain(size_doubts(scan), _doubts(scan.hu, scan.valid))
+    return [note for doubt in doubts for note in _accepted(doubt, accept)]
+
+
 def _accepted(doubt: Refused, accept: Collection[str]) -> list[str]:
-    if doubt.code not in accept:
-        raise doubt
-    return [f"accepted_{doubt.code}"]
+    if doubt.code in accept:
+        return [f"accepted_{doubt.code}"]
+    way_out = [text for code, text in _WAY_OUT.items() if code == doubt.code]
+    if doubt.code in ACCEPTABLE:
+        way_out.append(f"--accept {doubt.code} takes it as it is")
+    raise Refused(
+        doubt.code, "; ".join([doubt.detail, ", or ".join(way_out)]) if way_out else doubt.detail, **doubt.numbers
+    )
+
+
+def _ends(scan: Scanned) -> tuple[float, float]:
+    values = scan.hu[scan.valid]
+    return float(values.min()), float(values.max())
+
+
+def _without(scan: Scanned, filled: NDArray[np.bool_]) -> Scanned:
+    """Return the scan without what was filled, which is neither measured nor interpolated."""
+    source = {**scan.source, "filled_border_voxels": int(np.count_nonzero(filled))}
+    between = None if scan.filled is None else scan.filled & ~filled
+    notes = (*scan.notes, "filled_border")
+    return replace(scan, valid=scan.valid & ~filled, filled=between, notes=notes, source=source)
 
 
 def without_undeclared_padding(scan: Scanned) -> Scanned:
@@ -95,35 +140,47 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
     numbers: dict[str, Any] = {"min": least, "p0.1": low, "p99.9": high, "max": most}
     if most - least < 1e-3:
         yield Refused("constant", f"every voxel is {least:g}", **numbers)
-    if least >= -2 and most <= 2:
-        yield Refused("normalised", f"values lie in {least:g} to {most:g}: normalised, not HU", **numbers)
-    if least >= 0 and most <= 255:
-        yield Refused("eight_bit", f"values lie in {least:g} to {most:g}: a windowed 8-bit image, not HU", **numbers)
+    yield from _other_image(values, numbers)
     if (share := float((values > _NO_METAL_ABOVE_HU).mean())) > 0.01:
         text = f"{share:.0%} of the voxels lie above {_NO_METAL_ABOVE_HU} HU: negative values read as unsigned"
         yield Refused("unsigned", text, share=share, **numbers)
-    # Tissue + 1024 is a peak; real bone falls off from 300 HU upward, and fat keeps the low end below -100.
-    offset = _share(values, 900, 1200)
-    if low >= -100 and offset > 0.005 and offset > 2 * _share(values, 500, 800):
-        text = f"no air below {low:g}, and {offset:.0%} of the voxels at 900 to 1200: stored values + 1024, not HU"
-        yield Refused("offset_1024", text, share=offset, **numbers)
     if (share := float((values > 700).mean())) > 0.3 and share > 3 * float((values < -700).mean()):
         yield Refused("too_dense", f"{share:.0%} of the voxels lie above 700 HU: inverted or offset", **numbers)
     if (soft := _share(values, -200, 300)) < 0.01:
         text = f"{soft:.2%} of the voxels lie at -200 to 300 HU: no soft tissue; rescaled twice, or no CT of a body"
         yield Refused("no_soft_tissue", text, share=soft, **numbers)
-    background = _background(hu, valid)
-    if background is not None and (share := float((values == background).mean())) > 0.05:
-        text = f"all corners and {share:.0%} of the voxels are exactly {background:g}: a background that is not air"
-        yield Refused("odd_background", text, share=share, background=background, **numbers)
+    yield from _odd_background(hu, valid, values, numbers)
     floor = float((values == least).mean())
     if least > -900 and floor > 0.05:
-        text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window"
+        text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window, or masked"
         yield Refused("windowed", text, share=floor, **numbers)
     left_out = _sample(hu, ~valid)
     yield from _wrong_scale(values, left_out[left_out <= FAR_BELOW_AIR_HU], numbers)
     yield from wrapped(hu, valid)
     yield from incoherent(hu, valid)
+
+
+def _other_image(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterator[Refused]:
+    """Values that belong to another kind of image, or to a CT whose rescale is missing."""
+    low, least, most = numbers["p0.1"], numbers["min"], numbers["max"]
+    if least >= -2 and most <= 2:
+        text = f"values lie in {least:g} to {most:g}: normalised, or a mask or probability map, not HU"
+        yield Refused("normalised", text, **numbers)
+    if least >= 0 and most <= 255:
+        whole = bool((values == np.rint(values)).all())
+        kind = "a windowed 8-bit image or labels" if whole else "PET in SUV, a dose or another map"
+        yield Refused("eight_bit", f"values lie in {least:g} to {most:g}: {kind}, not HU", **numbers)
+    # Tissue + 1024 is a peak; real bone falls off from 300 HU upward, and fat keeps the low end below -100.
+    offset = _share(values, 900, 1200)
+    if low >= -100 and offset > 0.005 and offset > 2 * _share(values, 500, 800):
+        text = f"no air below {low:g}, and {offset:.0%} of the voxels at 900 to 1200: HU + 1024, or MR, not HU"
+        yield Refused("offset_1024", text, share=offset, **numbers)
+        return
+    # Noise of brain and water reaches below 0 HU; of what is without it, only a smooth brain by itself is CT.
+    darkest, water = float(np.percentile(values, 1)), _share(values, *_WATER_HU)
+    if most > 255 and low > _ABOUT_ZERO_HU and darkest >= 0 and water < _MOSTLY_WATER:
+        text = f"99 % of the voxels lie above {darkest:g}: no air, lung, fat or noise around water, as in MR or PET"
+        yield Refused("mr_or_pet", text, **numbers)
 
 
 def _wrong_scale(
@@ -149,11 +206,18 @@ def _wrong_scale(
         yield Refused("wrong_scale", text, darkest=darkest, share=max(peak, too_dark), **numbers)
 
 
-def _background(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> float | None:
-    """Return the value that all eight corners share, if they are in the scan and it is not that of air."""
+def _odd_background(
+    hu: NDArray[np.float32], valid: NDArray[np.bool_], values: NDArray[np.float32], numbers: dict[str, Any]
+) -> Iterator[Refused]:
+    """All eight corners share a value that is not that of air, and air there is none: it was replaced, inside too."""
     ends = np.ix_(*[(0, n - 1) for n in hu.shape])
-    corners = np.unique(hu[ends])
-    return float(corners[0]) if valid[ends].all() and len(corners) == 1 and corners[0] > _AIR_BELOW_HU else None
+    background = float(hu[ends].flat[0])
+    if not valid[ends].all() or (hu[ends] != background).any() or background <= _AIR_BELOW_HU:
+        return
+    share = float((values == background).mean())
+    if share > 0.05 and _share(values, *_AIR_HU) < _LITTLE_AIR:
+        text = f"all corners and {share:.0%} of the voxels are exactly {background:g}: a background in place of air"
+        yield Refused("odd_background", text, share=share, background=background, **numbers)
 
 
 def _sample(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:

@@ -15,13 +15,15 @@ CODECS = ("fast", "compact", "raw")
 FORMS = ("sform", "qform")
 """What a NIfTI header may say of where its voxels lie."""
 ACCEPTABLE = (
-    "constant", "eight_bit", "no_soft_tissue", "normalised", "odd_background", "offset_1024", "rescaled_twice",
-    "stand_ins", "too_dense", "unsigned", "windowed", "wrapped",
+    "constant", "eight_bit", "implausible_size", "mr_or_pet", "no_soft_tissue", "normalised", "odd_background",
+    "offset_1024", "rescaled_twice", "slice_offset", "stand_ins", "too_dense", "unsigned", "windowed", "woven_passes",
+    "wrapped", "wrong_scale",
 )  # fmt: skip
 """Doubts about HU that a user may accept."""
 REFUSABLE = (
-    "lossy", "no_rescale_tags", "undeclared_padding", "burned_in_annotation", "animal", "quadruped",
-    "patient_id_varies", "study_uid_varies", "series_reunited", "positions_rounded", "whole_words",
+    "lossy", "no_rescale_tags", "undeclared_padding", "filled_border", "sagittal_slices", "coronal_slices",
+    "burned_in_annotation", "animal", "quadruped", "patient_id_varies", "study_uid_varies", "series_reunited",
+    "positions_rounded", "whole_words",
 )  # fmt: skip
 """Notes for which a user may refuse a volume."""
 _LARGEST_SUPERPATCH = 512
@@ -61,7 +63,7 @@ class Recipe:
     """Codes of doubts about HU that are accepted on purpose."""
     refuse: tuple[str, ...] = ()
     """Codes of notes that refuse a volume (``lossy``)."""
-    method: str = "linear-gaussian-2/body-2/plausible-5/geometry-4"
+    method: str = "linear-gaussian-2/body-2/plausible-6/geometry-4"
     """Version of reading, resampling, body map and plausibility rules; changes when their results do."""
     libraries: tuple[tuple[str, str], ...] = field(default_factory=_library_versions)
 
