@@ -1,7 +1,6 @@
-"""Reading NIfTI: geometry from sform or qform, HU from the scaled data, the stream read to its end.
+"""Reading NIfTI: HU from the scaled data, the stream read to its end; `nifti_geometry` says where they lie.
 
-After the NIfTI-1 and NIfTI-2 standards (fields ``sform_code``, ``qform_code``, ``scl_slope``, ``scl_inter``,
-``xyzt_units``, ``vox_offset``).
+After the NIfTI-1 and NIfTI-2 standards (fields ``dim``, ``scl_slope``, ``scl_inter``, ``vox_offset``).
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
-from maesil.geometry import Affine, from_nifti
-from maesil.ingest.limits import MAX_SPACING_MM, MIN_SPACING_MM, check_voxels
+from maesil.ingest.limits import check_voxels
+from maesil.ingest.nifti_geometry import affine_of
 from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
 from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
+from maesil.ingest.stand_in import stand_in_for
 
-_MAX_FORM_DIFFERENCE_MM = 1.0
 _MAX_VOLUMES = 64
 """The whole file is read for each of them."""
 _IMPOSSIBLE = 1e6
@@ -36,7 +35,6 @@ _IMPOSSIBLE = 1e6
 _MAX_NON_FINITE_SHARE = 0.5
 _MAX_TRAILING_BYTES = 1 << 26
 _BLOCK = 1 << 20
-_MILLIMETRES = {"meter": 1000.0, "mm": 1.0, "micron": 0.001}
 _MAGIC_SINGLE = (b"n+1", b"n+2")
 
 
@@ -76,7 +74,7 @@ def claim_of(path: Path) -> Claim:
     try:
         with warnings.catch_warnings(), _unpacked(path) as stream:
             warnings.simplefilter("ignore")
-            header = _parse(stream.read(540))
+            header, _ = _parse(stream.read(540))
     except Exception:  # whatever is wrong with it is said when it is read
         return Claim()
     shape = [int(n) for n in header.get_data_shape()]
@@ -94,7 +92,7 @@ def read_nifti(
     decides where the two place the volume differently.
     """
     stored = _read(path)
-    affine = _affine(stored.header, stored.notes, prefer)
+    affine = affine_of(stored.header, stored.notes, prefer)
     source: dict[str, Any] = {
         "kind": "nifti",
         "dtype": str(stored.header.get_data_dtype().newbyteorder("=")),
@@ -123,23 +121,24 @@ def _read(path: Path) -> _Stored:
         raise Refused("not_nifti", f"expected NIfTI, found something else ({error})") from error
     except FileNotFoundError as error:
         raise Refused("vanished", "the file was there when the folder was scanned and is gone now") from error
-    except (EOFError, zlib.error, OSError) as error:
-        why = getattr(error, "strerror", None) or error  # the full text of an OSError names the path
-        raise Refused("damaged_file", f"the file cannot be read to its end ({why}); it was cut or altered") from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Refused("damaged_file", f"the file cannot be read to its end ({error}); it was cut or altered") from error
+    except OSError as error:  # its full text names the path
+        raise Refused("unreadable", f"the file cannot be read ({error.strerror or 'input/output error'})") from error
 
 
 def _read_single_or_pair(path: Path) -> _Stored:
     with _unpacked(path) as stream:
         head = stream.read(540)
-        header = _parse(head)
+        header, notes = _parse(head)
         if bytes(header["magic"])[:3] in _MAGIC_SINGLE:
-            return _voxels(header, path, stream, head)
+            return _voxels(header, path, stream, head, notes)
         _read_to_end(stream)
     image = image_of_pair(path)
     if image is None:
         raise Refused("damaged_file", "expected the .img file of this header beside it, found none")
     with _unpacked(image) as stream:
-        return _voxels(header, image, stream, b"")
+        return _voxels(header, image, stream, b"", notes)
 
 
 @contextlib.contextmanager
@@ -151,21 +150,34 @@ def _unpacked(path: Path) -> Iterator[IO[bytes]]:
             yield stream  # type: ignore[misc]
 
 
-def _parse(head: bytes) -> Any:
+def _parse(head: bytes) -> tuple[Any, set[str]]:
+    """Return the header, and what was noticed; extensions, which may lie behind it, hold nothing that is needed."""
     sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
     if not sizes & {348, 540}:
-        raise Refused("not_nifti", f"expected the header size 348 or 540 at the start, found {head[:4]!r}")
+        _refuse_what_is_no_nifti(head)
     kind, size = (nib.Nifti2Header, 540) if 540 in sizes else (nib.Nifti1Header, 348)
-    header = kind(head[:size], check=False)  # extensions, which may lie behind it, hold nothing that is needed
+    header = kind(head[:size], check=False)
+    unused = header["dim"][4 : 1 + min(max(int(header["dim"][0]), 0), 7)]
+    notes = {"zero_dimension"} if (unused == 0).any() else set()
+    unused[unused == 0] = 1  # "dim[i] = 1 for all i > dim[0]", and some writers leave 0
     check_voxels(header.get_data_shape())
     if len(header.get_data_shape()) < 3:
         raise Refused("not_3d", f"expected three axes, found shape {header.get_data_shape()}")
     if header.get_data_dtype().kind not in "iuf":
         raise Refused("bad_dtype", f"expected integers or floats, found {header.get_data_dtype()}")
-    return header
+    return header, notes
 
 
-def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes) -> _Stored:
+def _refuse_what_is_no_nifti(head: bytes) -> None:
+    if stand_in := stand_in_for(head):
+        raise Refused("not_fetched", f"expected NIfTI, found {stand_in}")
+    found = f"{head[:4]!r}" if head else "an empty file"
+    if head.lstrip()[:1] == b"<":
+        found = "a web page or XML: a download that failed"
+    raise Refused("not_nifti", f"expected the header size 348 or 540 at the start, found {found}")
+
+
+def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes, notes: set[str]) -> _Stored:
     """Read the voxels of a stream of which ``head`` was read."""
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
     least = int(header["sizeof_hdr"]) + 4 if head else 0
@@ -185,8 +197,10 @@ def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes) -> _Stored:
         if not (count := stream.readinto(filled[: 64 * _BLOCK])):  # type: ignore[attr-defined]
             raise EOFError(f"{len(filled)} bytes of voxels are missing")
         filled = filled[count:]
-    notes = _read_to_end(stream)
-    return _Stored(header, data.view(dtype).reshape(tuple(shape)[::-1]), notes)
+    trailing, more = _read_to_end(stream)
+    if "zero_dimension" in notes and more >= size:
+        raise Refused("not_3d", "the length of a fourth axis is 0, and more than one volume of voxels is there")
+    return _Stored(header, data.view(dtype).reshape(tuple(shape)[::-1]), notes | trailing)
 
 
 def _skip(stream: IO[bytes], count: int) -> None:
@@ -196,8 +210,11 @@ def _skip(stream: IO[bytes], count: int) -> None:
         raise EOFError("the file ends within its header")
 
 
-def _read_to_end(stream: IO[bytes]) -> set[str]:
-    """Read on to the end, where the checksum of a gzip stream stands; `Refused` if there is much more."""
+def _read_to_end(stream: IO[bytes]) -> tuple[set[str], int]:
+    """Read on to the end, where the checksum of a gzip stream stands; `Refused` if there is much more.
+
+    Return what was noticed and how many bytes were left.
+    """
     left = _MAX_TRAILING_BYTES
     try:
         while part := stream.read(_BLOCK):
@@ -207,73 +224,8 @@ def _read_to_end(stream: IO[bytes]) -> set[str]:
     except gzip.BadGzipFile as error:
         if not str(error).startswith("Not a gzipped file"):  # a wrong checksum or length
             raise
-        return {"trailing_bytes"}  # behind a stream that is whole
-    return set()
-
-
-def _affine(header: Any, notes: set[str], prefer: str) -> Affine:
-    sform, sform_code = header.get_sform(coded=True)
-    qform, qform_code = _qform(header)
-    if sform_code and not _usable(sform):
-        notes.add("singular_sform_ignored")
-        sform_code = 0
-    if not sform_code and not qform_code:
-        raise Refused(
-            "no_orientation", "expected an sform or a qform, found neither; the header does not say where it lies"
-        )
-    if sform_code and qform_code and (apart := _apart_mm(sform, qform, header.get_data_shape())):
-        if prefer not in ("sform", "qform"):
-            text = f"sform and qform place the volume {apart:.1f} mm apart; --prefer sform or --prefer qform decides"
-            raise Refused("forms_differ", text, apart_mm=apart)
-        notes.add(f"{prefer}_preferred")
-    chosen = qform if not sform_code or (qform_code and "qform_preferred" in notes) else sform
-    if chosen is None or not _usable(chosen):
-        raise Refused("bad_affine", "the affine of the header is singular")
-    return _in_millimetres(from_nifti(chosen), header, notes)
-
-
-def _in_millimetres(affine: Affine, header: Any, notes: set[str]) -> Affine:
-    """Return the affine in mm; a unit that would make voxels of metres or nanometres is not believed."""
-    try:
-        unit = header.get_xyzt_units()[0]
-    except KeyError:
-        unit = "unknown"
-    scaled = np.diag([*[_MILLIMETRES.get(unit, 1.0)] * 3, 1.0]) @ affine
-    for candidate, note in ((scaled, f"in_{unit}s"), (affine, "unit_ignored")):
-        lengths = np.linalg.norm(candidate[:3, :3], axis=0)
-        if ((lengths > MIN_SPACING_MM) & (lengths < MAX_SPACING_MM)).all():
-            if unit in ("meter", "micron"):
-                notes.add(note)
-            return np.asarray(candidate)
-    lengths = np.linalg.norm(scaled[:3, :3], axis=0)
-    text = f"expected voxels of {MIN_SPACING_MM} to {MAX_SPACING_MM} mm, found {lengths.round(4).tolist()}"
-    raise Refused("bad_spacing", text)
-
-
-def _qform(header: Any) -> tuple[NDArray[np.float64] | None, int]:
-    if header["pixdim"][0] == 0:
-        header = header.copy()
-        header["pixdim"][0] = 1  # so says nifti1.h: "if not -1 or 1, use 1"
-    try:
-        qform, code = header.get_qform(coded=True)
-    except (HeaderDataError, ValueError):
-        return None, 0
-    return (qform, int(code)) if code and qform is not None and _usable(qform) else (None, 0)
-
-
-def _usable(affine: Any) -> bool:
-    if affine is None or not np.isfinite(affine).all():
-        return False
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    return bool((lengths > 1e-6).all() and abs(np.linalg.det(affine[:3, :3] / lengths)) > 0.1)
-
-
-def _apart_mm(sform: NDArray[np.float64], qform: NDArray[np.float64] | None, shape: tuple[int, ...]) -> float:
-    """Return how far apart (mm) the two forms put a corner of the volume; 0 if they agree."""
-    assert qform is not None
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
-    apart = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
-    return apart if apart > _MAX_FORM_DIFFERENCE_MM else 0.0
+        return {"trailing_bytes"}, _MAX_TRAILING_BYTES - left  # behind a stream that is whole
+    return set(), _MAX_TRAILING_BYTES - left
 
 
 def _hu(stored: _Stored, volume: int | None, allocate: Allocate) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

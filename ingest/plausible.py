@@ -38,12 +38,6 @@ _LITTLE_AIR = 0.02
 _WATER_HU = (0, 100)
 _MOSTLY_WATER = 0.8
 _ABOUT_ZERO_HU = -30
-_WAY_OUT = {
-    "offset_1024": ["write the rescale intercept of -1024 (NIfTI: scl_inter)"],
-    "eight_bit": ["find the original values"],
-    "normalised": ["find the original values"],
-    "windowed": ["find the original values"],
-}
 
 
 def plausible(scan: Scanned, accept: Collection[str] = ()) -> Scanned:
@@ -76,12 +70,9 @@ def _weighed(scan: Scanned, accept: Collection[str]) -> list[str]:
 def _accepted(doubt: Refused, accept: Collection[str]) -> list[str]:
     if doubt.code in accept:
         return [f"accepted_{doubt.code}"]
-    way_out = [text for code, text in _WAY_OUT.items() if code == doubt.code]
-    if doubt.code in ACCEPTABLE:
-        way_out.append(f"--accept {doubt.code} takes it as it is")
-    raise Refused(
-        doubt.code, "; ".join([doubt.detail, ", or ".join(way_out)]) if way_out else doubt.detail, **doubt.numbers
-    )
+    if doubt.code not in ACCEPTABLE:
+        raise doubt
+    raise Refused(doubt.code, f"{doubt.detail}; --accept {doubt.code} takes it as it is", **doubt.numbers)
 
 
 def _ends(scan: Scanned) -> tuple[float, float]:

@@ -29,7 +29,7 @@ from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.store import ZARR_DOCUMENT, Store, is_store
-from maesil.text import counted
+from maesil.text import counted, printable
 
 __all__ = ["IngestOptions", "ingest"]
 
@@ -124,7 +124,13 @@ def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
     found = f"{counted(len(plan.verdicts), 'file')} and none of them CT ({', '.join(codes)})" if codes else "no file"
     if not codes and any(source.is_dir() and any(source.rglob(ZARR_DOCUMENT)) for source in sources):
         found = "Zarr folders only, which are not looked into"
-    return f"{where}: expected DICOM or NIfTI files with CT, found {found}; name the folder that holds the scans"
+    told = next((f"; {printable(v.path.name)}: {v.detail}" for v in _loudest_first(plan.verdicts) if v.detail), "")
+    told = told or "; name the folder that holds the scans"
+    return f"{where}: expected DICOM or NIfTI files with CT, found {found}{told}"
+
+
+def _loudest_first(verdicts: Sequence[FileVerdict]) -> list[FileVerdict]:
+    return sorted(verdicts, key=lambda verdict: verdict.status == "ignored")
 
 
 def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:

@@ -26,6 +26,14 @@ _NIFTI_MAGIC_AT = {348: 344, 540: 4}
 _DICOM_GROUPS = (b"\x02\x00", b"\x08\x00")
 _APPLE_DOUBLE = b"\0\5\x16\7"
 """What a Mac leaves beside each file on a foreign disk and in archives, under its name with ``._`` before."""
+_UNPACK = "an archive that is not read; unpack it and name the folder"
+_CONVERT = "which is not read; convert it to NIfTI (for example by SimpleITK) and name that"
+_WAY_OUT = {
+    "gzip_of_something_else": "a gzip file that is no NIfTI; if it holds scans, unpack it and name the folder",
+    "other_archive": _UNPACK,
+    "metaimage": f"a MetaImage, {_CONVERT}",
+    "nrrd": f"an NRRD image, {_CONVERT}",
+}
 _LOW_ELEMENTS = (b"\x00\x00", b"\x01\x00", b"\x02\x00", b"\x05\x00", b"\x08\x00", b"\x16\x00")
 
 
@@ -54,12 +62,20 @@ def scan(
     for path in find_files(sources, follow_links=follow_links):
         on_file(path)
         if path.is_symlink() and not (follow_links and path.is_file()):
-            result.verdicts.append(FileVerdict(path, "ignored", "symlink"))
+            result.verdicts.append(FileVerdict(path, "ignored", "symlink", detail=_why_not_followed(path)))
         elif not path.is_file() and not path.is_dir():
             result.verdicts.append(FileVerdict(path, "ignored", "not_a_file", detail="a pipe, socket or device"))
         else:
             _look_at(path, result)
     return result
+
+
+def _why_not_followed(link: Path) -> str:
+    if link.exists():
+        return "a link, which is not followed; --follow-links follows it"
+    if stand_in := stand_in_for(os.fsencode(link.readlink())):
+        return stand_in
+    return "a link that leads nowhere"
 
 
 def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterator[Path]:
@@ -68,13 +84,18 @@ def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterat
     for source in sources:
         if not source.exists():
             raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
-        for path in (
-            [source.resolve()] if source.is_file() else _walk(source, follow_links)
-        ):  # what is named is followed
+        for path in _named(source.resolve()) if source.is_file() else _walk(source, follow_links):
             real = os.path.realpath(path) if follow_links else f"{_real_folder(path.parent)}/{path.name}"
             if real not in seen:
                 seen.add(real)
                 yield path
+
+
+def _named(file: Path) -> list[Path]:
+    """Return a file that was named by itself (what is named is followed), and the header of one that has none."""
+    if file.name.lower().endswith((".img", ".img.gz")):
+        return [file, *(header for header in _headers_of(file) if header.is_file())]
+    return [file]
 
 
 @functools.lru_cache(maxsize=64)
@@ -125,7 +146,7 @@ def _look_into(path: Path, result: ScanResult) -> None:
     elif kind == "archive" and path.is_file():  # one within an archive is not opened
         _look_into_archive(path, result)
     else:
-        result.verdicts.append(FileVerdict(path, "ignored", kind, detail=pointer))
+        result.verdicts.append(FileVerdict(path, "ignored", kind, detail=pointer or _WAY_OUT.get(kind, "")))
 
 
 def _look_into_archive(path: Path, result: ScanResult) -> None:
@@ -133,7 +154,9 @@ def _look_into_archive(path: Path, result: ScanResult) -> None:
     try:
         found = members(path)
     except (zipfile.BadZipFile, RuntimeError, ValueError) as error:  # RuntimeError: what zipfile does not know
-        raise Refused("bad_archive", f"the zip archive cannot be read ({error}); it was cut or damaged") from error
+        raise Refused(
+            "bad_archive", f"the zip archive cannot be read ({error}); unpack it and name the folder"
+        ) from error
     for name, info in sorted(found.items()):
         member = path / name
         try:
@@ -165,7 +188,7 @@ def _kind(path: Path, head: bytes) -> str:
     if head[:2] == b"\x1f\x8b":
         if _is_nifti(_gunzip_head(path)):
             return "nifti"
-        is_image = path.name.lower().endswith(".img.gz") and any(map(is_there, _headers_of(path.with_suffix(""))))
+        is_image = path.name.lower().endswith(".img.gz") and any(map(is_there, _headers_of(path)))
         return "image_of_a_hdr_pair" if is_image else _claimed_nifti(path, "gzip_of_something_else")
     if _is_nifti(head) or _is_nifti(head + _rest_of_header(path, head)):
         # The .img of a pair has no header of its own; its .hdr brings it along.
@@ -174,11 +197,23 @@ def _kind(path: Path, head: bytes) -> str:
         return "image_of_a_hdr_pair"
     if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "archive"
-    return _claimed_nifti(path, "not_medical")
+    return _claimed_nifti(path, _foreign(path, head))
+
+
+def _foreign(path: Path, head: bytes) -> str:
+    """Return the code of a container or an image format that is not read, else that of what is no medical image."""
+    if head.startswith((b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")) or head[257:262] == b"ustar":
+        return "other_archive"
+    if head.startswith(b"NRRD000"):
+        return "nrrd"
+    if path.name.lower().endswith((".mha", ".mhd")) and b"NDims" in head and b"=" in head:
+        return "metaimage"
+    return "not_medical"
 
 
 def _headers_of(image: Path) -> list[Path]:
-    return [image.with_suffix(".hdr"), image.with_suffix(".hdr.gz")]
+    stem = image.with_suffix("") if image.suffix.lower() == ".gz" else image
+    return [stem.with_suffix(suffix) for suffix in (".hdr", ".HDR", ".hdr.gz")]
 
 
 def _claimed_nifti(path: Path, otherwise: str) -> str:

@@ -31,6 +31,8 @@ RATIO_MATTERS_ABOVE = 1 << 27
 WHOLE_MEMBER_BYTES = 1 << 26
 _DEFLATED = str(DeflatedExplicitVRLittleEndian).encode()
 _META_LENGTH_AT = 140
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+_OTHER_ZIP_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 
 
 def open_source(path: Path) -> IO[bytes]:
@@ -106,6 +108,10 @@ def check_member(info: zipfile.ZipInfo) -> None:
     """Raise `Refused` for what must not be unpacked."""
     if info.flag_bits & 1:
         raise Refused("encrypted", "the member of the archive is encrypted; unpack it and name the folder")
+    if info.compress_type not in _ZIP_METHODS:
+        name = _OTHER_ZIP_METHODS.get(info.compress_type, "an unknown method")
+        text = f"the member is compressed by {name} (method {info.compress_type}), which is not read here"
+        raise Refused("zip_method", f"{text}; unpack the archive and name the folder")
     if info.file_size > MAX_MEMBER_BYTES or is_bomb(info.compress_size, info.file_size):
         text = f"{info.compress_size} bytes claim to unpack to {info.file_size}"
         raise Refused("size_limit", f"expected at most {MAX_RATIO} times as many bytes, found: {text}")

@@ -9,6 +9,8 @@ import random
 import zipfile
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 from support.ct_phantom import SHAPE, base_affine
 from support.sources import phantom_hu, write_sources
@@ -75,6 +77,72 @@ def junk(folder: Path) -> dict[str, str]:
     for name, (data, _) in content.items():
         (folder / name).write_bytes(data)
     return {name: code for name, (_, code) in content.items()}
+
+
+FOREIGN = {
+    "ct.mhd": (b"ObjectType = Image\nNDims = 3\nElementDataFile = ct.raw\n", "metaimage", "convert"),
+    "ct.mha": (b"ObjectType = Image\nNDims = 3\nElementDataFile = LOCAL\n" + bytes(99), "metaimage", "convert"),
+    "ct.nrrd": (b"NRRD0005\ntype: short\n" + bytes(99), "nrrd", "convert"),
+    "a.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(99), "other_archive", "unpack"),
+    "a.rar": (b"Rar!\x1a\x07\x01\x00" + bytes(99), "other_archive", "unpack"),
+    "a.tar": (bytes(257) + b"ustar\x0000" + bytes(300), "other_archive", "unpack"),
+    "a.tar.gz": (gzip.compress(bytes(257) + b"ustar\x0000" + bytes(300)), "gzip_of_something_else", "unpack"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_formats_that_are_not_read_say_so_and_the_way_out(tmp_path, name):
+    content, code, way_out = FOREIGN[name]
+    (tmp_path / name).write_bytes(content)
+    (verdict,) = scan([tmp_path]).verdicts
+    assert (verdict.status, verdict.code) == ("ignored", code)
+    assert way_out in verdict.detail
+
+
+def _with_method(archive: Path, method: int) -> None:
+    """Write another compression method into the headers of an archive's members (local: +8, central: +10)."""
+    data = bytearray(archive.read_bytes())
+    for signature, at in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        place = data.find(signature)
+        while place >= 0:
+            data[place + at : place + at + 2] = method.to_bytes(2, "little")
+            place = data.find(signature, place + 4)
+    archive.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize(("method", "name"), [(9, "Deflate64"), (93, "Zstandard"), (98, "PPMd"), (77, "unknown")])
+def test_members_of_a_method_that_is_not_read_are_refused_with_the_way_out(tree, tmp_path, method, name):
+    with zipfile.ZipFile(tmp_path / "study.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(tree.rglob("*.dcm"))[:3]:
+            archive.write(path, path.name)
+    _with_method(tmp_path / "study.zip", method)
+    verdicts = {v.code: v for v in scan([tmp_path]).verdicts}
+    assert set(verdicts) == {"archive", "zip_method"}
+    refused = verdicts["zip_method"]
+    assert refused.status == "quarantined" and name in refused.detail and "unpack" in refused.detail
+
+
+def test_links_say_what_they_are_and_the_way_out(tree, tmp_path):
+    (tmp_path / "to a file").symlink_to(next(tree.rglob("*.dcm")))
+    (tmp_path / "to nowhere").symlink_to("gone")
+    (tmp_path / "annexed.nii.gz").symlink_to("../.git/annex/objects/a/b/SHA256E-s1--c.nii.gz")
+    detail = {v.path.name: v.detail for v in scan([tmp_path]).verdicts}
+    assert "--follow-links" in detail["to a file"]
+    assert "nowhere" in detail["to nowhere"]
+    assert "git annex get" in detail["annexed.nii.gz"]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_image_of_a_pair_is_read_when_it_is_named_by_itself(tmp_path, packed):
+    name = "ct.img.gz" if packed else "ct.img"
+    nib.save(nib.Nifti1Pair(phantom_hu().transpose(2, 1, 0), np.diag([-1.3, -1.7, 2.6, 1])), tmp_path / name)
+    (other := tmp_path / "other").mkdir()
+    result = scan([tmp_path / name])
+    (planned,) = make_plan(result).volumes
+    assert {path.name.split(".")[0] for path in planned.source.paths} == {"ct"} and len(planned.source.paths) == 2
+    assert [v.code for v in result.verdicts] == ["image_of_a_hdr_pair"]
+    (other / "ct.img").write_bytes(b"no header beside it" * 99)
+    assert [v.code for v in scan([other / "ct.img"]).verdicts] == ["not_medical"]
 
 
 def test_junk_is_ignored_by_code(tmp_path):

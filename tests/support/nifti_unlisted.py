@@ -72,6 +72,56 @@ def both_forms_not_finite(folder: Path) -> None:
     path.write_bytes(raw)
 
 
+@refused("implausible_size")
+def lengths_in_centimetres(folder: Path) -> None:
+    _in_unit(folder, 0.1, "unknown")
+
+
+@refused("bad_spacing")
+def lengths_in_metres_not_said(folder: Path) -> None:
+    _in_unit(folder, 0.001, "unknown")
+
+
+@refused("implausible_size")
+def lengths_twenty_fold(folder: Path) -> None:
+    _in_unit(folder, 20.0, "mm")
+
+
+@refused("forms_differ")
+def identity_sform_against_pixdim(folder: Path) -> None:
+    """The sform was left at its default; pixdim alone knows the voxels."""
+    picture = image(codes=(1, 0))
+    path = _save(folder, picture, "ct.nii")
+    raw = bytearray(path.read_bytes())
+    raw[280:328] = np.eye(4, dtype="<f4")[:3].tobytes()
+    path.write_bytes(raw)
+
+
+@case()
+def pixdim_left_at_its_default(folder: Path) -> None:
+    _patched(folder, 80, np.ones(3, "<f4"), picture=image(codes=(1, 0)))
+
+
+@case()
+def pixdim_rounded(folder: Path) -> None:
+    _patched(folder, 80, np.array([1.31, 1.69, 2.62], "<f4"), picture=image(codes=(1, 0)))
+
+
+@case()
+def quaternion_a_hair_longer_than_one(folder: Path) -> None:
+    _patched(folder, 256, np.array([0, 0, 1.0000002], "<f4"), picture=image(codes=(0, 1)))
+
+
+@case()
+def quaternion_rounded_up_to_three_decimals(folder: Path) -> None:
+    _patched(folder, 256, np.array([0, 0, 1.0005], "<f4"), picture=image(codes=(0, 1)))
+
+
+@refused("no_orientation")
+def quaternion_that_is_none(folder: Path) -> None:
+    _patched(folder, 256, np.array([0.9, 0.9, 0.9], "<f4"), picture=image(codes=(0, 1)))
+
+
 # Values --------------------------------------------------------------------------------------------
 
 
@@ -106,7 +156,64 @@ def air_is_zero_and_water_is_one_thousand(folder: Path) -> None:
     _save(folder, image(_hu_xyz() + 1000))
 
 
+def _dimensions(folder: Path, *dim: int, data=None) -> None:
+    _patched(folder, 40, np.array(dim, "<i2"), picture=None if data is None else image(data))
+
+
+@case()
+def fourth_dimension_of_zero(folder: Path) -> None:
+    _dimensions(folder, 4, 48, 40, 24, 0)
+
+
+@case()
+def all_other_dimensions_of_zero(folder: Path) -> None:
+    _dimensions(folder, 7, 48, 40, 24, 0, 0, 0, 0)
+
+
+@refused("not_3d")
+def fourth_dimension_of_zero_before_two_volumes(folder: Path) -> None:
+    _dimensions(folder, 4, 48, 40, 24, 0, data=np.stack([_hu_xyz(), _hu_xyz()], axis=-1))
+
+
+@refused("size_limit")
+def third_dimension_of_zero(folder: Path) -> None:
+    _dimensions(folder, 3, 48, 40, 0)
+
+
+@refused("mr_or_pet")
+def mr(folder: Path) -> None:
+    """Bright fat, grey muscle, dark bone and air, noise of magnitudes; no value below 0."""
+    hu, rng = _hu_xyz(), np.random.default_rng(0)
+    level = np.select([hu < -500, hu < -50, hu < 300], [0, 420, 230], 40)
+    noise = rng.normal(0, 9, (2, *hu.shape))
+    _save(folder, image(np.rint(np.hypot(level + noise[0], noise[1]))))
+
+
+@refused("mr_or_pet")
+def pet_in_becquerel(folder: Path) -> None:
+    hu, rng = _hu_xyz(), np.random.default_rng(0)
+    uptake = np.select([hu < -500, hu < -50, hu < 300], [60.0, 900, 2400], 1500)
+    _save(folder, image(uptake * rng.gamma(8, 1 / 8, hu.shape), dtype=np.float32))
+
+
+@refused("eight_bit")
+def pet_in_suv(folder: Path) -> None:
+    hu, rng = _hu_xyz(), np.random.default_rng(0)
+    _save(folder, image(np.where(hu < -500, 0.02, 1.4) * rng.gamma(8, 1 / 8, hu.shape), dtype=np.float32))
+
+
 # Files -----------------------------------------------------------------------------------------------
+
+
+@refused("not_fetched")
+def git_lfs_pointer(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 10500000\n"
+    (folder / "ct.nii.gz").write_text(text)
+
+
+@refused("not_fetched")
+def git_annex_pointer(folder: Path) -> None:
+    (folder / "ct.nii.gz").write_text("/annex/objects/SHA256E-s10500000--" + "0" * 64 + ".nii.gz\n")
 
 
 @case()
