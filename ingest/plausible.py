@@ -121,7 +121,7 @@ def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
         raise doubt
 
 
-def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:  # noqa: C901 - a list of rules
+def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
     """Yield every reason why valid voxels cannot be HU; the first is the plainest."""
     values = _sample(hu, valid)
     if not values.size:
