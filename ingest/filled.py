@@ -1,7 +1,8 @@
 """Where nothing was scanned, though the header does not say so: what a resampler or a scanner filled with one number.
 
 Such filling is constant, hangs together and touches the border of the volume, whatever its number and its shape. Noise
-makes that of no measured region: only air and metal, where a scanner clips them, are constant too. The rules are ours.
+makes that of no measured region: only air and metal, where a scanner clips them, are constant too. So regions of air
+stay valid whatever made them. The rules are ours.
 """
 
 from __future__ import annotations
@@ -15,20 +16,14 @@ import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from maesil.types import AIR_HU
-
 _SEED = 5
 """A square of so many voxels of one value, on an outer face of the volume, is where filling is looked for."""
 _EDGE = 3
 """Filling is followed as far as cubes of this edge fit into it, and by two voxels more."""
 _AIR_HU = (-1150, -900)
+"""Constant values in this range are air: clipped by a scanner, made by a phantom, or filled in, which says the same."""
 _METAL_ABOVE_HU = 1000
 _BESIDE_METAL_HU = 300
-_FEWEST_IN_AIR = 100
-_BESIDE_SHARE = 0.05
-_BELOW_SHARE = 0.05
-_PEAK_APART_HU = 5
-_SLICES = 16
 
 
 def filled_border(
@@ -37,8 +32,8 @@ def filled_border(
     """Return which valid voxels ``[z, y, x]`` are filling, or None if none are; values of ``keep`` never are."""
     found = None
     for value in _constant_on_a_face(hu, valid):
-        if value in keep or AIR_HU < value <= _AIR_HU[1]:
-            continue  # air of another value than the store's own for what was not scanned says the same
+        if value in keep or _AIR_HU[0] <= value <= _AIR_HU[1]:
+            continue  # constant air and what is filled with air say the same
         same = valid & (hu == value)
         region = _hanging_together(same)
         if not region.any() or _is_scan(value, region, hu, valid):
@@ -97,22 +92,8 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _is_scan(value: float, region: NDArray[np.bool_], hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> bool:
-    """Air and metal are constant where a scanner clips them: beside metal lies what is dense, and other air is rare."""
-    if value > _METAL_ABOVE_HU:
-        beside = hu[_grown(region) & ~region & valid]
-        return bool(beside.size) and float(np.median(beside)) > _BESIDE_METAL_HU
-    return _AIR_HU[0] <= value <= AIR_HU and _is_clipped_air(value, region, hu, valid)
-
-
-def _is_clipped_air(value: float, region: NDArray[np.bool_], hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> bool:
-    """Whether the other air has no peak of its own: its values become rarer the further they lie from this one."""
-    step = max(1, len(hu) // _SLICES)
-    thin = valid[::step] & (hu[::step] < _AIR_HU[1])
-    deep = np.pad(_over_three(_over_three(thin, np.logical_and, 1), np.logical_and, 2), ((0, 0), (1, 1), (1, 1)))
-    air = hu[::step][deep & ~region[::step]]
-    if air.size < max(_FEWEST_IN_AIR, _BESIDE_SHARE * np.count_nonzero(region[::step])):
-        return True
-    if float((air < value).mean()) > _BELOW_SHARE:
+    """Whether a constant region is metal that a scanner clipped: what lies beside it is dense."""
+    if value <= _METAL_ABOVE_HU:
         return False
-    counts = np.bincount((air[air >= value] - value).astype(int))
-    return int(np.convolve(counts, np.ones(_PEAK_APART_HU), "same").argmax()) <= _PEAK_APART_HU
+    beside = hu[_grown(region) & ~region & valid]
+    return bool(beside.size) and float(np.median(beside)) > _BESIDE_METAL_HU

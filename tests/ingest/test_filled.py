@@ -54,7 +54,7 @@ def regions(draw) -> np.ndarray:
     return mask
 
 
-VALUES = st.one_of(st.integers(-1500, -1025), st.just(-1024), st.integers(-899, 3500))
+VALUES = st.one_of(st.integers(-1500, -1151), st.integers(-899, 3500))
 
 
 @settings(max_examples=40, deadline=None)
@@ -121,11 +121,19 @@ def test_nothing_is_left_of_a_constant_volume_so_it_is_left_alone(value):
     assert filled_border(np.full(SHAPE, value, np.float32), np.ones(SHAPE, bool)) is None
 
 
-def test_the_corners_outside_a_round_field_of_view_are_filling():
+@pytest.mark.parametrize("value", [-2000, -500, 0, 300])
+def test_the_corners_outside_a_round_field_of_view_are_filling(value):
     hu, (_, y, x) = scan(), np.indices(SHAPE)
     corners = np.hypot(y - 21.5, x - 23.5) > 22
-    hu[corners] = -1024
+    hu[corners] = value
     assert (found_in(hu) == corners).mean() > 0.999
+
+
+@pytest.mark.parametrize("value", [-1024, -1000, -950])
+def test_corners_of_constant_air_stay_valid(value):
+    hu, (_, y, x) = scan(), np.indices(SHAPE)
+    hu[np.hypot(y - 21.5, x - 23.5) > 22] = value
+    assert not found_in(hu).any()
 
 
 def scanned(hu: np.ndarray, **more) -> Scanned:
