@@ -20,26 +20,30 @@ _SEED = 5
 """A square of so many voxels of one value, on an outer face of the volume, is where filling is looked for."""
 _EDGE = 3
 """Filling is followed as far as cubes of this edge fit into it, and by two voxels more."""
-_AIR_HU = (-1150, -900)
+_AIR_HU = (-1150.0, -900.0)
 """Constant values in this range are air: clipped by a scanner, made by a phantom, or filled in, which says the same."""
 _METAL_ABOVE_HU = 1000
 _BESIDE_METAL_HU = 300
+_PLATEAU_HU = 6.0
+_COARSE_HU = 5.0
+_SAMPLES = 100_000
 
 
 def filled_border(
     hu: NDArray[np.float32], valid: NDArray[np.bool_], keep: Collection[float] = ()
 ) -> NDArray[np.bool_] | None:
     """Return which valid voxels ``[z, y, x]`` are filling, or None if none are; values of ``keep`` never are."""
-    found = None
+    if _step(hu) > _COARSE_HU:
+        return None  # tissue itself is constant in numbers as coarse as its noise
+    regions = []
     for value in _constant_on_a_face(hu, valid):
         if value in keep or _AIR_HU[0] <= value <= _AIR_HU[1]:
             continue  # constant air and what is filled with air say the same
-        same = valid & (hu == value)
-        region = _hanging_together(same)
-        if not region.any() or _is_scan(value, region, hu, valid):
-            continue
-        found = region if found is None else found | region
-    return None if found is None or np.array_equal(found, valid) else found
+        region = _hanging_together(valid & (hu == value))
+        if region.any() and not _is_scan(value, region, hu, valid):
+            regions.append(region)
+    # Filling has one number; several constant regions are tissue without noise.
+    return regions[0] if len(regions) == 1 and not np.array_equal(regions[0], valid) else None
 
 
 def _constant_on_a_face(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> list[float]:
@@ -92,8 +96,19 @@ def _grown(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _is_scan(value: float, region: NDArray[np.bool_], hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> bool:
-    """Whether a constant region is metal that a scanner clipped: what lies beside it is dense."""
-    if value <= _METAL_ABOVE_HU:
-        return False
+    """Whether a constant region was measured: metal that a scanner clipped, or a plateau of rounded numbers.
+
+    Beside clipped metal lies what is dense, beside a plateau what is hardly different.
+    """
     beside = hu[_grown(region) & ~region & valid]
-    return bool(beside.size) and float(np.median(beside)) > _BESIDE_METAL_HU
+    if not beside.size:
+        return False
+    if value > _METAL_ABOVE_HU and float(np.median(beside)) > _BESIDE_METAL_HU:
+        return True
+    return float(np.median(np.abs(beside - value))) <= _PLATEAU_HU
+
+
+def _step(hu: NDArray[np.float32]) -> float:
+    """Return the smallest distance between two values of a volume (HU), as far as a sample of it tells."""
+    values = np.unique(hu.ravel()[:: max(1, hu.size // _SAMPLES)])
+    return float(np.diff(values).min()) if len(values) > 1 else 0.0

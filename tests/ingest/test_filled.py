@@ -107,6 +107,13 @@ def test_air_that_is_clipped_around_and_above_its_mean_is_no_filling(lower):
     assert not found_in(clipped).any()
 
 
+@pytest.mark.parametrize("step", [14, 40, 100])
+def test_tissue_that_coarse_numbers_make_constant_is_no_filling(step):
+    """The body is cut by the lower and the upper end of the scan, so it touches the border."""
+    coarse = np.round(scan(noise=1) / step) * step
+    assert not found_in(coarse).any()
+
+
 def test_metal_that_is_clipped_and_cut_by_the_end_of_the_scan_is_no_filling():
     hu = scan()
     z, y, x = np.indices(SHAPE)
