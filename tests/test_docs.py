@@ -120,7 +120,7 @@ def test_decisions_have_no_gap_a_status_a_date_and_a_line_in_the_index():
         text = path.read_text(encoding="utf-8")
         title = text.splitlines()[0].removeprefix(f"# {number}. ")
         status = re.search(r"^Status: (holds|replaced|replaced in part)\.", text, re.MULTILINE)
-        date = re.search(r"\bDate: (\d{4}-\d{2}-\d{2})\.$", text, re.MULTILINE)
+        date = re.search(r"\bDate: (\d{4}-\d{2}-\d{2})\.", text)
         assert path.name.startswith(f"{number:04d}-") and status and date, path.name
         assert f"| {number} | [{title}]({path.name}) | {status[1]}" in index
         assert f"| {date[1]} |" in index
