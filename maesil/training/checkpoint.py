@@ -26,6 +26,8 @@ from maesil.types import Intensity
 CHECKPOINT = "checkpoint.pt"
 _FORMAT = "maesil-checkpoint"
 _VERSION = 3
+_WITHOUT_CHECKSUM = 2
+"""The version before, which is still read: it kept no checksum, and later options are those of `AS_BEFORE`."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,12 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: damaged, cut short or no checkpoint at all ({reason})") from error
     if not isinstance(document, dict) or document.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: expected a checkpoint of maesil, found one of another program")
-    if document.get("version") != _VERSION:
-        raise CheckpointError(f"{path}: expected checkpoint version {_VERSION}, found {document.get('version')}")
-    if document.pop("sha256", None) != content_sha256(document):
+    version, checksum = document.get("version"), document.pop("sha256", None)
+    if version == _WITHOUT_CHECKSUM and checksum is None:
+        return document
+    if version != _VERSION:
+        raise CheckpointError(f"{path}: expected checkpoint version {_WITHOUT_CHECKSUM} or {_VERSION}, found {version}")
+    if checksum != content_sha256(document):
         raise CheckpointError(f"{path}: damaged: its content does not have the checksum it was written with")
     return document
 

@@ -101,7 +101,7 @@ def test_what_is_no_checkpoint_ends_in_one_clear_line(tmp_path):
     with pytest.raises(CheckpointError, match="another program"):
         load_run(tmp_path)
     torch.save({"format": "maesil-checkpoint", "version": 99}, path)
-    with pytest.raises(CheckpointError, match="version 3, found 99"):
+    with pytest.raises(CheckpointError, match="version 2 or 3, found 99"):
         load_run(tmp_path)
     torch.save({"format": "maesil-checkpoint", "version": 3}, path)
     with pytest.raises(CheckpointError, match="checksum"):

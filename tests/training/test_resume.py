@@ -37,7 +37,7 @@ OTHER = {
     "model": {
         "kind": "ae", "crop": 32, "patch": 4, "width": 32, "depth": 2, "decoder_width": 32, "decoder_depth": 2,
         "decoder": "cross", "decoded": 0.5, "head": "linear", "channels": 8, "latent": 64, "codes": 100,
-        "penalty": 0.1,
+        "penalty": 0.1, "picture_head": "none", "decorrelation": 0.2,
     },
     "mask": {"kind": "random", "plane": 0.25, "axis": 0.25, "share": 0.5},
     "train": {
@@ -47,7 +47,7 @@ OTHER = {
         "where": "body > 0.2", "validation": 0.5, "validation_crops": 1, "log_every": 5, "validate_every": 4,
         "checkpoint_every": 1, "checkpoint_minutes": 1e-9, "keep_best": True, "picture_every": 5, "ram": "1GB",
         "device_resident": True, "readers": 1, "threads": 2,
-        "device": "auto", "kernels": "reference",
+        "device": "auto", "kernels": "reference", "optimizer": "adamw", "picture_head_every": 2,
     },
 }  # fmt: skip
 """Another possible value of every option."""
