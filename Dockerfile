@@ -1,16 +1,17 @@
 # maesil in a container.
 #   CPU:  docker build -t maesil .
-#   GPU:  docker build -t maesil:gpu --build-arg EXTRA=[gpu] --build-arg TORCH_INDEX=https://pypi.org/simple .
+#   GPU:  docker build -t maesil:gpu --build-arg EXTRA=[gpu] .
+# For PyTorch's CPU build, name the package index that holds it: --build-arg TORCH_INDEX=URL.
 #   docker run --rm -v /data:/data -v maesil-config:/home/maesil/.config maesil ingest /data/ct --out /data/store.zarr
 # Checked so far: `pip install` of this tree outside of a container. The image was not built: no container engine was at hand.
 # The volume maesil-config keeps the identity key: with another key the same scans get other ids.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX=
 ARG EXTRA=
 COPY . /src
 RUN python -m venv /opt/maesil \
- && /opt/maesil/bin/pip install --no-cache-dir torch --index-url ${TORCH_INDEX} \
+ && /opt/maesil/bin/pip install --no-cache-dir torch ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} \
  && /opt/maesil/bin/pip install --no-cache-dir "/src${EXTRA}"
 
 FROM python:${PYTHON}-slim

@@ -131,7 +131,10 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
     numbers: dict[str, Any] = {"min": least, "p0.1": low, "p99.9": high, "max": most}
     if most - least < 1e-3:
         yield Refused("constant", f"every voxel is {least:g}", **numbers)
-    yield from _other_image(values, numbers)
+    for doubt in _other_image(values, numbers):
+        if doubt.code == "mr_or_pet":  # without air below zero are numbers that ran over their end, too
+            yield from wrapped(hu, valid)
+        yield doubt
     if (share := float((values > _NO_METAL_ABOVE_HU).mean())) > 0.01:
         text = f"{share:.0%} of the voxels lie above {_NO_METAL_ABOVE_HU} HU: negative values read as unsigned"
         yield Refused("unsigned", text, share=share, **numbers)

@@ -174,7 +174,8 @@ class TrainConfig:
     batch: int = 8
     """Crops a step, over all ranks."""
     accumulate: int = 1
-    """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step."""
+    """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step, but for
+    ``model.decorrelation``, which then looks at each part by itself."""
     optimizer: str = "muon"
     """``muon`` for the matrices of the transformer's blocks and AdamW for the rest; or ``adamw`` for all (ours)."""
     lr: float = 6e-3

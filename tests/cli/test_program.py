@@ -420,7 +420,7 @@ def test_values_of_options_have_names_that_people_can_read(group):
         ("ingest x --duplicates keep-f", {"keep-first"}),
         ("ingest x --refuse lo", {"lossy"}),
         ("ingest x --accept wind", {"windowed"}),
-        ("ingest x --retry-quarantined a", {"all"}),
+        ("ingest x --retry-quarantined al", {"all"}),
         ("cache rm lun", {"lungs"}),
         ("cache path ", {"lungs"}),
     ],
@@ -481,16 +481,15 @@ def test_a_search_without_terms_says_that_it_proves_nothing(tmp_path, sources):
     assert code == 0 and "nothing to search for" in told and "this proves nothing" in told
 
 
-@pytest.mark.parametrize(("maker", "patient", "code"), [
-    ("PHANTOM WORKS", "Nobody^Phantom", 0), ("Nobody Phantom", "Nobody^Phantom", errors.EXIT_SECURITY),
-])  # fmt: skip
-def test_the_maker_of_the_scanner_may_share_a_word_with_a_patient(tmp_path, sources, maker, patient, code):
+@pytest.mark.parametrize("maker", ["PHANTOM WORKS", "Nobody Phantom"])
+def test_the_maker_of_the_scanner_may_share_words_with_a_patient_and_none_is_kept(tmp_path, sources, maker):
     import pydicom
 
     folder = tmp_path / "scan"
     folder.mkdir()
     for path in slices_of(sources, PATIENTS[0]):
         data = pydicom.dcmread(path)
-        data.Manufacturer, data.PatientName = maker, patient
+        data.Manufacturer, data.PatientName = maker, "Nobody^Phantom"
         data.save_as(folder / path.name)
-    assert run(*ingest(folder, tmp_path / "s.zarr"), "--phi-scan")[0] == code
+    assert run(*ingest(folder, tmp_path / "s.zarr"), "--phi-scan")[0] == 0
+    assert not [path for path in (tmp_path / "s.zarr").rglob("*") if path.is_file() and b"obody" in path.read_bytes()]

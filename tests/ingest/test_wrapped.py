@@ -35,7 +35,7 @@ def with_metal(hu: np.ndarray, peak: float, blur: float = 0.7, where: tuple[int,
 
 
 def checked(hu: np.ndarray) -> Scanned:
-    return plausible(Scanned(hu.astype(np.float32), np.ones(SHAPE, bool), np.eye(4), (), {}))
+    return plausible(Scanned(hu.astype(np.float32), np.ones(SHAPE, bool), np.eye(4)[[2, 1, 0, 3]], (), {}))
 
 
 def refused(hu: np.ndarray) -> str:

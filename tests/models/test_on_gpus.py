@@ -50,5 +50,7 @@ def test_every_parameter_takes_part_in_every_step(changes, mask):
     model, inputs = made(changes, mask)
     prediction = model(inputs)
     loss = inputs.loss(prediction.patches_BSV)
+    if prediction.pictured_BSV is not None:
+        loss = loss + inputs.loss(prediction.pictured_BSV)
     (loss if prediction.auxiliary_loss is None else loss + prediction.auxiliary_loss).backward()
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []

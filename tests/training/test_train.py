@@ -370,7 +370,7 @@ def test_the_average_is_what_is_scored_and_differs_from_the_last_weights(store, 
         name for name, value in saved.model.state_dict().items() if not torch.equal(value, saved.last_weights[name])
     ]
     assert len(moved) > 10
-    run(store, tmp_path / "plain", CONFIG)
+    run(store, tmp_path / "plain", with_train(ema=0.0))
     plain = load_run(tmp_path / "plain")
     assert all(torch.equal(value, plain.last_weights[name]) for name, value in plain.model.state_dict().items())
     # The average itself changes nothing in the training.
@@ -392,7 +392,7 @@ def test_a_budget_in_minutes_becomes_a_number_of_steps_and_stays(store, tmp_path
 
 @pytest.mark.parametrize("decoder", ["subset", "cross"])
 def test_lean_decoders_train(store, tmp_path, decoder):
-    config = replace(CONFIG, model=replace(CONFIG.model, crop=32, decoder=decoder))
+    config = replace(with_train(lr=1e-3), model=replace(CONFIG.model, crop=32, decoder=decoder))
     run(store, tmp_path / "r", config)
     losses = [record["loss"] for record in metrics(tmp_path / "r")]
     assert losses[-1] < losses[0]
