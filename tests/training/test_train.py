@@ -392,10 +392,11 @@ def test_a_budget_in_minutes_becomes_a_number_of_steps_and_stays(store, tmp_path
 
 @pytest.mark.parametrize("decoder", ["subset", "cross"])
 def test_lean_decoders_train(store, tmp_path, decoder):
-    config = replace(with_train(lr=1e-3), model=replace(CONFIG.model, crop=32, decoder=decoder))
+    """On the held-out crops: those of two steps differ by more than a few steps teach."""
+    config = replace(with_train(steps=40, validate_every=1), model=replace(CONFIG.model, crop=32, decoder=decoder))
     run(store, tmp_path / "r", config)
-    losses = [record["loss"] for record in metrics(tmp_path / "r")]
-    assert losses[-1] < losses[0]
+    losses = [record["validation_loss"] for record in metrics(tmp_path / "r")]
+    assert losses[-1] < 0.97 * losses[0]
 
 
 @pytest.mark.slow
