@@ -24,7 +24,8 @@ TINY = [
     "--set", "model.crop=16", "--set", "model.width=16", "--set", "model.depth=1", "--set", "model.decoder_width=16",
     "--set", "model.channels=4", "--set", "model.latent=4", "--set", "model.codes=6", "--set", "train.ema=0.9",
     "--set", "train.threads=1", "--set", "train.validate_every=3", "--set", "train.checkpoint_every=1000",
-    "--set", "train.window_jitter=0.05", "--set", "train.optimizer=adamw", "--set", "train.lr=5e-3", "--preset", "tiny", "--device", "cpu", "--batch", "4",
+    "--set", "train.window_jitter=0.05", "--set", "train.optimizer=adamw", "--set", "train.lr=5e-3",
+    "--preset", "tiny", "--device", "cpu", "--batch", "4",
 ]  # fmt: skip
 TOLERANCE = {"rel": 1e-5}
 """Sums over ranks and parts are rounded in another order; over few steps no more comes of it.
