@@ -3,7 +3,7 @@
     python tests/benchmarks/tune_paper.py steps STORE --budget tiny --seconds 100
     python tests/benchmarks/tune_paper.py trials STORE --budget tiny --table A --lr 1e-3 3e-3 6e-3
 
-Trials are scored on the validation patients of the experiment's own split, never on its test patients.
+Trials are scored on the validation patients of the experiment's own split, or of ``--split``, never on test patients.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from maesil.config.schema import RunConfig
-from maesil.data.split import Split
+from maesil.data.split import Split, read_split
 from maesil.evaluation.experiment import MODELS, TABLES, Budget, split_for
 from maesil.store.duplicates import patients
 from maesil.store.store import Store
@@ -64,12 +64,14 @@ def main() -> None:
     parser.add_argument("--budget", default="tiny")
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--seconds", type=float, default=100.0, help="of training, a model and table")
+    parser.add_argument("--split", type=Path, help="frozen split, as of `maesil store split`")
     parser.add_argument("--table", choices=tuple(TABLES), default="A")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 6e-3])
     parser.add_argument("--share", type=float, default=0.5, help="of the budget's steps, for one trial")
     given = parser.parse_args()
     budget, store = Budget.load(given.budget), Store.open(given.store)
-    split = split_for(budget, patients([store]), seed=0)
+    groups = patients([store])
+    split = read_split(given.split, groups)[0] if given.split else split_for(budget, groups, seed=0)
     if given.what == "steps":
         print_steps(given.store, budget, split, given.models, given.seconds)
     else:
