@@ -92,7 +92,7 @@ def read_split(path: Path, patients: Mapping[str, str]) -> tuple[Split, int]:
     A copy of a known scan goes where that scan is. UsageError for a file that is no split, that puts one patient on
     both sides, or whose training patients are all elsewhere. ``split.json`` of a run is such a file.
     """
-    part_of = _parts_by_group(path)
+    part_of = parts_by_group(path)
     parts_of_patient: dict[str, set[str]] = {leader: set() for leader in patients.values()}
     for group, leader in patients.items():
         if group in part_of:
@@ -113,7 +113,11 @@ def read_split(path: Path, patients: Mapping[str, str]) -> tuple[Split, int]:
     return split, sum(not parts for parts in parts_of_patient.values())
 
 
-def _parts_by_group(path: Path) -> dict[str, str]:
+def parts_by_group(path: Path) -> dict[str, str]:
+    """Return the part of each patient group in a file; UsageError for one that is no split.
+
+    Patients that a run meant to train on, but could cut no crop of, count as trained on.
+    """
     try:
         document = parsed_json(path.read_text(encoding="utf-8"))
         parts = {name: list(document[name]) for name in PARTS if name in document or name != "test"}

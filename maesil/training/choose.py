@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from maesil.config.schema import PRESETS, RunConfig
 from maesil.config.toml import load_config
+from maesil.errors import UsageError
 from maesil.store.store import Store
 from maesil.text import counted
 from maesil.training.checkpoint import has_checkpoint
+from maesil.training.leftover import CONFIG
 
 _MANY_VOLUMES = 100
 """From so many on, ``base`` in place of ``small`` (ours)."""
@@ -20,10 +23,15 @@ _MANY_VOLUMES = 100
 def starting_point(stores: Sequence[Path], out: Path, device: torch.device, *, resume: bool) -> tuple[RunConfig, str]:
     """Return the configuration that options are laid over where no preset is named, and a line that says why.
 
-    A run that goes on starts from its own configuration. Presets too large for a CPU are never chosen for it.
+    A run that goes on, or was begun and took no step, starts from its own configuration. Presets too large for a CPU
+    are never chosen for it.
     """
-    if resume and has_checkpoint(out) and (out / "config.toml").exists():
-        return load_config(file=out / "config.toml"), f"the configuration is that of {out}"
+    own, of_the_run = out / CONFIG, f"the configuration is that of {out}"
+    if resume and own.exists():
+        if has_checkpoint(out):
+            return load_config(file=own), of_the_run
+        with suppress(UsageError):  # what is damaged is told as the run begins
+            return load_config(file=own, base=PRESETS[_preset(stores, device)[0]]), of_the_run
     name, why = _preset(stores, device)
     return PRESETS[name], f"preset {name}, since {why}; --preset takes another one"
 

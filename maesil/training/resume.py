@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from maesil.cache.provenance import StoreUse, recorded_uses, what_changed
 from maesil.config.schema import MaskConfig, ModelConfig, RunConfig
 from maesil.config.toml import to_document
-from maesil.data.split import Split
+from maesil.data.split import PARTS, Split
 from maesil.errors import CheckpointError
 from maesil.text import counted
 from maesil.training.checkpoint import Run
@@ -47,7 +47,7 @@ def require_resumable(
 
     ``uses`` is what the stores are now, to say what changed.
     """
-    for name, before, now in _differences(run.config, config):
+    for name, before, now in differences(run.config, config):
         if ON_RESUME[name] == "refused":
             raise CheckpointError(
                 f"{run_dir}: the checkpoint was made with {name}={before}, asked for is {now}; {_ADVICE}"
@@ -69,9 +69,7 @@ def require_resumable(
 
 def require_same_split(run: Run, given: Split, run_dir: Path) -> None:
     """Raise CheckpointError where another split is asked for than the run began with."""
-    began, asked = _parts(run.split), _parts(given)
-    asked |= {group: "unused" for group in run.split.unused if asked.get(group) == "train"}  # found as the run began
-    moved = sum(began.get(group) != asked.get(group) for group in began.keys() | asked.keys())
+    moved = moved_groups(parts(run.split), parts(given))
     if moved:
         raise CheckpointError(
             f"{run_dir}: the run was begun with another split, by which {counted(moved, 'patient group')} would change "
@@ -83,7 +81,7 @@ def changes_told(run: Run, config: RunConfig) -> list[str]:
     """Return a line for each thing that a resumed run does otherwise than before."""
     told = [
         f"changed from step {run.step + 1} on: {name}={now}, before {before}"
-        for name, before, now in _differences(run.config, config)
+        for name, before, now in differences(run.config, config)
         if ON_RESUME[name] == "applied"
     ]
     before, now = (learning_rate(max(0, run.step - 1), run.config.train), learning_rate(run.step, config.train))
@@ -103,7 +101,7 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
         group.update(own)
 
 
-def _differences(before: RunConfig, now: RunConfig) -> list[tuple[str, Any, Any]]:
+def differences(before: RunConfig, now: RunConfig) -> list[tuple[str, Any, Any]]:
     """Return the options that differ: name, value before, value now."""
     old, new = to_document(before), to_document(now)
     return [
@@ -114,7 +112,13 @@ def _differences(before: RunConfig, now: RunConfig) -> list[tuple[str, Any, Any]
     ]
 
 
-def _parts(split: Split) -> dict[str, str]:
-    """Return the part of each patient group."""
-    names = [field.name for field in fields(Split)]
-    return {group: name for name in names for group in getattr(split, name)}
+def parts(split: Split) -> dict[str, str]:
+    """Return the part of each patient group; ``train`` for those found to give no crop as the run began."""
+    named = {name: getattr(split, name) for name in PARTS}
+    named["train"] += split.unused
+    return {group: name for name, groups in named.items() for group in groups}
+
+
+def moved_groups(began: Mapping[str, str], asked: Mapping[str, str]) -> int:
+    """Return how many patient groups change the part from one split to another."""
+    return sum(began.get(group) != asked.get(group) for group in began.keys() | asked.keys())

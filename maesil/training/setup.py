@@ -27,6 +27,7 @@ from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import convolutions_tuned, pick_device, settled
 from maesil.distributed import Ranks, current
 from maesil.errors import CheckpointError, UsageError
+from maesil.files import write_whole
 from maesil.kernels import what_triton_lacks
 from maesil.models.encoders import Encoder
 from maesil.models.latent import USED_FROM_DB
@@ -36,6 +37,7 @@ from maesil.text import counted
 from maesil.training.begin import Beginning, beginning
 from maesil.training.checkpoint import Run, has_checkpoint, load_run, restore_rng
 from maesil.training.crops_given import without_those_of_no_crop
+from maesil.training.leftover import CONFIG, SPLIT, begun_before
 from maesil.training.log import METRICS
 from maesil.training.optim import make_optimizer
 from maesil.training.resume import changes_told, require_resumable, require_same_split, restore_optimizer
@@ -75,9 +77,9 @@ def prepare(
     # Decided by one rank: the checkpoint of step 0 appears while others look.
     saved = load_run(out, device) if ranks.from_first(lambda: _goes_on(out, resume)) else None
     ram = budget_bytes(config.train.ram, ranks.on_this_machine)
-    began = recorded_uses(out) if saved else ()
+    began = recorded_uses(out) if saved or resume == "auto" else ()
     sources = Sources.open(stores, config.model, where=config.train.where, weights=weights, ram=ram, began=began)
-    asked = _Asked(config, out, device, split, init_from, console)
+    asked = _Asked(config, out, device, split, init_from, console, resume)
     trainer = _resumed(saved, sources, asked) if saved else _begun(sources, asked)
     _announce(trainer, console)
     if len(spacings := {spacing_told(use.recipe) for use in sources.uses}) > 1:
@@ -95,6 +97,7 @@ class _Asked:
     split: Split | Path | None
     init_from: Path | Encoder | None
     console: Console
+    resume: Resume
 
     def tell(self, lines: Iterable[str]) -> None:
         """Print lines as they are."""
@@ -108,6 +111,8 @@ def _begun(sources: Sources, asked: _Asked) -> Trainer:
     drawn = _split(sources, config, asked.split, asked.console)
     sampler = CropSampler(sources, drawn.train, config.model.crop, config.train)
     drawn, told = without_those_of_no_crop(drawn, sources, sampler, config)
+    before = partial(begun_before, asked.out, config, sources, drawn, go_on=asked.resume == "auto")
+    told = (*ranks.from_first(before), *_growth_told(sources, asked.out), *told)
     measured = partial(measure_intensity, sources, drawn.train, config.train.window, config.train.readers)
     intensity, model = ranks.from_first(measured), make_model(config.model)
     model.init_weights(torch.Generator().manual_seed(config.train.seed))
@@ -283,11 +288,13 @@ def _require_possible(config: RunConfig, device: torch.device, ranks: Ranks) -> 
 
 
 def _write_decisions(trainer: Trainer, out: Path) -> None:
-    """Write ``config.toml`` and ``split.json`` for people; a resumed run reads the checkpoint, not these."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.toml").write_text(to_toml(trainer.config), encoding="utf-8")
+    """Write ``split.json`` and ``config.toml`` for people; a resumed run reads the checkpoint, not these.
+
+    The configuration comes last: a run that ends before its first checkpoint is known by it (`begun_before`).
+    """
     split = {**asdict(trainer.split), "stores": trainer.store_fingerprints}
-    (out / "split.json").write_text(json.dumps(split, indent=2) + "\n", encoding="utf-8")
+    write_whole(out / SPLIT, json.dumps(split, indent=2) + "\n")
+    write_whole(out / CONFIG, to_toml(trainer.config))
 
 
 def _announce(trainer: Trainer, console: Console) -> None:

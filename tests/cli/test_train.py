@@ -66,6 +66,24 @@ def test_one_command_begins_and_goes_on_with_its_own_configuration(store, tmp_pa
     assert "holds a run already" in fails(EXIT_USAGE, "train", store, "--out", out, *SMALL)
 
 
+def test_a_start_that_was_killed_before_its_checkpoint_keeps_its_options(store, tmp_path, monkeypatch):
+    out = tmp_path / "r"
+    command = ("train", store, "--resume", "auto", "--out", out)
+
+    def kill(*_, **__):
+        raise GeneratorExit  # no Exception: nothing catches it
+
+    with monkeypatch.context() as patch, pytest.raises(GeneratorExit):
+        patch.setattr("maesil.training.trainer.save_checkpoint", kill)
+        run(*command, *SMALL, "--steps", 2)
+    line = fails(EXIT_USAGE, *command, "--set", "train.seed=4")
+    assert "before its first checkpoint, with train.seed=0, now 4;" in line
+    assert "model.width=16, now 128" in fails(EXIT_USAGE, *command, "--preset", "tiny", "--set", "model.crop=16")
+    code, said, err = run(*command)
+    assert code == 0 and "2 steps in" in said
+    assert f"the configuration is that of {out}" in err and "it begins again as it was" in err
+
+
 def test_minutes_and_steps_exclude_each_other(store, tmp_path):
     line = fails(EXIT_USAGE, "train", store, "--out", tmp_path / "r", *SMALL, "--steps", 2, "--set", "train.minutes=1")
     assert "expected one of the two" in line
