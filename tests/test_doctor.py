@@ -28,6 +28,7 @@ def test_what_will_run_where_is_what_runs(monkeypatch):
     monkeypatch.delenv("CXX", raising=False)
     compiled = by_name(doctor.examine())["train.compile=true"]
     assert "would fail" in compiled.value and "g++" in compiled.advice
+    assert "memory" in found["train.activation_checkpointing=true"].value
 
 
 def test_triton_is_not_promised_without_a_c_compiler(monkeypatch):

@@ -41,11 +41,19 @@ class Autoencoder(ReconstructionModel):
 
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
-        code, auxiliary_loss, facts = self.bottleneck(self.encoder(self._masked_volume(inputs)), inputs.noise)
+        code, auxiliary_loss, facts = self.bottleneck(
+            self._stages(self.encoder, self._masked_volume(inputs)), inputs.noise
+        )
         tokens_BLc = self.latent(code.flatten(2).transpose(1, 2))
-        voxels_BZYX = self.decoder(tokens_BLc.transpose(1, 2).reshape(code.shape))[:, 0]
+        voxels_BZYX = self._stages(self.decoder, tokens_BLc.transpose(1, 2).reshape(code.shape))[:, 0]
         patches_BSV = tokens_at(patchify(voxels_BZYX, self.config.patch), inputs.targets)
         return Prediction(patches_BSV, auxiliary_loss, facts)
+
+    def _stages(self, stages: nn.Sequential, field_BCzyx: Tensor) -> Tensor:
+        """Send a field through one stage after the other; residual blocks are where memory goes."""
+        for stage in stages:
+            field_BCzyx = self.through(stage, field_BCzyx) if isinstance(stage, ResidualBlock) else stage(field_BCzyx)
+        return field_BCzyx
 
     def bottleneck(
         self, code_Bczyx: Tensor, noise_Bczyx: Tensor | None = None

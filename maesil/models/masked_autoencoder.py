@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from maesil import kernels
 from maesil.config.schema import ModelConfig
@@ -52,6 +53,8 @@ class ReconstructionModel(nn.Module, ABC):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
+        """Whether training keeps the inputs of blocks alone, and computes what is inside them anew on the way back."""
         self._latent_change: LatentChange | None = None
 
     @abstractmethod
@@ -70,6 +73,13 @@ class ReconstructionModel(nn.Module, ABC):
     def latent(self, tokens_BND: Tensor) -> Tensor:
         """Return the latent tokens of crops as the decoder is to get them, see `latent_changed`."""
         return tokens_BND if self._latent_change is None else self._latent_change(tokens_BND)
+
+    def through(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """Send tokens or fields through a block of the model, see `activation_checkpointing`: the same to the bit."""
+        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+            return block(*inputs)  # type: ignore[no-any-return]
+        # Blocks draw no random numbers, so there is no state of a generator to bring back.
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
 
     def predict_all(self, inputs: MaskedInput, *, pictured: bool = True) -> Tensor:
         """Predict every patch, visible ones too, ``[B, L, V]``; of a masked model no loss ever taught those.
@@ -186,7 +196,7 @@ class MaskedAutoencoder(ReconstructionModel):
         """Encode the visible patches: ``[B, N, D]``."""
         tokens_BND: Tensor = self.patch_embed(patches_BNV) + self.pos_embed[ids_keep]
         for block in self.blocks:
-            tokens_BND = block(tokens_BND)
+            tokens_BND = self.through(block, tokens_BND)
         latent_BND: Tensor = self.norm(tokens_BND)
         return latent_BND
 
@@ -197,14 +207,14 @@ class MaskedAutoencoder(ReconstructionModel):
             memory_BNE = self._on_grid(visible_BNE, inputs, ids_keep)
             tokens = self._on_grid(visible_BNE, inputs, targets)
             for block in self.decoder_blocks:
-                tokens = block(tokens, memory_BNE)
+                tokens = self.through(block, tokens, memory_BNE)
             return self.decoder_norm(tokens)  # type: ignore[no-any-return]
 
         count = targets.shape[1]
         partial = self.config.decoder == "subset" and ids_keep.shape[1] + count < self.config.tokens
         tokens = self._on_grid(visible_BNE, inputs, torch.cat([ids_keep, targets], dim=1) if partial else None)
         for block in self.decoder_blocks:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
         decoded: Tensor = self.decoder_norm(tokens)
         if partial:
             return decoded[:, -count:]

@@ -65,13 +65,13 @@ class SliceMaskedAutoencoder(ReconstructionModel):
     def _reconstruct(self, images_nNg: Tensor, masks: Masks) -> Tensor:
         tokens = self.patch_embed(images_nNg) + self.pos_embed[masks.ids_keep]
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
         # A crop's tokens are those of all its slices.
         latent = self.latent(self.norm(tokens).unflatten(0, (-1, self.config.crop)).flatten(1, 2))
         visible = self.decoder_embed(latent.reshape(tokens.shape))
         tokens = kernels.unshuffle_tokens(visible, self.mask_token, self.decoder_pos_embed, masks.ids_restore)
         for block in self.decoder_blocks:
-            tokens = block(tokens)
+            tokens = self.through(block, tokens)
         pred_nlg: Tensor = self.pred(self.decoder_norm(tokens))
         return pred_nlg
 

@@ -68,6 +68,7 @@ class Learner:
 
     def __post_init__(self) -> None:
         self.model.train()
+        self.model.activation_checkpointing = self.config.train.activation_checkpointing
         self._broken = torch.zeros((), device=self.device)
         if self.config.train.ema and self.averaged is None:
             self.averaged = copy.deepcopy(self.model)

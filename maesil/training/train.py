@@ -29,7 +29,10 @@ from maesil.training.profiling import profiled
 from maesil.training.setup import Resume, measure_pace, prepare, warn_of_unused_encoder
 from maesil.training.trainer import Trainer
 
-_LESS_MEMORY = "raise train.accumulate (the same steps in more parts), or lower train.batch or model.width"
+_LESS_MEMORY = (
+    "set train.activation_checkpointing=true (slower, the same losses) or raise train.accumulate (the same steps in more "
+    "parts), or lower train.batch or model.width"
+)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ OTHER = {
         "crops_per_visit": 4, "flips": "xy", "window_jitter": 0.1, "ema": 0.5, "minutes": 1.0, "compile": True,
         "where": "body > 0.2", "validation": 0.5, "validation_crops": 1, "log_every": 5, "validate_every": 4,
         "checkpoint_every": 1, "checkpoint_minutes": 1e-9, "keep_best": True, "picture_every": 5, "ram": "1GB",
-        "device_resident": True, "readers": 1, "threads": 2,
+        "device_resident": True, "readers": 1, "threads": 2, "activation_checkpointing": True,
         "device": "auto", "kernels": "reference", "optimizer": "adamw", "picture_head_every": 2,
     },
 }  # fmt: skip

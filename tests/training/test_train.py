@@ -18,12 +18,14 @@ import torch
 from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.checkpoint import checkpoint
 
 from maesil import kernels
 from maesil.config.schema import KERNELS, ModelConfig, RunConfig, TrainConfig
 from maesil.config.toml import from_document
 from maesil.devices import pick_device
-from maesil.errors import CheckpointError, MaesilError, StoreError, UsageError
+from maesil.errors import CheckpointError, MaesilError, ResourceError, StoreError, UsageError
+from maesil.models import masked_autoencoder
 from maesil.signals import ENDS, interrupts_deferred
 from maesil.store.store import Store
 from maesil.training.checkpoint import CHECKPOINT, load_run
@@ -207,6 +209,20 @@ def test_a_complete_run_stays_as_it_is_and_says_so(undisturbed, store, tmp_path)
     assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
     with pytest.raises(CheckpointError, match=r"8 steps are done, asked for is train\.steps=5"):
         run(store, done, with_train(steps=5), resume=True)
+
+
+def test_where_memory_runs_out_activation_checkpointing_is_named_and_then_used(store, tmp_path, monkeypatch):
+    def short_of_memory(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch, pytest.raises(ResourceError, match=r"train\.activation_checkpointing=true"):
+        patch.setattr("maesil.training.train.measure_pace", short_of_memory)
+        run(store, tmp_path / "r")
+    used = []
+    monkeypatch.setattr(masked_autoencoder, "checkpoint", lambda *a, **k: (used.append(1), checkpoint(*a, **k))[1])
+    run(store, tmp_path / "r", with_train(steps=2, activation_checkpointing=True), resume=True)
+    blocks = CONFIG.model.depth + CONFIG.model.decoder_depth
+    assert len(used) == 2 * blocks * CONFIG.train.accumulate
 
 
 def test_a_run_cut_off_before_step_1_goes_on(undisturbed, store, tmp_path):
