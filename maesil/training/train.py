@@ -30,8 +30,8 @@ from maesil.training.setup import Resume, measure_pace, prepare, warn_of_unused_
 from maesil.training.trainer import Trainer
 
 _LESS_MEMORY = (
-    "set train.activation_checkpointing=true (slower, the same losses) or raise train.accumulate (the same steps in more "
-    "parts), or lower train.batch or model.width"
+    "set train.activation_checkpointing=true (slower, the same losses) or raise train.accumulate (the same steps in "
+    "more parts), or lower train.batch or model.width"
 )
 
 
