@@ -18,8 +18,7 @@ from maesil.ingest.report_folder import FILES, read_noted
 from maesil.ingest.run import Progress, ingest
 from maesil.ingest.scan import find_files
 from maesil.ingest.summary import Summary
-from maesil.store.duplicates import patients
-from maesil.store.index import index_is_current
+from maesil.store.index import index_is_current, patients
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 

@@ -131,7 +131,7 @@ def store_split(
     Example: maesil store split store.zarr --out split.json --shares 0.8,0.1,0.1
     """
     from maesil.data.split import PARTS, parse_shares, split_by_shares, write_split
-    from maesil.store.duplicates import patients
+    from maesil.store.index import patients
 
     those = [opened(store) for store in stores]
     leaders = patients(those)

@@ -73,8 +73,11 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
 def least_body(volume: Volume, crop: int, config: TrainConfig) -> float:
     """Return the least sum over the cells of a crop's body map (0..255 each) with which it is trained on.
 
-    With ``train.thin=pad`` the body share of a scan thinner than a crop counts within the scan.
+    With ``train.thin=pad`` the body share of a scan thinner than a crop counts within the scan. Infinite for a scan
+    thinner than a cell of the maps: none of its patches would count.
     """
+    if min(volume.shape) < MAP_CELL:
+        return math.inf
     k = crop // MAP_CELL
     within = [min(k, -(-n // MAP_CELL)) for n in volume.shape] if config.thin == "pad" else [k, k, k]
     return max(config.min_body * 255 * math.prod(within), 1)
@@ -96,6 +99,14 @@ def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> 
         for axis in (1, 2, 3):
             shares = shares.repeat_interleave(MAP_CELL // patch, dim=axis)
     return shares.flatten(1)
+
+
+def whole_patches(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> Tensor:
+    """Return which patches lie wholly inside the scan: float32 ``[B, L]`` of 0 and 1; arguments as of `patch_shares`.
+
+    They alone count in a loss: a patch that lies partly beyond the scan holds -1024 HU that nobody measured.
+    """
+    return (patch_shares(cells_BZYX, patch, flip) == 1).float()
 
 
 def read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) -> Crop:

@@ -17,9 +17,8 @@ from maesil.cache.provenance import StoreUse, same_or_grown, use_of
 from maesil.cache.ram import ram_readers
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.errors import NoInputError
-from maesil.store.duplicates import patients
 from maesil.store.filters import parse, select
-from maesil.store.index import superpatch_table
+from maesil.store.index import patients, superpatch_table
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store

@@ -44,7 +44,7 @@ def split_groups(groups: Iterable[str], share: float, seed: int) -> Split:
 def split_patients(patients: Mapping[str, str], share: float, seed: int) -> Split:
     """Hold out a share of the patients as `split_groups` does; groups that share a scan stay together.
 
-    ``patients`` maps each group to the one that stands for its patient (`maesil.store.duplicates.patients`).
+    ``patients`` maps each group to the one that stands for its patient (`maesil.store.index.patients`).
     """
     return _with_members(split_groups(patients.values(), share, seed), patients)
 

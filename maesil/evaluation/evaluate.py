@@ -125,7 +125,7 @@ def choose_volumes(
     """Return the volumes to score; without names, those of patients neither trained on nor, where others were set
     aside for scores, validated on.
 
-    Patients are compared by their group; ``leaders`` (`maesil.store.duplicates.patients`) recognises copies of their
+    Patients are compared by their group; ``leaders`` (`maesil.store.index.patients`) recognises copies of their
     scans under other groups too. ``test`` are the only groups to take, UsageError if the run was trained on any.
     """
     leaders = leaders or {}

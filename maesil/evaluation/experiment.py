@@ -33,7 +33,7 @@ from maesil.evaluation.predict import Predictor, model_predictors, naive_baselin
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import Row, thickness_of
 from maesil.files import write_whole
-from maesil.store import duplicates
+from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
@@ -104,7 +104,7 @@ def run_paper_experiment(
     for model in models:
         require_known(model, list(MODELS), "model")
     data = _Stores.open(stores)
-    split = _split(budget, duplicates.patients(data.stores), seed, split_file)
+    split = _split(budget, patients(data.stores), seed, split_file)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
     made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
@@ -203,7 +203,7 @@ def _split(budget: Budget, groups: Mapping[str, str], seed: int, split_file: Pat
 
 
 def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
-    """Set patients aside for scores and for curves; ``groups`` as of `maesil.store.duplicates.patients`.
+    """Set patients aside for scores and for curves; ``groups`` as of `maesil.store.index.patients`.
 
     UsageError with fewer than three patients.
     """

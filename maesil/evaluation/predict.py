@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from maesil.config.schema import RunConfig
-from maesil.data.crops import Crop, grid_crops, patch_shares
+from maesil.data.crops import Crop, grid_crops, whole_patches
 from maesil.evaluation.naive import InterpolationBaseline, MeanBaseline
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.masked_input import MaskedInput
@@ -129,10 +129,10 @@ def psnr_of_crops(predictor: Predictor, crops: Sequence[Crop], run: Run) -> floa
     model, sums = run.config.model, torch.zeros(2, dtype=torch.float64)
     for number, crop in enumerate(crops):
         hu_BZYX, masks = torch.from_numpy(crop.hu)[None], make_masks(run.config.mask, model.grid, [number])
-        shares_BL = patch_shares(torch.from_numpy(crop.valid)[None], model.patch)
+        whole_BL = whole_patches(torch.from_numpy(crop.valid)[None], model.patch)
         inside = expand_cells(torch.from_numpy(crop.valid)[None] == 255, MAP_CELL)
         error = predictor.predict_hu(hu_BZYX, masks, inside) - hu_BZYX.float().clamp(*run.intensity.window)
-        weight_BL = shares_BL * masks.mask
+        weight_BL = whole_BL * masks.mask
         sums[0] += (patchify(error, model.patch).square().mean(dim=-1) * weight_BL).sum(dtype=torch.float64)
         sums[1] += weight_BL.sum(dtype=torch.float64)
     lo, hi = run.intensity.window

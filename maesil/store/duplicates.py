@@ -1,39 +1,57 @@
-"""Which volumes are the same scan: resampled, renamed or converted, and so in two patient groups.
+"""Which volumes are the same scan: resampled, renamed, converted, cut, mirrored or clipped, in two patient groups.
 
 A scan that is in the training split under one name and in the test split under another makes every score worthless.
-Thumbnails of the body, aligned at its centre of mass, are compared, so that neither origin nor spacing matters. A
-thumbnail is written with its volume; the index holds all of a store in one table.
+Thumbnails of the body are compared in two steps. A fingerprint of the smaller one's centre is looked for around the
+centre of the larger one, mirrored in every way: matrix products do that for thousands of volumes. Where the
+fingerprints agree, the cells that show tissue in both are correlated.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from maesil.store.store import Store
-from maesil.store.thumbnails import Thumbnail, averaged, thumbnails
+from maesil.store.thumbnails import Thumbnail, thumbnail_value
 
-SAME_ABOVE = 0.99
-"""Correlation above which two thumbnails are of one scan (ours): one scan in two files reached 0.9986, others 0.70."""
-_LARGEST_SHIFT = 1
-_SAME_EXTENT = 2
-_SKETCH = 6
-_SKETCH_ABOVE = 0.95
-_ROWS_AT_ONCE = 256
+SAME_ABOVE = 0.88
+"""Correlation above which two thumbnails are of one scan (ours); measured in docs/explanation/same-scan.md."""
+SMALL_SAME_ABOVE = 0.99
+"""The same for bodies of fewer than `_FEW` cells, of which many look alike."""
 
+_BLOCK = (8, 12, 12)
+"""Cells of the block that a fingerprint describes: 64 x 96 x 96 mm."""
+_WAVES = 4
+"""Cosines along each axis of a fingerprint."""
+_FINGERPRINTS_ABOVE = 0.88
+_LOST = 0.2
+"""Share of a body's length that a copy may lack at one end; its centre then lies half of that away."""
+_LEAST_LENGTH = 0.6
+"""Shares of the larger body's length that the smaller one has along each axis, give or take a cell."""
+_HOPELESS = 0.5
+"""Correlation at the guessed shift below which no better shift is looked for."""
+_FEW = 1000
+_COMMON = 0.6
+"""Share of the smaller body's tissue that must lie in the larger one."""
+_SOFT_TISSUE = (round(thumbnail_value(-160)), round(thumbnail_value(240)))
+"""Fingerprints see this window alone: copies are often clipped to it."""
+_TISSUE_STEPS = 4
+"""A cell shows tissue that lies this far above the least value which both thumbnails can hold."""
+_AT_ONCE = 1024
+"""Volumes compared with one at a time: their agreements are held in memory."""
 
-def patients(stores: Sequence[Store]) -> dict[str, str]:
-    """Return, for each patient group of the stores, the group that stands for it once groups sharing a scan are one."""
-    volumes = [volume for store in stores for volume in store.volumes()]
-    found = [thumbnail for store in stores for thumbnail in thumbnails(store).values()]
-    return merge_groups([volume.group for volume in volumes], found)
+Field = NDArray[np.float32]
+Cells = tuple[int, int, int]
+MIRRORS: tuple[Cells, ...] = tuple(product((1, -1), repeat=3))  # type: ignore[arg-type]
+"""Steps along z, y and x: -1 mirrors an axis."""
 
 
 def merge_groups(groups: Sequence[str], found: Sequence[Thumbnail]) -> dict[str, str]:
-    """Return the leader of each patient group; ``groups`` and ``found`` have an entry a volume."""
+    """Return the leader of each patient group; ``groups`` and ``found`` have an entry per volume."""
     leader = {group: group for group in groups}
 
     def lead(group: str) -> str:
@@ -41,56 +59,163 @@ def merge_groups(groups: Sequence[str], found: Sequence[Thumbnail]) -> dict[str,
             group = leader[group]
         return group
 
-    for i, j in _alike(found):
-        one, other = lead(groups[i]), lead(groups[j])
-        if one != other and same_scan(found[i], found[j]):
+    for guess in _guesses(found):
+        one, other = lead(groups[guess.larger]), lead(groups[guess.smaller])
+        above = SMALL_SAME_ABOVE if found[guess.smaller].size < _FEW else SAME_ABOVE
+        if one != other and _correlation_near(found[guess.larger], found[guess.smaller], guess) > above:
             first, second = sorted((one, other))
             leader[second] = first
     return {group: lead(group) for group in leader}
 
 
-def _alike(found: Sequence[Thumbnail]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs worth comparing in full: alike in extent, and as sketches of 6^3 cells of the bounding box.
-
-    Sketches are compared by matrix products, so that tens of thousands of volumes take seconds.
-    """
-    numbers = [n for n, thumbnail in enumerate(found) if thumbnail.size]
-    if not numbers:
-        return
-    sketches = np.stack([_sketch(found[n]) for n in numbers])
-    extents = np.array([found[n].shape for n in numbers], dtype=np.int16)
-    for start in range(0, len(numbers), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        near = np.abs(extents[rows, None] - extents[None]).max(axis=2) <= _SAME_EXTENT
-        for i, j in np.argwhere(near & (sketches[rows] @ sketches.T > _SKETCH_ABOVE)):
-            if start + i < j:
-                yield numbers[start + i], numbers[j]
-
-
-def _sketch(thumbnail: Thumbnail) -> NDArray[np.float32]:
-    values = averaged(thumbnail, [np.linspace(0, n, _SKETCH + 1) for n in thumbnail.shape]).ravel()
-    values -= values.mean()
-    return values / max(float(np.linalg.norm(values)), 1e-6)
-
-
 def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
-    """Return whether two thumbnails correlate above `SAME_ABOVE`, shifted against each other by up to one cell."""
-    if not a.size or not b.size or np.abs(np.subtract(a.shape, b.shape)).max() > _SAME_EXTENT:
-        return False
-    steps = sorted(range(-_LARGEST_SHIFT, _LARGEST_SHIFT + 1), key=abs)  # most copies lie where they lay
-    return any(_correlation(a, b, shift) > SAME_ABOVE for shift in product(steps, repeat=3))
+    """Return whether two thumbnails are of one scan, or of one scan and a cut, mirrored or clipped copy of it."""
+    return len(set(merge_groups(("a", "b"), (a, b)).values())) == 1
 
 
-def _correlation(a: Thumbnail, b: Thumbnail, shift: tuple[int, ...]) -> float:
-    parts_a, parts_b = [], []
-    for n, m, s in zip(a.shape, b.shape, shift, strict=True):
-        length = min(n - max(s, 0), m - max(-s, 0))
-        if length < 2:
-            return 0.0
-        parts_a.append(slice(max(s, 0), max(s, 0) + length))
-        parts_b.append(slice(max(-s, 0), max(-s, 0) + length))
-    x, y = (part.astype(np.float64).ravel() for part in (a[tuple(parts_a)], b[tuple(parts_b)]))
-    x -= x.mean()
-    y -= y.mean()
+@dataclass(frozen=True)
+class _Guess:
+    """Two volumes that may be one scan, and how the smaller lies in the larger."""
+
+    larger: int
+    smaller: int
+    mirror: Cells
+    shift: Cells
+    """Cell of the larger thumbnail at which the first cell of the mirrored smaller one lies."""
+
+
+def _guesses(found: Sequence[Thumbnail]) -> Iterator[_Guess]:
+    """Yield the pairs whose fingerprints agree, each with the mirror and the shift at which they agree best."""
+    numbers = sorted((n for n, thumbnail in enumerate(found) if thumbnail.size), key=lambda n: (found[n].size, n))
+    centres = [_fingerprints(found[n], 0.0) for n in numbers]
+    if not centres:
+        return
+    lengths = np.array([found[n].shape for n in numbers])
+    signs = np.stack([_mirror_signs(mirror) for mirror in MIRRORS])
+    mirrored = np.stack([prints[0] * signs for _, prints in centres])  # [volume, mirror, value]
+    for rank, larger in enumerate(numbers):
+        starts, prints = _fingerprints(found[larger], _LOST / 2)
+        for first in range(0, rank, _AT_ONCE):
+            others = mirrored[first : min(rank, first + _AT_ONCE)]
+            agree = np.einsum("pv,nmv->pnm", prints, others, optimize=True)
+            enough = lengths[first : first + len(others)] + 1 >= _LEAST_LENGTH * lengths[rank]
+            alike = agree.max(axis=(0, 2)) > _FINGERPRINTS_ABOVE
+            for n in np.flatnonzero(alike & enough.all(axis=1)):
+                place, mirror = np.unravel_index(agree[:, n].argmax(), agree[:, n].shape)
+                smaller = numbers[first + n]
+                centre = _mirrored_start(centres[first + n][0][0], found[smaller].shape, MIRRORS[mirror])
+                shift = tuple(int(s) for s in np.subtract(starts[place], centre))
+                yield _Guess(larger, smaller, MIRRORS[mirror], shift)  # type: ignore[arg-type]
+
+
+def _fingerprints(thumbnail: Thumbnail, reach: float) -> tuple[NDArray[np.int64], Field]:
+    """Return the fingerprints of blocks around the centre: their first cells ``[n, 3]``, and unit vectors ``[n, v]``.
+
+    Blocks lie up to ``reach`` of the body's length away from the centre, the only one where that is 0.
+    """
+    values = np.clip(thumbnail, *_SOFT_TISSUE).astype(np.float32)
+    lacks = [max(0, block - n) for block, n in zip(_BLOCK, thumbnail.shape, strict=True)]
+    values = np.pad(values, [(lack // 2, lack - lack // 2) for lack in lacks], mode="edge")
+    ranges = [_around_middle(n - block, reach * n) for block, n in zip(_BLOCK, values.shape, strict=True)]
+    blocks = sliding_window_view(values, _BLOCK)[np.ix_(*ranges)].reshape(-1, *_BLOCK)
+    cosines = [_cosines(block) for block in _BLOCK]
+    waves = np.einsum("nzyx,za,yb,xc->nabc", blocks, *cosines, optimize=True).reshape(len(blocks), -1)[:, 1:]
+    starts = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3) - [lack // 2 for lack in lacks]
+    return starts, waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), 1e-6)
+
+
+def _around_middle(last: int, away: float) -> NDArray[np.int64]:
+    """Return the first cells from 0 to ``last`` that lie up to ``away`` from the middle one."""
+    middle, reach = last // 2, int(np.ceil(away))
+    return np.arange(max(0, middle - reach), min(last, middle + reach) + 1)
+
+
+def _cosines(length: int) -> Field:
+    """Return the slowest cosines over a block, ``[cell, wave]``: a discrete cosine transform, the mean first."""
+    at = (np.arange(length)[:, None] + 0.5) / length
+    return np.asarray(np.cos(np.pi * at * np.arange(_WAVES)), dtype=np.float32)
+
+
+def _mirror_signs(mirror: Cells) -> Field:
+    """Return the factors that turn a fingerprint into that of the mirrored block: odd waves change their sign."""
+    along = [np.array(step, np.float32) ** np.arange(_WAVES) for step in mirror]
+    return np.asarray(np.einsum("a,b,c->abc", *along).reshape(-1)[1:])
+
+
+def _correlation_near(larger: Thumbnail, smaller: Thumbnail, guess: _Guess) -> float:
+    """Return the highest correlation that is found by going from a guessed shift to better ones, at last by half cells.
+
+    Fingerprints are blurred, so they agree a cell beside the true shift too.
+    """
+    one, other = _in_common_range(larger, smaller[tuple(slice(None, None, step) for step in guess.mirror)])
+    at, found = guess.shift, {guess.shift: _correlation(one, other, guess.shift)}
+    while found[at] > _HOPELESS:
+        near: list[Cells] = [(at[0] + z, at[1] + y, at[2] + x) for z, y, x in product((-1, 0, 1), repeat=3)]
+        found |= {shift: _correlation(one, other, shift) for shift in near if shift not in found}
+        best = max(near, key=lambda shift: found[shift])
+        if found[best] <= found[at]:
+            halves = product((-0.5, 0.0, 0.5), repeat=3)
+            return max(_correlation(*_half_apart(one, other, half), at) for half in halves)
+        at = best
+    return found[at]
+
+
+def _in_common_range(a: Thumbnail, b: Thumbnail) -> tuple[Field, Field]:
+    """Return both clipped to the values that both can hold: a copy is often clipped to a window."""
+    low, high = max(int(a.min()), int(b.min())), min(int(a.max()), int(b.max()))
+    return _inner_tissue(np.clip(a, low, high) - low), _inner_tissue(np.clip(b, low, high) - low)
+
+
+def _inner_tissue(values: Thumbnail) -> Field:
+    """Return the values of tissue whose neighbours in the plane are tissue, 0 elsewhere.
+
+    A cell at the border of a body, or of what a scanner or a cut left of it, is a mixture that no copy shares.
+    """
+    inner = tissue = values > _TISSUE_STEPS
+    for axis in (1, 2):
+        edge = np.zeros_like(np.take(tissue, [0], axis))
+        beyond = np.concatenate([edge, tissue, edge], axis)
+        inner = inner & np.take(beyond, range(2, beyond.shape[axis]), axis)
+        inner = inner & np.take(beyond, range(beyond.shape[axis] - 2), axis)
+    return np.where(inner, values, 0).astype(np.float32)
+
+
+def _half_apart(a: Field, b: Field, shift: tuple[float, ...]) -> tuple[Field, Field]:
+    """Return both moved against each other by half a cell along some axes: a quarter each, so that both blur alike."""
+    for axis, step in enumerate(shift):
+        if step:
+            a, b = _moved(a, axis, step / 2), _moved(b, axis, -step / 2)
+    return a, b
+
+
+def _moved(values: Field, axis: int, part: float) -> Field:
+    """Return the values a part of a cell further along an axis, interpolated."""
+    last = values.shape[axis] - 1
+    step = 1 if part > 0 else -1
+    neighbour = np.take(values, np.clip(np.arange(last + 1) + step, 0, last), axis)
+    return np.asarray((1 - abs(part)) * values + abs(part) * neighbour)
+
+
+def _correlation(a: Field, b: Field, shift: Cells) -> float:
+    """Return the correlation over cells that show tissue in both, ``b`` beginning at cell ``shift`` of ``a``.
+
+    -1 where too little of the smaller one's tissue lies in the larger one.
+    """
+    ends = [min(s + m, n) for s, n, m in zip(shift, a.shape, b.shape, strict=True)]
+    if any(end <= max(s, 0) for s, end in zip(shift, ends, strict=True)):
+        return -1.0
+    x = a[tuple(slice(max(s, 0), end) for s, end in zip(shift, ends, strict=True))]
+    y = b[tuple(slice(max(-s, 0), end - s) for s, end in zip(shift, ends, strict=True))]
+    tissue = (x > 0) & (y > 0)
+    x, y = x[tissue], y[tissue]
+    if not len(x) or len(x) < _COMMON * np.count_nonzero(b):
+        return -1.0
+    x, y = x - x.mean(), y - y.mean()
     norm = float(np.sqrt((x @ x) * (y @ y)))
-    return float(x @ y) / norm if norm else 0.0
+    return float(x @ y) / norm if norm else -1.0
+
+
+def _mirrored_start(start: NDArray[np.int64], shape: Sequence[int], mirror: Cells) -> NDArray[np.int64]:
+    """Return where a block begins once its thumbnail is mirrored."""
+    ends = np.subtract(shape, start) - _BLOCK
+    return np.where(np.array(mirror) < 0, ends, start)

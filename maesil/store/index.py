@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import google_crc32c
@@ -12,7 +12,7 @@ import pyarrow as pa
 from maesil.errors import StoreError
 from maesil.parquet import parquet_metadata, read_parquet, to_parquet
 from maesil.store.commit import sealed, unsealed
-from maesil.store.duplicates import merge_groups, patients
+from maesil.store.duplicates import merge_groups
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.store.thumbnails import THUMBNAILS_KEY, thumbnails, thumbnails_table
@@ -62,6 +62,16 @@ def index_problems(store: Store) -> Iterator[str]:
         yield f"{store.path}: {CHECKSUMS_KEY}: damaged ({error}); {_ANEW}"
 
 
+def patients(stores: Sequence[Store]) -> dict[str, str]:
+    """Return, for each patient group of the stores, the group that stands for it once groups sharing a scan are one."""
+    if len(stores) == 1 and index_is_current(stores[0]):
+        table = read_parquet(stores[0].storage.read(VOLUMES_KEY)).select(["group", "patient"]).to_pylist()
+        return {row["group"]: row["patient"] for row in table}
+    volumes = [volume for store in stores for volume in store.volumes()]
+    found = [thumbnail for store in stores for thumbnail in thumbnails(store).values()]
+    return merge_groups([volume.group for volume in volumes], found)
+
+
 def superpatch_table(store: Store) -> pa.Table:
     """Return the table of superpatches: as it is stored, or made from the commits where that is missing or old."""
     if index_is_current(store):
@@ -86,7 +96,7 @@ def _stated(store: Store, key: str) -> bytes | None:
 
 
 def _state(volumes: list[Volume]) -> bytes:
-    digest = hashlib.sha256(b"tables 2\n")  # their columns; those of another version are made anew
+    digest = hashlib.sha256(b"tables 3\n")  # columns, and how copies are found; tables of another version are made anew
     for volume in volumes:
         digest.update(f"{volume.volume_id} {volume.attempt} {volume.generation}\n".encode())
     return digest.hexdigest().encode()

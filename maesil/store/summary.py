@@ -7,9 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from maesil.store.duplicates import patients
 from maesil.store.filters import select
-from maesil.store.index import superpatch_table
+from maesil.store.index import patients, superpatch_table
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.types import Zyx

@@ -104,10 +104,15 @@ def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
     box = _box(masses)
     if box is None:
         return np.zeros((0, 0, 0), np.uint8)
-    low, high = _WINDOW
     edges = [_edges(mass[part], THUMBNAIL_MM / mm) for mass, part, mm in zip(masses, box, spacing, strict=True)]
     means = averaged(near[box], edges)
-    return np.asarray(np.rint((means - low) * (255 / (high - low))), dtype=np.uint8)
+    return np.asarray(np.rint(thumbnail_value(means)), dtype=np.uint8)
+
+
+def thumbnail_value(hu: Any) -> Any:
+    """Return the value of a cell of some HU, a number or an array, not yet rounded."""
+    low, high = _WINDOW
+    return (hu - low) * (255 / (high - low))
 
 
 def _planes(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:

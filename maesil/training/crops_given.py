@@ -11,6 +11,7 @@ from maesil.data.sources import Sources
 from maesil.data.split import Split
 from maesil.errors import UsageError
 from maesil.text import counted
+from maesil.types import MAP_CELL
 
 _NAMED = 5
 
@@ -45,8 +46,9 @@ def _reasons(group: str, sources: Sources, config: RunConfig) -> Iterator[str]:
     crop = config.model.crop
     for _, volume in sources.volumes([group]):
         size = " x ".join(map(str, volume.shape))
-        thin = min(volume.shape) < crop and config.train.thin != "pad"
-        why = f"thinner than a crop of {crop}; train.thin=pad fills it up" if thin else (
-            f"no crop of {crop} holds a body share of {config.train.min_body}"
-        )  # fmt: skip
+        why = f"no crop of {crop} holds a body share of {config.train.min_body}"
+        if min(volume.shape) < MAP_CELL:
+            why = f"thinner than {MAP_CELL} voxels, so no patch of it would count"
+        elif min(volume.shape) < crop and config.train.thin != "pad":
+            why = f"thinner than a crop of {crop}; train.thin=pad fills it up"
         yield f"volume {volume.volume_id[:8]} of {size} voxels: {why}"

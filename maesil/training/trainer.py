@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maesil.data.crops import Crop, patch_shares
+from maesil.data.crops import Crop, whole_patches
 from maesil.data.loader import Batch, CropLoader
 from maesil.data.resident import ResidentLoader, open_loader
 from maesil.data.sampler import CropSampler, Draw
 from maesil.data.split import Split
 from maesil.devices import sent
+from maesil.errors import UsageError
 from maesil.models.latent import LatentStatistics, mean_over_crop, shuffled
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_noise, draw_targets, make_masks
@@ -126,7 +127,7 @@ class Trainer(Learner):
         for start in range(self.ranks.number * at_once, len(self.validation), self.ranks.count * at_once):
             crops = self.validation[start : start + at_once]
             inputs = self._input(_stack([crop.hu for crop in crops]), range(start, start + len(crops)))
-            weight_BS = self._weights(patch_shares(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
+            weight_BS = self._weights(whole_patches(_stack([crop.valid for crop in crops]), inputs.patch), inputs)
             with self.autocast():
                 prediction = model(inputs)
             weight = weight_BS.sum(dtype=torch.float64)
@@ -134,6 +135,8 @@ class Trainer(Learner):
             sums += torch.stack([*errors, weight])
         self.model.train()
         tokens, shown, total = self.ranks.sum(sums).tolist()
+        if not total:
+            raise UsageError("validation: expected hidden patches that lie wholly inside a scan, found none")
         return tokens / total, shown / total
 
     def _psnr(self, error: float) -> float:
@@ -197,7 +200,7 @@ class Trainer(Learner):
         chosen = slice(start, start + self.crops_at_once)
         pictured = self._pictured(start)
         inputs = replace(self._training_input(batch, chosen), pictured=pictured or _STAND_IN)
-        weight_BS = self._weights(patch_shares(batch.valid[chosen], inputs.patch, batch.flip[chosen]), inputs)
+        weight_BS = self._weights(whole_patches(batch.valid[chosen], inputs.patch, batch.flip[chosen]), inputs)
         picture_weight_BS = weight_BS[pictured or _STAND_IN]
         return MicroBatch(inputs, weight_BS, picture_weight_BS if pictured else torch.zeros_like(picture_weight_BS))
 
@@ -239,9 +242,9 @@ class Trainer(Learner):
     def _copied(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, copy=True, non_blocking=True)
 
-    def _weights(self, shares_BL: Tensor, inputs: MaskedInput) -> Tensor:
-        """Return what each predicted patch counts in the loss: its valid share, ``[B, S]``."""
-        return self._to_device(shares_BL).gather(1, inputs.targets)
+    def _weights(self, whole_BL: Tensor, inputs: MaskedInput) -> Tensor:
+        """Return what each predicted patch counts in the loss: 1 or, beyond the scan, 0: ``[B, S]``."""
+        return self._to_device(whole_BL).gather(1, inputs.targets)
 
     def _to_device(self, tensor: Tensor) -> Tensor:
         return sent(tensor, self.device)

@@ -19,7 +19,7 @@ from rich.console import Console
 from maesil.config.schema import RunConfig
 from maesil.data.split import Split, read_split
 from maesil.evaluation.experiment import MODELS, TABLES, Budget, split_for
-from maesil.store.duplicates import patients
+from maesil.store.index import patients
 from maesil.store.store import Store
 from maesil.training.setup import prepare, steps_that_fit
 from maesil.training.train import train

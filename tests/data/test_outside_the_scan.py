@@ -11,16 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from support.stores import add_volume, cells, make_store, synthetic_hu
 
 from maesil.config.schema import MaskConfig, ModelConfig, RunConfig, TrainConfig
 from maesil.data import blocks, crops
+from maesil.data.crops import patch_shares
+from maesil.data.loader import CropLoader
 from maesil.evaluation.evaluate import evaluate
 from maesil.evaluation.predict import ModelPredictor
 from maesil.evaluation.reconstruct import predict_while_hidden
 from maesil.store.reader import SuperpatchReader
 from maesil.store.store import Store
 from maesil.training.checkpoint import load_run
+from maesil.training.setup import prepare
 from maesil.training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,6 +104,23 @@ def test_reconstructions_are_equal_to_the_bit(stores, tmp_path):
         volume = store.volumes()[0]
         predicted.append(predict_while_hidden(reader, volume, predictor, trained.config, 0, torch.device("cpu")).hu_ZYX)
     assert torch.equal(*predicted)
+
+
+def test_a_patch_that_lies_partly_outside_counts_nothing_in_the_loss(stores, tmp_path):
+    config = CONFIGS["maesil"]
+    trainer = prepare([stores[0]], config, tmp_path / "run", resume=False, console=Console(quiet=True))
+    with CropLoader(trainer.sampler, batch=3, readers=1) as loader:
+        partly = (one for one in loader.batches(0, 5) if ((one.valid > 0) & (one.valid < 255)).sum() > 3)
+        batch = next(partly)
+    step = trainer._micro_batch(batch, 0)
+    shares = patch_shares(batch.valid, 8, batch.flip).gather(1, step.inputs.targets)
+    assert ((shares > 0) & (shares < 1)).any()
+    assert torch.equal(step.weight_BS, (shares == 1).float())
+
+    pred = torch.zeros(*step.weight_BS.shape, 512)
+    loss = step.inputs.loss(pred, step.weight_BS)
+    pred[(shares > 0) & (shares < 1)] = 100.0
+    assert step.inputs.loss(pred, step.weight_BS) == loss
 
 
 def test_the_stores_do_differ_and_it_is_the_loader_that_makes_up_for_it(stores, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import torch
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config.schema import ModelConfig, TrainConfig
-from maesil.data.crops import grid_crops, patch_shares, validation_crops
+from maesil.data.crops import grid_crops, patch_shares, validation_crops, whole_patches
 from maesil.data.intensity import measure_intensity
 from maesil.data.sampler import CropSampler
 from maesil.data.sources import Sources
@@ -149,6 +149,16 @@ def test_patch_shares_are_those_of_the_mirrored_voxels(patch):
         (patch_shares(cells, patch, flip), torch.stack([voxels[0], voxels[1].flip(0), voxels[2].flip(0, 2)])),
     ):
         torch.testing.assert_close(shares.double(), patchify(turned, patch).mean(dim=-1) / 255)
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_patches_that_lie_partly_beyond_the_scan_count_nothing(patch):
+    rng = np.random.default_rng(0)
+    cells = torch.from_numpy(rng.choice([0, 254, *[255] * 18], (3, 4, 4, 4)).astype(np.uint8))
+    flip = torch.tensor([[False, False, False], [True, False, False], [True, False, True]])
+    shares = patch_shares(cells, patch, flip)
+    whole = whole_patches(cells, patch, flip)
+    assert torch.equal(whole > 0, shares == 1) and 0 < whole.mean() < 1 and set(whole.unique().tolist()) == {0.0, 1.0}
 
 
 def test_a_filter_decides_what_is_drawn_measured_and_validated(tmp_path):

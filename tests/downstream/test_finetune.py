@@ -32,7 +32,7 @@ from maesil.downstream.folds import Patients, patients_of
 from maesil.downstream.labels import load_labels
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
-from maesil.store.duplicates import patients
+from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.synthetic.phantom import ORGANS
 from maesil.training.checkpoint import load_run

@@ -8,7 +8,7 @@ from support.stores import add_volume, make_store, synthetic_hu
 from maesil.downstream import folds
 from maesil.downstream.folds import longest_axis
 from maesil.errors import UsageError
-from maesil.store.duplicates import patients
+from maesil.store.index import patients
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from maesil.evaluation.reconstruct import reconstruct_volume
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.models.patches import expand_cells
-from maesil.store.duplicates import patients
+from maesil.store.index import patients
 from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import SimpleITK as sitk
+from support.copies import COPIES
 from support.stores import add_volume, make_store
 
+from maesil.ingest.maps import body_map
 from maesil.ingest.run import IngestOptions, ingest
-from maesil.store.duplicates import merge_groups, patients, same_scan
-from maesil.store.index import VOLUMES_KEY, write_index
+from maesil.store import duplicates
+from maesil.store.duplicates import merge_groups, same_scan
+from maesil.store.index import VOLUMES_KEY, patients, write_index
 from maesil.store.nifti import write_nifti
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
-from maesil.store.thumbnails import THUMBNAILS_KEY, _averaging, thumbnails
+from maesil.store.thumbnails import THUMBNAILS_KEY, _averaging, thumbnail, thumbnails
 
 
+@cache
 def patient(seed: int, spacing: tuple[float, float, float], start: float = 0.0) -> np.ndarray:
     """An ellipsoid of waves in air, a known function of position (mm): int16 HU of a box of 240 mm from ``start``."""
     rng = np.random.default_rng(seed)
@@ -85,10 +92,53 @@ def test_many_are_compared_without_comparing_all_pairs_in_full(monkeypatch):
     rng = np.random.default_rng(0)
     many = [rng.integers(0, 255, (20, 20, 20), np.uint8).repeat(2, 0)[:20] for _ in range(300)]
     compared = []
-    monkeypatch.setattr("maesil.store.duplicates.same_scan", lambda a, b: compared.append(1) or same_scan(a, b))
+    real = duplicates._correlation_near
+    monkeypatch.setattr(duplicates, "_correlation_near", lambda *given: compared.append(1) or real(*given))
     names = [str(n) for n in range(301)]
     assert merge_groups(names, [*many, many[7]]) == {name: name for name in names} | {"300": "300", "7": "300"}
     assert len(compared) < 10
+
+
+SPACING = (3.0, 3.0, 3.0)
+
+
+SCANS = sorted(Path(os.environ.get("MAESIL_TEST_DATA", "no such folder")).glob("nifti/qin_*.nii.gz"))
+
+
+def thumbnail_of(hu: np.ndarray, spacing: tuple[float, float, float] = SPACING) -> np.ndarray:
+    hu = np.ascontiguousarray(hu)
+    valid = np.full([-(-n // 8) for n in hu.shape], 255, np.uint8)
+    return thumbnail(hu, body_map(hu, valid, spacing), spacing)
+
+
+@pytest.mark.parametrize("change", COPIES.values(), ids=list(COPIES))
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_changed_copy_is_known_again(seed, change):
+    hu = patient(seed, SPACING)
+    one, copy = thumbnail_of(hu), thumbnail_of(change(hu))
+    assert same_scan(one, copy) and same_scan(copy, one)
+
+
+def test_changed_scans_of_others_are_not_taken_for_a_copy():
+    names = list(COPIES)[::3]
+    found = [thumbnail_of(COPIES[name](patient(seed, SPACING))) for seed in (4, 5) for name in names]
+    merged = merge_groups([f"{seed} {name}" for seed in (4, 5) for name in names], found)
+    assert all(group[0] == leader[0] for group, leader in merged.items())
+    assert len(set(merged.values())) == 2
+
+
+@pytest.mark.skipif(not SCANS, reason="MAESIL_TEST_DATA names no folder with scans")
+def test_real_scans_are_known_again_and_kept_apart():
+    """Of each scan the whole, and one changed copy in turn; no two patients become one."""
+    whole, copies, groups = [], [], []
+    for path, change in zip(SCANS, cycle(COPIES.values())):
+        hu = sitk.GetArrayFromImage(sitk.ReadImage(str(path))).astype(np.int16)
+        whole.append(thumbnail_of(hu, (2.0, 2.0, 2.0)))
+        copies.append(thumbnail_of(change(hu), (2.0, 2.0, 2.0)))
+        groups.append(path.name)
+    merged = merge_groups([*groups, *(f"copy of {name}" for name in groups)], [*whole, *copies])
+    assert len({merged[name] for name in groups}) == len(groups)
+    assert [merged[f"copy of {name}"] for name in groups] == [merged[name] for name in groups]
 
 
 def test_a_thumbnail_holds_means():
