@@ -42,7 +42,7 @@ def train(
         list[str] | None, typer.Option("--set", help="SECTION.NAME=VALUE, e.g. train.lr=1e-3.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps (default: the preset's).")] = None,
-    batch: Annotated[int | None, typer.Option(help="Superpatches a step.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of weights, order, masks and augmentation.")] = None,
     validation: Annotated[float | None, typer.Option(help="Share of the patients held out; 0 holds out none.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,

@@ -17,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from maesil.files import write_whole
 
 METRICS = "metrics.jsonl"
+_EARLIER_NAMES = {"superpatches_per_s": "crops_per_s"}
+"""Names in the metrics that an earlier version wrote, and today's."""
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -58,9 +60,9 @@ class RunLog:
         """Add one record, ``step`` and numbers, to the metrics and to TensorBoard."""
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
-        if "superpatches_per_s" in record:
+        if "crops_per_s" in record:
             self._speed = (
-                f"  {record['superpatches_per_s']:.3g} superpatches/s, {record['share_of_peak']:.0%} of peak, "
+                f"  {record['crops_per_s']:.3g} crops/s, {record['share_of_peak']:.0%} of peak, "
                 f"{record['data_wait_share']:.0%} waiting for data"
             )
         if "validation_psnr" in record:
@@ -113,8 +115,9 @@ def truncate_metrics(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file; torn and damaged lines are left out."""
-    return [json.loads(line) for line in path.read_bytes().splitlines() if math.isfinite(_step_of(line))]
+    """Return the records of a metrics file, under today's names; torn and damaged lines are left out."""
+    records = (json.loads(line) for line in path.read_bytes().splitlines() if math.isfinite(_step_of(line)))
+    return [{_EARLIER_NAMES.get(name, name): value for name, value in record.items()} for record in records]
 
 
 def _step_of(line: bytes) -> float:

@@ -228,13 +228,13 @@ def measure_pace(trainer: Trainer, console: Console) -> Pace:
     flops = flops_per_crop(trainer, trainer.one_crop())
     peak = measure_peak(trainer.device, torch.get_num_threads())
     console.print(
-        f"{flops / 1e9:.4g} GFLOP a superpatch, forward and backward; {peak / 1e12:.3g} TFLOP/s in a large matrix "
+        f"{flops / 1e9:.4g} GFLOP per crop, forward and backward; {peak / 1e12:.3g} TFLOP/s in a large matrix "
         f"product on {trainer.device}, measured now",
         highlight=False,
     )
     pace = Pace(crops, flops * crops, peak * ranks.count)
     left = trainer.config.train.steps - trainer.step
-    work = f"{counted(left, 'step')} of {counted(crops, 'superpatch', 'superpatches')}"
+    work = f"{counted(left, 'step')} of {counted(crops, 'crop')}"
     console.print(f"{work}: {duration_told(pace.least_seconds(left))} or more, at that peak", highlight=False)
     return pace
 

@@ -1,4 +1,4 @@
-"""How fast a run is: superpatches a second, the share of what the device can do, the share of time without data."""
+"""How fast a run is: crops per second, the share of what the device can do, the share of time without data."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class Pace:
         seconds = time.monotonic() - self._since
         return {
             "seconds": seconds,
-            "superpatches_per_s": self._steps * self._crops / seconds,
+            "crops_per_s": self._steps * self._crops / seconds,
             "share_of_peak": self._steps * self._flops / seconds / self._peak,
             "data_wait_share": self._waited / seconds,
         }

@@ -265,9 +265,9 @@ def whole_step(smoke: bool, device: str) -> Iterator[dict[str, object]]:
         taken = (time.perf_counter() - started) / steps
         row = {
             "way": way, "batch": batch, "ms": round(taken * 1e3, 2),
-            "superpatches_per_second": round(batch / taken, 1), "peak_megabytes": peak,
+            "crops_per_second": round(batch / taken, 1), "peak_megabytes": peak,
         }  # fmt: skip
-        print("step {way:15} B={batch} {ms:8.2f} ms {superpatches_per_second:7.1f} superpatches/s, "
+        print("step {way:15} B={batch} {ms:8.2f} ms {crops_per_second:7.1f} crops/s, "
               "peak {peak_megabytes} MB".format(**row), flush=True)  # fmt: skip
         yield row
 

@@ -206,7 +206,7 @@ def measure(rows: list[Row], batch: int, rounds: int, steps: int, device: torch.
         seconds, floor = statistics.median(times), row.flops / peak
         found.append(
             {
-                "row": row.name, "ms": 1e3 * seconds, "superpatches_per_second": batch / seconds,
+                "row": row.name, "ms": 1e3 * seconds, "crops_per_second": batch / seconds,
                 "gflop": row.flops / 1e9, "floor_ms": 1e3 * floor, "share_of_peak": floor / seconds,
                 "parameters": row.parameters, "spread": (max(times) - min(times)) / seconds,
                 "peak_megabytes": _peak_megabytes(row, device), "peak_flops": peak,
@@ -266,7 +266,7 @@ def main() -> None:
     print(f"{'row':36} {'ms':>9} {'sp/s':>8} {'GFLOP':>8} {'floor ms':>9} {'of peak':>8} {'M par.':>7} {'spread':>7}")
     for r in found:
         print(
-            f"{r['row']:36} {r['ms']:9.1f} {r['superpatches_per_second']:8.2f} {r['gflop']:8.1f} {r['floor_ms']:9.1f} "
+            f"{r['row']:36} {r['ms']:9.1f} {r['crops_per_second']:8.2f} {r['gflop']:8.1f} {r['floor_ms']:9.1f} "
             f"{r['share_of_peak']:8.1%} {r['parameters'] / 1e6:7.2f} {r['spread']:7.1%}"
         )
     print(*left_out, sep="\n")

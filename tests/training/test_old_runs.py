@@ -1,5 +1,6 @@
 """A run of checkpoint version 2, as maesil wrote it before there was a picture head, is read as what it was."""
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from maesil.errors import CheckpointError
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.training.checkpoint import load_run
+from maesil.training.log import METRICS, read_metrics
 from maesil.training.optim import make_optimizer
 
 ARCHIVE = Path(__file__).parents[1] / "archive" / "run-2.tar.gz"
@@ -47,6 +49,15 @@ def test_its_optimiser_goes_on(run_dir):
 
 def test_its_configuration_is_read_from_its_file(run_dir):
     assert load_config("tiny", run_dir / "config.toml").model.head == "refine"
+
+
+def test_metrics_are_read_under_the_names_of_today(tmp_path):
+    written = [{"step": step, "loss": 1 / step, "superpatches_per_s": 9.5} for step in (1, 2)]
+    (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in written), encoding="utf-8")
+    assert read_metrics(tmp_path / METRICS) == [
+        {"step": 1, "loss": 1, "crops_per_s": 9.5},
+        {"step": 2, "loss": 0.5, "crops_per_s": 9.5},
+    ]
 
 
 def test_a_checkpoint_that_lost_its_checksum_is_not_taken_for_an_old_one(run_dir):

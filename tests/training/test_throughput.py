@@ -117,7 +117,7 @@ def test_the_pace_counts_steps_and_waiting_apart():
     for _ in pace.over(slow()):
         time.sleep(0.05)
     record = pace.record()
-    assert record["superpatches_per_s"] == pytest.approx(12 / record["seconds"])
+    assert record["crops_per_s"] == pytest.approx(12 / record["seconds"])
     assert record["share_of_peak"] == pytest.approx(300 / record["seconds"] / 1000)
     assert 0.35 < record["data_wait_share"] < 0.65
     pace.restart()

@@ -71,7 +71,7 @@ def test_a_run_leaves_what_it_promises(undisturbed, store):
     out, summary, printed = undisturbed
     records = metrics(out)
     assert [record["step"] for record in records] == list(range(1, 9))
-    assert all({"loss", "lr", "grad_norm", "superpatches_per_s"} <= set(record) for record in records)
+    assert all({"loss", "lr", "grad_norm", "crops_per_s"} <= set(record) for record in records)
     assert [record["step"] for record in records if "validation_loss" in record] == [4, 8]
     assert summary.last == records[-1]
     assert summary.steps == 8
@@ -369,7 +369,7 @@ def test_every_kind_of_model_resumes_to_the_bit_with_its_average(store, tmp_path
     first_losses(store, tmp_path / "cut", config, 5)
     run(store, tmp_path / "cut", config, resume=True)
     whole, cut = (metrics(tmp_path / name) for name in ("whole", "cut"))
-    timing = {"seconds", "superpatches_per_s", "share_of_peak", "data_wait_share"}
+    timing = {"seconds", "crops_per_s", "share_of_peak", "data_wait_share"}
     assert [{k: v for k, v in r.items() if k not in timing} for r in whole] == [
         {k: v for k, v in r.items() if k not in timing} for r in cut
     ]
