@@ -12,7 +12,6 @@ Paths of sources stand here, outside every store, in a folder of the user's own 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -27,9 +26,9 @@ from typing import Any
 
 from maesil.cache.key import cache_folder
 from maesil.cache.lock import holder_of, locked, locked_now
-from maesil.documents import parsed_json
-from maesil.errors import StoreError, UsageError
-from maesil.files import require_folder_place, write_whole
+from maesil.documents import read_json, write_json
+from maesil.errors import DamagedError, StoreError, UsageError
+from maesil.files import require_folder_place
 from maesil.store.recipe import Recipe
 from maesil.store.storage import local_path
 from maesil.store.store import Store
@@ -102,7 +101,7 @@ class Entry:
         run = run.resolve()
         document = {"run": str(run), "fingerprint": fingerprint, "since": _now()}
         name = hashlib.sha256(str(run).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        write_whole(self.folder / "pins" / f"{name}.json", json.dumps(document))
+        write_json(self.folder / "pins" / f"{name}.json", document)
 
     def pins(self) -> list[dict[str, Any]]:
         """Return the pins whose runs are still there and still name this store; those of others are taken off."""
@@ -175,7 +174,7 @@ class Catalogue:
     def save(self, entry: Entry) -> Entry:
         """Write an entry down; by whoever builds its store alone."""
         document = {name: value for name, value in asdict(entry).items() if name != "folder"}
-        write_whole(entry.folder / "entry.json", json.dumps(document, indent=1) + "\n")
+        write_json(entry.folder / "entry.json", document)
         return entry
 
     def remove(self, entry: Entry, *, force: bool = False, dry_run: bool = False) -> int:
@@ -335,10 +334,9 @@ def _uses(run: Path, store: Path) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        document = parsed_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except (OSError, DamagedError):
         return None
-    return document if isinstance(document, dict) else None
 
 
 def _now() -> str:

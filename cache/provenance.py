@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from maesil.cache.catalogue import RUN_STORES, entry_of
-from maesil.documents import parsed_json
-from maesil.files import write_whole
+from maesil.documents import fields_of, read_json, write_json
 from maesil.store.store import Store
 
 
@@ -39,7 +37,7 @@ def use_of(store: Store, weight: float | None) -> StoreUse:
 
 def record_uses(run: Path, uses: Sequence[StoreUse]) -> None:
     """Write ``RUN/stores.json``, and pin those stores that are in the catalogue."""
-    write_whole(run / RUN_STORES, json.dumps({"stores": [asdict(use) for use in uses]}, indent=1) + "\n")
+    write_json(run / RUN_STORES, {"stores": [asdict(use) for use in uses]})
     for use in uses:
         if (entry := entry_of(Path(use.path))) is not None:
             entry.pin(run, use.fingerprint)
@@ -47,12 +45,13 @@ def record_uses(run: Path, uses: Sequence[StoreUse]) -> None:
 
 
 def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
-    """Return what a run noted; nothing where it noted nothing, or the file is damaged."""
-    try:
-        document = parsed_json((run / RUN_STORES).read_text(encoding="utf-8"))
-        return tuple(_use(use) for use in document["stores"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    """Return what a run noted, nothing where it noted nothing; DamagedError."""
+    path = run / RUN_STORES
+    if not path.is_file():
         return ()
+    document = read_json(path)
+    with fields_of(path):
+        return tuple(_use(use) for use in document["stores"])
 
 
 def _use(document: dict[str, Any]) -> StoreUse:

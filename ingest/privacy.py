@@ -6,10 +6,10 @@ without it nobody can test whether a given patient or UID is in one.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from pathlib import Path
 import platformdirs
 
 from maesil.errors import UsageError
-from maesil.files import make_link, require_writable, write_private
+from maesil.files import require_writable, whole_file, write_whole
 from maesil.ingest.plan import VolumePlan
 from maesil.text import printable
 
@@ -100,7 +100,7 @@ def write_id_map(path: Path, volumes: Iterable[tuple[str, VolumePlan]]) -> None:
         }
         for volume_id, plan in volumes
     ]
-    write_private(path, json.dumps(entries, indent=1).encode())
+    write_whole(path, json.dumps(entries, indent=1), private=True)
 
 
 def default_key_file() -> Path:
@@ -129,16 +129,6 @@ def load_or_create_key(path: Path | None = None) -> IdentityKey:
 
 def _create(path: Path) -> None:
     require_writable(path.parent, "--key-file", links=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_hex(_KEY_BYTES).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        make_link(temporary, path)  # whoever comes first makes the key
-    except FileExistsError:
-        pass
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Whoever comes first makes the key.
+    with contextlib.suppress(FileExistsError), whole_file(path, new=True, durable=True, private=True) as partial:
+        partial.write_bytes(secrets.token_hex(_KEY_BYTES).encode())

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from maesil.documents import parsed_json
-from maesil.files import make_folder, write_private
+from maesil.documents import parsed_json, read_json, write_json
+from maesil.files import make_folder, write_whole
 from maesil.ingest import report_folder
 from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.report_folder import Noted
@@ -38,18 +38,17 @@ def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
         rows = _merge(folder, summary, store, run)
         runs = _add_run(folder, summary, run)
         refused = refused_sources(store, rows)
-        write_private(folder / report_folder.REFUSED, _quarantine_table(refused).encode())
-        write_private(folder / report_folder.SUMMARY, json.dumps(_without_files(summary), indent=1).encode())
+        write_whole(folder / report_folder.REFUSED, _quarantine_table(refused), private=True)
+        write_json(folder / report_folder.SUMMARY, _without_files(summary), private=True)
         sources = report_folder.files_by_volume(rows)
         text = page(summary, store, SuperpatchReader(store), sources, refused, runs)
-        write_private(folder / report_folder.PAGE, text.encode())
+        write_whole(folder / report_folder.PAGE, text, private=True)
 
 
 def note_phi_scan(folder: Path, phi_scan: Mapping[str, Any]) -> None:
     """Write into ``summary.json`` what a search for the patients of the sources looked at and found."""
     path = folder / report_folder.SUMMARY
-    document = parsed_json(path.read_bytes()) | {"phi_scan": dict(phi_scan)}
-    write_private(path, json.dumps(document, indent=1).encode())
+    write_json(path, read_json(path) | {"phi_scan": dict(phi_scan)}, private=True)
 
 
 def _merge(folder: Path, summary: Summary, store: Store, run: str) -> list[Noted]:
@@ -75,7 +74,7 @@ def _add_run(folder: Path, summary: Summary, run: str) -> list[dict[str, Any]]:
     path = folder / report_folder.RUNS
     lines = path.read_bytes().splitlines() if path.exists() else []
     lines.append(json.dumps(document).encode())
-    write_private(path, b"\n".join(lines) + b"\n")
+    write_whole(path, b"\n".join(lines) + b"\n", private=True)
     return [found for line in lines if (found := _run_of(line)) is not None]
 
 

@@ -7,7 +7,6 @@ folder knows which files a volume came from.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,9 +17,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from maesil.documents import parsed_json
-from maesil.errors import UsageError
-from maesil.files import require_folder_place, require_writable, write_private
+from maesil.documents import read_json, write_json
+from maesil.errors import DamagedError, UsageError
+from maesil.files import require_folder_place, require_writable, write_whole
 from maesil.ingest.verdict import FileVerdict
 from maesil.parquet import read_parquet, to_parquet
 from maesil.text import counted, exact, printable, written
@@ -70,9 +69,9 @@ def require_place(folder: Path, store: Path) -> None:
 def _other_owner(folder: Path, store: Path) -> Path | None:
     """Return the store that a folder belongs to, if that is another one and still there."""
     try:
-        document = parsed_json((folder / OWNER).read_bytes())
+        document = read_json(folder / OWNER)
         places = [(folder / exact(document["beside"])).resolve(), Path(exact(document["store"]))]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DamagedError, KeyError, TypeError):  # the report is made anew
         return None
     # Store and folder may have been moved or copied together: then the way from one to the other is as it was.
     there = [place for place in places if (place / "zarr.json").exists()]
@@ -83,7 +82,7 @@ def own(folder: Path, store: Path) -> None:
     """Note whose report this is."""
     beside = os.path.relpath(store.resolve(), folder.resolve())
     document = {"store": written(store.resolve()), "beside": written(beside)}
-    write_private(folder / OWNER, json.dumps(document, indent=1).encode())
+    write_json(folder / OWNER, document, private=True)
 
 
 @contextmanager
@@ -141,7 +140,7 @@ def known_verdicts(folder: Path) -> list[Noted]:
 def write_noted(path: Path, rows: Iterable[Noted]) -> None:
     """Write a table of verdicts, readable by its owner alone."""
     documents = [{**noted.verdict.document(), "run": noted.run} for noted in rows]
-    write_private(path, to_parquet(pa.Table.from_pylist(documents, schema=_SCHEMA)))
+    write_whole(path, to_parquet(pa.Table.from_pylist(documents, schema=_SCHEMA)), private=True)
 
 
 def add_earlier(folder: Path, replaced: Sequence[Noted]) -> None:

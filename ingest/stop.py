@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+
+from maesil.signals import handled
 
 _requested = threading.Event()
 
@@ -20,11 +21,5 @@ def requested() -> bool:
 def on_sigterm() -> Iterator[None]:
     """Take SIGTERM as a request to end, as long as this lasts; in other threads than the main one nothing changes."""
     _requested.clear()
-    if threading.current_thread() is not threading.main_thread():
+    with handled(lambda *_: _requested.set(), (signal.SIGTERM,)):
         yield
-        return
-    before: Callable[..., Any] | int | None = signal.signal(signal.SIGTERM, lambda *_: _requested.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

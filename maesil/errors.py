@@ -54,10 +54,22 @@ class StoreError(MaesilError):
     exit_code = EXIT_STORE
 
 
+class DamagedError(MaesilError):
+    """A file that maesil wrote beside a store (scores, a split, the card of an encoder), cut short or altered since."""
+
+    exit_code = EXIT_STORE
+
+
 class ResourceError(MaesilError):
     """Out of disk, memory or workers."""
 
     exit_code = EXIT_RESOURCES
+
+
+def disk_full(place: object = "") -> ResourceError:
+    """Return the error for a disk without room, or a quota that is used up (`DISK_FULL`)."""
+    where = f"{place}: " if place else ""
+    return ResourceError(f"{where}the disk is full; free space and run the same command again")
 
 
 class SecurityError(MaesilError):

@@ -13,7 +13,8 @@ from tempfile import TemporaryDirectory
 
 from filelock import FileLock, Timeout
 
-from maesil.errors import DISK_FULL, NO_HARD_LINKS, MaesilError, ResourceError, UsageError
+from maesil.atomic import make_link, named_when_whole
+from maesil.errors import DISK_FULL, MaesilError, UsageError, disk_full
 
 LOCK = ".lock"
 """Name of the file by which a folder of results is locked; it stays."""
@@ -27,7 +28,7 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise ResourceError(f"{folder}: the disk is full; free space and run the same command again") from error
+            raise disk_full(folder) from error
         found = "a file" if error.errno in (errno.EEXIST, errno.ENOTDIR) else str(error.strerror).lower()
         raise UsageError(f"{folder}: expected a folder for the results, found: {found}; name another") from error
 
@@ -96,25 +97,9 @@ def require_writable(folder: Path, option: str, *, links: bool = False) -> None:
 
 def _no_place(folder: Path, option: str, error: OSError) -> MaesilError:
     if error.errno in DISK_FULL:
-        return ResourceError(f"{option}: {folder}: the disk is full; free space and run the same command again")
+        return disk_full(f"{option}: {folder}")
     found = "a file in its place" if error.errno == errno.ENOTDIR else str(error.strerror).lower()
     return UsageError(f"{option}: {folder}: expected a folder that can be written to, found: {found}; name another")
-
-
-def make_link(path: Path, new: Path) -> None:
-    """Give a file a second name that must not exist yet: FileExistsError if it does, so that two never both have it.
-
-    UsageError on a file system without hard links.
-    """
-    try:
-        os.link(path, new)
-    except OSError as error:
-        if error.errno not in NO_HARD_LINKS:
-            raise
-        raise UsageError(
-            f"{new.parent}: the file system has no hard links, so that two writers could replace each other's files; "
-            "name a folder on another one"
-        ) from error
 
 
 def require_file_place(path: Path) -> None:
@@ -124,27 +109,24 @@ def require_file_place(path: Path) -> None:
     make_folder(path.parent)
 
 
-def write_private(path: Path, data: bytes) -> None:
-    """Write or replace a file all at once, readable by its owner alone (mode 0600): for what holds paths of sources."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+@contextmanager
+def whole_file(path: Path, *, new: bool = False, durable: bool = False, private: bool = False) -> Iterator[Path]:
+    """Yield a place to write a file at, which becomes ``path`` once the block is done; of a failure nothing is left.
+
+    Folders above it are made; options as of `maesil.atomic.named_when_whole`. Several may write a ``new`` or
+    ``private`` file at once. Any other has one writer at a time, who takes the place that a killed one left.
+    """
+    require_file_place(path)
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    partial = hidden if new or private else path.with_name(path.name + ".partial")
+    with named_when_whole(path, partial, new=new, durable=durable, private=private):
+        yield partial
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write or replace a text file (UTF-8), with the folders above it."""
-    write_bytes_whole(path, text.encode())
-
-
-def write_bytes_whole(path: Path, data: bytes) -> None:
-    """Write or replace a file, with the folders above it."""
-    with whole_file(path) as partial:
-        partial.write_bytes(data)
+def write_whole(path: Path, data: str | bytes, *, private: bool = False) -> None:
+    """Write or replace a file, text in UTF-8, with the folders above it; ``private`` as of `whole_file`."""
+    with whole_file(path, private=private) as partial:
+        partial.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
@@ -155,16 +137,3 @@ def results_at_once(folder: Path) -> Iterator[Path]:
         yield Path(scratch)
         for path in Path(scratch).iterdir():
             os.replace(path, folder / path.name)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """Yield a place to write a file at, which becomes ``path`` once the block is done; of a failure nothing is left."""
-    require_file_place(path)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

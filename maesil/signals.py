@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -25,7 +25,7 @@ def interrupts_raised() -> Iterator[None]:
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    with _handled(interrupt):
+    with handled(interrupt):
         yield
 
 
@@ -46,18 +46,21 @@ def interrupts_deferred(told: str = "") -> Iterator[threading.Event]:
             with contextlib.suppress(OSError):  # past all buffers: a handler must not re-enter them
                 os.write(2, f"{told}\n".encode())
 
-    with _handled(note):
+    with handled(note):
         yield interrupted
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled(
+    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = ENDS
+) -> Iterator[None]:
+    """Handle signals for a while; outside the main thread, where Python allows no handlers, they are left alone."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     # Under nohup a terminal that closes is to be ignored.
-    numbers = [n for n in ENDS if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
-    before: dict[int, Any] = {number: signal.signal(number, handler) for number in numbers}
+    taken = [n for n in numbers if n != signal.SIGHUP or signal.getsignal(n) is not signal.SIG_IGN]
+    before: dict[int, Any] = {number: signal.signal(number, handler) for number in taken}
     try:
         yield
     finally:

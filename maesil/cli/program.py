@@ -22,6 +22,7 @@ from maesil.errors import (
     EndedWithOthers,
     MaesilError,
     UsageError,
+    disk_full,
     out_of_memory,
 )
 from maesil.signals import interrupts_raised, outlive_closed_pipes
@@ -51,7 +52,7 @@ class _ErrorMapping(TyperGroup):
             raise
         except OSError as error:
             if error.errno in DISK_FULL:
-                _end("error: the disk is full; free space and run the same command again", EXIT_RESOURCES)
+                _end(f"error: {disk_full()}", EXIT_RESOURCES)
             if error.errno in NOT_ALLOWED:
                 _end(f"error: {error.filename}: expected to be allowed to use it, found: {error.strerror}", EXIT_USAGE)
             if error.errno in BROKEN:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from maesil.config.schema import PRESETS, RunConfig, require_known
+from maesil.documents import as_json
 from maesil.errors import UsageError
 
 
@@ -66,7 +67,7 @@ def from_document(document: Mapping[str, Any], base: RunConfig | None = None) ->
 
 def to_document(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as plain dictionaries, lists and scalars, as JSON and TOML have them."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    plain: dict[str, Any] = as_json(asdict(config))
     return plain
 
 

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from maesil.data.crops import blank_outside_scan
-from maesil.documents import parsed_json
+from maesil.documents import read_json
 from maesil.errors import StoreError, UsageError
 from maesil.store.filters import filtered, parse
 from maesil.store.index import index_is_current, superpatch_table
@@ -121,8 +121,8 @@ def _of_split(split: tuple[Path | str, str] | None) -> pc.Expression | None:
         raise UsageError(f'split: expected a file and one of its parts, ("run/split.json", "train"), found {split!r}')
     path, part = Path(split[0]), split[1]
     try:
-        groups = parsed_json(path.read_text(encoding="utf-8"))[part]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        groups = read_json(path)[part]
+    except (OSError, KeyError) as error:
         raise UsageError(
             f"{path}: expected a split file with a part {part!r} (train, validation, test): {error!r}"
         ) from None

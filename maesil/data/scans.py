@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from maesil.data.split import Split
 from maesil.errors import StoreError
-from maesil.files import write_bytes_whole
+from maesil.files import write_whole
 from maesil.parquet import read_parquet, to_parquet
 from maesil.store.duplicates import merge_groups
 from maesil.store.records import Volume
@@ -102,7 +102,7 @@ def record_scans(run_dir: Path, stores: Sequence[Store], split: Split, earlier: 
         }
         for scan in scans
     ]
-    write_bytes_whole(run_dir / SCANS, to_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA)))
+    write_whole(run_dir / SCANS, to_parquet(pa.Table.from_pylist(rows, schema=_SCHEMA)))
 
 
 def known_scans(run_dirs: Sequence[Path]) -> KnownScans:

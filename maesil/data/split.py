@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maesil.documents import parsed_json
+from maesil.documents import as_json, read_json, write_json
 from maesil.errors import UsageError
-from maesil.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -80,10 +78,10 @@ def write_split(path: Path, split: Split, stores: Sequence[str]) -> None:
 
     UsageError where the file holds anything else already: scores hang on a frozen split.
     """
-    text = json.dumps({**{name: getattr(split, name) for name in PARTS}, "stores": list(stores)}, indent=2) + "\n"
-    if path.is_file() and path.read_bytes() != text.encode():
+    document = as_json({**{name: getattr(split, name) for name in PARTS}, "stores": list(stores)})
+    if path.is_file() and read_json(path) != document:
         raise UsageError(f"{path}: expected no file, or this very split, found another; remove it, or name another")
-    write_whole(path, text)
+    write_json(path, document)
 
 
 def read_split(path: Path, patients: Mapping[str, str]) -> tuple[Split, int]:
@@ -119,7 +117,7 @@ def parts_by_group(path: Path) -> dict[str, str]:
     Patients that a run meant to train on, but could cut no crop of, count as trained on.
     """
     try:
-        document = parsed_json(path.read_text(encoding="utf-8"))
+        document = read_json(path)
         parts = {name: list(document[name]) for name in PARTS if name in document or name != "test"}
         parts["train"] += document.get("unused", [])  # of a run that could cut no crop of them; another one may
         listed = [group for groups in parts.values() for group in groups]

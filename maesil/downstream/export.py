@@ -8,7 +8,6 @@ it.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +19,9 @@ from safetensors.torch import load_file, save
 from maesil.cache.provenance import recorded_uses
 from maesil.config.schema import AS_BEFORE
 from maesil.config.toml import from_document, to_document
-from maesil.documents import parsed_json
+from maesil.documents import fields_of, read_json, write_json
 from maesil.errors import CheckpointError, UsageError
-from maesil.files import make_folder, write_bytes_whole, write_whole
+from maesil.files import make_folder, write_whole
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
 from maesil.store.recipe import Recipe
@@ -51,15 +50,15 @@ def export_encoder(
         raise UsageError(f"{out}: holds an exported encoder already; name another --out, or --force to replace it")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CARD).exists())):
         raise UsageError(f"{out}: expected a new folder or an exported encoder, found other files; name another --out")
-    recipes = _recipes_of(run_dir, run.store_fingerprints, stores)
+    recipes, scores = _recipes_of(run_dir, run.store_fingerprints, stores), _scores(run_dir, run)
     encoder = encoder_of(run.model, run.intensity)
     make_folder(out)
     state = {name: value.detach().contiguous() for name, value in encoder.state_dict().items()}
     (out / CARD).unlink(missing_ok=True)  # no card vouches for weights that are being replaced
-    write_bytes_whole(out / WEIGHTS, save(state, metadata={"format": FORMAT, "version": str(VERSION)}))
-    card = _card(run, encoder, recipes, _scores(run_dir, run), licence)
+    write_whole(out / WEIGHTS, save(state, metadata={"format": FORMAT, "version": str(VERSION)}))
+    card = _card(run, encoder, recipes, scores, licence)
     card["weights"] = {"file": WEIGHTS, "sha256": _sha256(out / WEIGHTS), "tensors": len(state)}
-    write_whole(out / CARD, json.dumps(card, indent=1) + "\n")
+    write_json(out / CARD, card)
     write_whole(out / "README.md", _markdown(card))
     return encoder
 
@@ -68,7 +67,8 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
     """Load an exported encoder: a module whose ``forward_features`` takes int16 HU ``[B, Z, Y, X]``.
 
     It gives tokens ``[B, L, D]``, float32 unless autocast says otherwise; window and normalisation are inside (see
-    `maesil.models.encoders.Encoder`). The module is in evaluation mode. CheckpointError for what is no whole export.
+    `maesil.models.encoders.Encoder`). The module is in evaluation mode. CheckpointError for what is no whole export,
+    DamagedError for a card that was altered.
     """
     folder = Path(folder)
     card = read_card(folder)
@@ -102,19 +102,17 @@ def is_export(folder: Path) -> bool:
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """Return ``card.json`` of an exported encoder; CheckpointError if there is none."""
+    """Return ``card.json`` of an exported encoder; CheckpointError if there is none, DamagedError."""
     path = folder / CARD
     try:
-        card: dict[str, Any] = parsed_json(path.read_text(encoding="utf-8"))
-        known = (card["format"], card["version"]) == (FORMAT, VERSION)
+        card = read_json(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         is_run = (folder / CHECKPOINT).exists() or (folder / "config.toml").exists()
         found = f"a run; export its encoder first: maesil export {folder} --out DIR" if is_run else f"no {CARD}"
         raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found {found}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: expected the card of an encoder, found something else") from error
-    if not known:
-        raise CheckpointError(f"{path}: expected {FORMAT} {VERSION}, found {card['format']} {card['version']}")
+    found = f"{card.get('format')} {card.get('version')}"
+    if found != f"{FORMAT} {VERSION}":
+        raise CheckpointError(f"{path}: expected the card of an encoder ({FORMAT} {VERSION}), found {found}")
     return card
 
 
@@ -153,12 +151,13 @@ _NO_LICENCE = (
 def _scores(run_dir: Path, run: Run) -> list[dict[str, Any]]:
     """Return the rows of the last ``maesil evaluate``, naive baselines too, if it scored these very weights."""
     path = run_dir / "evaluation" / "scores.json"
-    found = parsed_json(path.read_text(encoding="utf-8")) if path.exists() else {}
+    found = read_json(path) if path.exists() else {}
     if found.get("weights_sha256") != run.weights_sha256():
         return []
     kept = ("model", "table", "region", "mask", "window", "volumes", *_SCORES)
-    of_store = {"store_fingerprint": found["store_fingerprint"]}
-    return [{name: row[name] for name in kept if row.get(name) is not None} | of_store for row in found["rows"]]
+    with fields_of(path):
+        of_store = {"store_fingerprint": found["store_fingerprint"]}
+        return [{name: row[name] for name in kept if row.get(name) is not None} | of_store for row in found["rows"]]
 
 
 def _markdown(card: dict[str, Any]) -> str:

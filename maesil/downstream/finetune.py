@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -29,11 +28,12 @@ from maesil.data.crops import grid_origins, read_crop
 from maesil.data.scans import EARLIER, known_scans
 from maesil.data.split import split_groups
 from maesil.devices import pick_device
+from maesil.documents import write_json
 from maesil.downstream.folds import Patients, longest_axis, patients_of
 from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
 from maesil.downstream.segmenter import DiceSums, Segmenter, segmentation_loss
 from maesil.errors import MaesilError, NoInputError, UsageError
-from maesil.files import make_folder, write_bytes_whole, write_whole
+from maesil.files import make_folder, write_whole
 from maesil.models.encoders import encoder_of, untrained_encoder
 from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
@@ -176,8 +176,8 @@ def finetune(
     notes = (task.told, *labels.notes, *unchecked, *notes_on_spacing(run_dir, store))
     notes += (*(_OPTIMISTIC,) * include_trained, *_rare(rows, labels.classes))
     found = FinetuneReport(rows, labels.classes, facts, notes)
-    write_bytes_whole(out / "segmenter.safetensors", first)
-    write_whole(out / "finetune.json", json.dumps(found.document(), indent=1, allow_nan=False) + "\n")
+    write_whole(out / "segmenter.safetensors", first)
+    write_json(out / "finetune.json", found.document())
     return found
 
 

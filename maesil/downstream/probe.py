@@ -9,7 +9,6 @@ and the patch's own voxels. Shapes: N patches, D features, K classes, L tokens, 
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,11 +25,12 @@ from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import read_crop
 from maesil.data.scans import EARLIER, known_scans
 from maesil.devices import pick_device
+from maesil.documents import write_json
 from maesil.downstream.folds import Patients, longest_axis, patients_of
 from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
 from maesil.downstream.ridge import Array, Moments, auroc, fit, r_squared
 from maesil.errors import UsageError
-from maesil.files import make_folder, write_whole
+from maesil.files import make_folder
 from maesil.models.encoders import Encoder, encoder_of, untrained_encoder
 from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
@@ -145,7 +145,7 @@ def probe(
     notes = (told, *labels.notes, *unchecked, *notes_on_spacing(run_dir, store), *(_OPTIMISTIC,) * include_trained)
     notes += tuple(_rare(looked_at, patients, labels.classes))
     report = ProbeReport(_score(cut, [*encoders, "voxels"], labels.classes), facts, notes)
-    write_whole(out / "probe.json", json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
+    write_json(out / "probe.json", report.document())
     return report
 
 

@@ -7,7 +7,6 @@ Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volum
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,13 +21,14 @@ from maesil.data.crops import grid_origins
 from maesil.data.scans import EARLIER, known_scans, same_patients
 from maesil.data.split import Split, read_split
 from maesil.devices import pick_device
+from maesil.documents import write_json
 from maesil.errors import NoInputError, UsageError
 from maesil.evaluation.encoder_use import encoder_use, warning_of_unused_encoders
 from maesil.evaluation.lpips import Lpips
 from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, region_voxels, ssim
 from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
 from maesil.evaluation.scores import ERROR_SCORES, HU_CLASSES, REGIONS, Report, Row, plain, summarise
-from maesil.files import make_folder, require_file_place, results_at_once, write_whole
+from maesil.files import make_folder, require_file_place, results_at_once
 from maesil.pictures import save_reconstruction
 from maesil.progress import progress
 from maesil.store.filters import select
@@ -100,7 +100,7 @@ def evaluate(
         report = replace(report, facts=facts, notes=report.notes + lpips.notes)
     # The pictures are there; scores of others must not stay beside them.
     for path in {out / "scores.json", json_path or out / "scores.json"}:
-        write_whole(path, json.dumps(report.document(), indent=1, allow_nan=False) + "\n")
+        write_json(path, report.document())
     return report
 
 

@@ -7,7 +7,6 @@ finished models are not trained twice, an interrupted one goes on. Protocol: ``d
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from maesil.data.crops import grid_origins, validation_crops
 from maesil.data.sources import Sources
 from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import pick_device
+from maesil.documents import as_json, fields_of, read_json, write_json
 from maesil.errors import UsageError
 from maesil.evaluation.cost import Cost, measure_cost
 from maesil.evaluation.evaluate import score_volumes
@@ -32,7 +32,7 @@ from maesil.evaluation.lpips import Lpips
 from maesil.evaluation.predict import Predictor, model_predictors, naive_baselines, psnr_of_crops, reconstruct
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import Row, thickness_of
-from maesil.files import write_whole
+from maesil.files import whole_file, write_whole
 from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
@@ -218,17 +218,17 @@ def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
 def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
     """Make ``out`` the folder of this experiment, or find that it is already."""
     document = {**made_from, "split": {"train": split.train, "validation": split.validation, "test": split.test}}
-    document = json.loads(json.dumps(document))
+    document = as_json(document)
     marker = out / "experiment.json"
     if marker.exists():
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        found = read_json(marker)
         changed = [name for name in document if found.get(name) != document[name]]
         if changed:
             raise UsageError(f"{out}: holds an experiment with another {', '.join(changed)}; name another --out")
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: expected a new or empty folder for the experiment, found other files")
-    write_whole(marker, json.dumps(document, indent=1) + "\n")
+    write_json(marker, document)
 
 
 def _train_unless_done(stores: Sequence[Path], config: RunConfig, folder: Path, split: Split, console: Console) -> None:
@@ -246,29 +246,31 @@ def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
         rows = test.score(run, predictors)
         _keep_crop(folder / "crop.npz", run, predictors[0], test)
         cost = measure_cost(run.model, run.config, run.intensity)
-        write_whole(scores, json.dumps({"scored": rows, "cost": vars(cost)}, indent=1) + "\n")
-    found = json.loads(scores.read_text(encoding="utf-8"))
+        write_json(scores, {"scored": rows, "cost": vars(cost)}, allow_nan=True)
+    found = read_json(scores)
     seconds = sum(record["seconds"] for record in read_metrics(folder / METRICS))
-    return Trained(table, run, found["scored"], Cost(**found["cost"]), seconds, folder)
+    with fields_of(scores):
+        return Trained(table, run, _rows_of(found["scored"]), Cost(**found["cost"]), seconds, folder)
 
 
 def _score_naive_or_find(out: Path, test: _TestSet) -> list[Row]:
     """Score the naive baselines under the masks of table A, or find the scores."""
-    scores = out / "floors" / "scores.json"
+    scores = out / "floors" / "volumes.json"
     if not scores.exists():
         run = load_run(min((out / "runs").glob("A_*")), pick_device(test.device))
         baselines = naive_baselines(run)
         rows = test.score(run, baselines)
         for baseline in baselines:
             _keep_crop(out / "floors" / f"{baseline.name}.npz", run, baseline, test)
-        write_whole(scores, json.dumps(rows, indent=1) + "\n")
-    found: list[Row] = json.loads(scores.read_text(encoding="utf-8"))
-    return found
+        write_json(scores, {"scored": rows}, allow_nan=True)
+    found = read_json(scores)
+    with fields_of(scores):
+        return _rows_of(found["scored"])
 
 
 def _naive_curves_or_find(out: Path, stores: Sequence[Path]) -> dict[str, float]:
     """Score the naive baselines on the crops of the learning curves of table A, or find the scores (dB)."""
-    scores = out / "floors" / "curves.json"
+    scores = out / "floors" / "crops.json"
     if not scores.exists():
         folder = min((out / "runs").glob("A_*"))
         run = load_run(folder)
@@ -276,9 +278,15 @@ def _naive_curves_or_find(out: Path, stores: Sequence[Path]) -> dict[str, float]
             Sources.open(stores, run.config.model), run.split.validation, run.config.model.crop, run.config.train
         )
         found = {one.name: psnr_of_crops(one, crops, run) for one in naive_baselines(run)} if crops else {}
-        write_whole(scores, json.dumps(found, indent=1) + "\n")
-    curves: dict[str, float] = json.loads(scores.read_text(encoding="utf-8"))
-    return curves
+        write_json(scores, {"psnr": found}, allow_nan=True)
+    curves = read_json(scores)
+    with fields_of(scores):
+        return {name: float(psnr) for name, psnr in curves["psnr"].items()}
+
+
+def _rows_of(scored: list[Row]) -> list[Row]:
+    """Return rows as they were read; TypeError or AttributeError for what are none."""
+    return [dict(row.items()) for row in scored]
 
 
 def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:
@@ -288,14 +296,14 @@ def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> No
     box = _crop_to_show(reader, volume, hu, run)
     device = next(run.model.parameters()).device
     result = reconstruct(reader, volume, predictor, run.config, test.seed, device)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path,
-        reference=hu[box],
-        predicted=result.predicted[box].cpu().numpy().astype(np.float32),
-        hidden=result.hidden[box].cpu().numpy(),
-        spacing=np.asarray(volume.spacing),
-    )
+    with whole_file(path) as partial, partial.open("wb") as file:
+        np.savez_compressed(
+            file,
+            reference=hu[box],
+            predicted=result.predicted[box].cpu().numpy().astype(np.float32),
+            hidden=result.hidden[box].cpu().numpy(),
+            spacing=np.asarray(volume.spacing),
+        )
 
 
 def _crop_to_show(reader: SuperpatchReader, volume: Volume, hu: HuArray, run: Run) -> tuple[slice, ...]:

@@ -6,17 +6,21 @@ import base64
 import csv
 import html
 import io
-import json
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from maesil.data.split import Split
+from maesil.documents import write_json
+from maesil.errors import DamagedError
 from maesil.evaluation.cost import Cost
 from maesil.evaluation.encoder_use import warning_of_unused_encoders
 from maesil.evaluation.intervals import Difference, paired_difference
@@ -158,7 +162,7 @@ def write_report(experiment: Experiment, out: Path) -> None:
     """
     rows = experiment.rows()
     document = {"rows": rows, "rows_other": experiment.rows_other(), **_facts(experiment)}
-    write_whole(out / "results.json", json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_json(out / "results.json", document)
     write_whole(out / "results.csv", _csv(rows))
     tables = {table: _table(experiment, rows, table) for table in TITLES}
     write_whole(out / "tables.md", _markdown(experiment, tables))
@@ -288,7 +292,7 @@ def _draw_comparison(experiment: Experiment, out: Path, table: str) -> Path | No
         sources |= {
             NAMES[name].partition(" (")[0]: out / "floors" / f"{name}.npz" for name in ("interpolation", "mean")
         }
-    crops = {name: np.load(path) for name, path in sources.items() if path.exists()}
+    crops = {name: _kept_crop(path) for name, path in sources.items() if path.exists()}
     if not crops:
         return None
     first = next(iter(crops.values()))
@@ -304,6 +308,16 @@ def _draw_comparison(experiment: Experiment, out: Path, table: str) -> Path | No
         (spacing[0], spacing[1], spacing[2]),
     )
     return path
+
+
+def _kept_crop(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a crop that was kept for the pictures; DamagedError."""
+    try:
+        with path.open("rb") as file, np.load(file) as arrays:
+            return {name: arrays[name] for name in ("reference", "predicted", "hidden", "spacing")}
+    except (ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
+        told = "expected a crop kept for the pictures, found it damaged; remove its folder and run the same command"
+        raise DamagedError(f"{path}: {told}") from error
 
 
 def _page(experiment: Experiment, tables: dict[str, list[list[str]]], pictures: Sequence[Path]) -> str:

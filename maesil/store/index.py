@@ -9,9 +9,9 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
+from maesil.documents import sealed, unsealed
 from maesil.errors import StoreError
 from maesil.parquet import parquet_metadata, read_parquet, to_parquet
-from maesil.store.commit import sealed, unsealed
 from maesil.store.duplicates import merge_groups
 from maesil.store.records import Volume
 from maesil.store.store import Store

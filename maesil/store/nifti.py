@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from uuid import uuid4
 
 import nibabel as nib
 import numpy as np
 
+from maesil.atomic import named_when_whole
 from maesil.errors import UsageError
 from maesil.geometry import Affine, to_nifti
 from maesil.store.reader import SuperpatchReader
@@ -34,13 +34,10 @@ def write_nifti(path: Path, hu: HuArray, affine: Affine) -> None:
     if not np.allclose(image.get_qform(), to_nifti(affine), atol=1e-3):
         image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
-    temporary = path.with_name(f".{uuid4().hex}.nii.gz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:
         raise UsageError(f"{path.parent}: expected a folder to write NIfTI files into ({error.strerror})") from error
-    try:
-        nib.save(image, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # By its ending nibabel knows what to write.
+    with named_when_whole(path, path.with_name(f".{uuid4().hex}.nii.gz")) as partial:
+        nib.save(image, partial)

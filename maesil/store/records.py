@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from maesil.documents import reason
+from maesil.documents import reason, sealed, unsealed
 from maesil.errors import StoreError
 from maesil.geometry import Affine
-from maesil.store.commit import attempt_prefix, commit_key, sealed, unsealed
+from maesil.store.commit import attempt_prefix, commit_key
 from maesil.types import Spacing, Zyx
 
 

@@ -7,7 +7,6 @@ record appears whole under its final name or not at all. Keys are relative paths
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 import shutil
@@ -19,8 +18,8 @@ from urllib.parse import unquote
 
 import zarr.storage
 
-from maesil.errors import DISK_FULL, ResourceError, StoreError, UsageError
-from maesil.files import make_link
+from maesil.atomic import named_when_whole, sync
+from maesil.errors import DISK_FULL, StoreError, UsageError, disk_full
 
 _TEMPORARY = ".tmp-"
 _SYNCS_AT_ONCE = 8
@@ -116,20 +115,15 @@ class Storage:
     def put_new(self, key: str, data: bytes) -> bool:
         """Write a file that must not exist yet, durably and all at once; return False if another was first."""
         path = self.root / key
-        with _full_disk_is_resource_error(path), self._temporary(path, data) as temporary:
-            try:
-                make_link(temporary, path)  # unlike rename, fails if the name is taken
-            except FileExistsError:
-                return False
-            _sync(path.parent)
-            return True
+        try:
+            self._put(path, data, new=True)
+        except FileExistsError:
+            return False
+        return True
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace a file all at once. Only for what can be derived anew; records use `put_new`."""
-        path = self.root / key
-        with _full_disk_is_resource_error(path), self._temporary(path, data) as temporary:
-            os.replace(temporary, path)
-            _sync(path.parent)
+        self._put(self.root / key, data, new=False)
 
     def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
         """Write a file that must not exist yet, part by part. For what nothing refers to before it was synced."""
@@ -150,10 +144,10 @@ class Storage:
             files += [Path(folder) / name for name in names]
         # At once, since a file system that waits for several writes them together.
         with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
-            synced = pool.map(_sync, files)
+            synced = pool.map(sync, files)
             yield
             list(synced)
-            list(pool.map(_sync, folders))
+            list(pool.map(sync, folders))
 
     def remove(self, key: str) -> None:
         """Remove a folder and all in it, or a file; it may be missing already. For what nothing refers to any more."""
@@ -167,18 +161,12 @@ class Storage:
         """Return the Zarr view of a folder."""
         return zarr.storage.LocalStore(self.root / prefix, read_only=read_only)
 
-    @contextlib.contextmanager
-    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        _make_folder(path.parent)
-        temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
-        try:
-            with temporary.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield temporary
-        finally:
-            temporary.unlink(missing_ok=True)
+    def _put(self, path: Path, data: bytes, *, new: bool) -> None:
+        with _full_disk_is_resource_error(path):
+            _make_folder(path.parent)
+            temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
+            with named_when_whole(path, temporary, new=new, durable=True):
+                temporary.write_bytes(data)
 
 
 def _make_folder(folder: Path) -> None:
@@ -189,7 +177,7 @@ def _make_folder(folder: Path) -> None:
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{folder}: expected a folder of the store here, found a file; move it away") from error
     for path in missing:
-        _sync(path.parent)
+        sync(path.parent)
 
 
 def _unless_missing(error: OSError) -> None:
@@ -198,17 +186,6 @@ def _unless_missing(error: OSError) -> None:
         raise StoreError(f"{error.filename}: expected a folder of the store here, found a file; move it away")
     if not isinstance(error, FileNotFoundError):
         raise error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL or not path.is_dir():  # some network file systems sync no folders
-            raise
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -225,5 +202,5 @@ def _full_disk_is_resource_error(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in DISK_FULL:
-            raise ResourceError(f"{path}: the disk is full; free space and run the same command again") from error
+            raise disk_full(path) from error
         raise

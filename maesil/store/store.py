@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from maesil.documents import canonical_json, parsed_json, reason
+from maesil.documents import CHECKSUM, canonical_json, parsed_json, reason, sealed, unsealed
 from maesil.errors import StoreError, UsageError
-from maesil.store.commit import CHECKSUM, commit_key, quarantine_key, sealed, unsealed
+from maesil.store.commit import commit_key, quarantine_key
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.storage import Storage, local_path

@@ -6,16 +6,13 @@ and prints its command line first.
 
 from __future__ import annotations
 
-import json
 import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -23,9 +20,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
+from maesil.documents import as_json, read_json, write_json
 from maesil.errors import EXIT_INTERRUPTED, MaesilError, UsageError
 from maesil.files import write_whole
 from maesil.geometry import Affine
+from maesil.signals import interrupts_raised
 from maesil.types import FloatArray, Spacing, Zyx
 
 MARKER = "demo.json"
@@ -66,7 +65,7 @@ def run_demo(out: Path, plan: DemoPlan | None = None) -> None:
     """
     plan, console, started = plan or DemoPlan(), Console(soft_wrap=True, highlight=False), time.monotonic()
     _claim(out, plan)
-    with _terminate_interrupts():
+    with interrupts_raised():  # a killed demo must not leave its command running
         _write_study(out / "study", plan, console)
         for command in commands(out, plan):
             run_command(command, console)
@@ -107,19 +106,6 @@ def run_command(arguments: Sequence[str], console: Console) -> None:
         raise StepFailed(f"`{line}` ended with exit code {code}; the demo stops here", code)
 
 
-@contextmanager
-def _terminate_interrupts() -> Iterator[None]:
-    """Let SIGTERM end the demo as Ctrl-C does: a killed demo must not leave its command running."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def _end_interrupted(child: subprocess.Popen[bytes]) -> None:
     """Wait for a command to finish what it is writing; a terminal has interrupted it too, another sender has not."""
     for number in (None, signal.SIGINT, signal.SIGKILL):
@@ -134,21 +120,17 @@ def _end_interrupted(child: subprocess.Popen[bytes]) -> None:
 
 def _claim(out: Path, plan: DemoPlan) -> None:
     """Make ``out`` the demo's own, or find that it is already; never touch what another program wrote."""
-    marker, document = out / MARKER, json.loads(json.dumps({"made_by": "maesil demo", "plan": asdict(plan)}))
+    marker, document = out / MARKER, as_json({"made_by": "maesil demo", "plan": asdict(plan)})
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: expected a folder for the demo, found a file; name another --out")
     if marker.exists():
-        try:
-            found = json.loads(marker.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if found != document:
+        if read_json(marker) != document:
             raise UsageError(f"{out}: holds a demo made with other settings; name another --out")
         return
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: expected an empty or new folder for the demo, found other files; name another --out")
     out.mkdir(parents=True, exist_ok=True)
-    write_whole(marker, json.dumps(document, indent=1) + "\n")
+    write_json(marker, document)
 
 
 def _write_study(folder: Path, plan: DemoPlan, console: Console) -> None:

@@ -7,7 +7,6 @@ SHA-256 of its own content: torch notices a flipped bit in a weight no more than
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from maesil.config.schema import AS_BEFORE, ModelConfig, RunConfig
 from maesil.config.toml import from_document, to_document
 from maesil.data.split import Split
 from maesil.errors import CheckpointError, ResourceError, UsageError
+from maesil.files import whole_file
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
 from maesil.training.optim import Optimizer
@@ -91,19 +91,13 @@ def save_checkpoint(
     }
     document["sha256"] = content_sha256(document)
     path = run_dir / CHECKPOINT
-    temporary = path.with_suffix(".partial")
     try:
-        with temporary.open("wb") as file:
+        with whole_file(path, durable=True) as partial, partial.open("wb") as file:  # in Python's, a full disk is told
             torch.save(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(run_dir)
     except (OSError, RuntimeError) as error:
         reason = _of_the_system(error)
         if reason is None:
             raise
-        temporary.unlink(missing_ok=True)
         raise ResourceError(f"{path}: could not be written ({reason.strerror}); free space, then --resume") from error
 
 
@@ -203,11 +197,3 @@ def _rebuild_model(path: Path, config: ModelConfig, state: dict[str, torch.Tenso
             f"{path}: its weights do not have the shapes its configuration says ({reason})"
         ) from error
     return model
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -66,25 +66,13 @@ def _configuration(out: Path, config: RunConfig) -> tuple[RunConfig, str]:
 
 
 def _other_data(out: Path, sources: Sources, split: Split) -> Iterator[str]:
-    """Yield in what stores and split differ from those left there."""
-    noted, written = recorded_uses(out), _split(out)
+    """Yield in what stores and split differ from those left there; DamagedError for what was cut short or altered."""
+    noted, written = recorded_uses(out), parts_by_group(out / SPLIT) if (out / SPLIT).exists() else {}
     before, now = ({use.fingerprint: use.weight for use in uses} for uses in (noted, sources.uses))
-    if not noted and (out / RUN_STORES).exists():
-        yield f"stores that cannot be told ({RUN_STORES} is damaged)"
-    elif before.keys() != now.keys() and noted:
+    if before.keys() != now.keys() and noted:
         yield f"other stores ({what_changed(noted, sources.uses) or 'volumes were removed or remade'})"
     elif before != now and noted:
         weights = [", ".join(f"{weight}" for weight in some.values()) for some in (before, now)]
         yield f"store weights {weights[0]}, now {weights[1]}"
-    elif written is None:
-        yield f"a split that cannot be told ({SPLIT} is damaged)"
     elif written and (moved := moved_groups(written, parts(split))):
         yield f"another split, by which {counted(moved, 'patient group')} would change the part"
-
-
-def _split(out: Path) -> dict[str, str] | None:
-    """Return the part of each patient group by the split left there; nothing without one, None of a damaged one."""
-    try:
-        return parts_by_group(out / SPLIT) if (out / SPLIT).exists() else {}
-    except UsageError:
-        return None

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch.autograd.profiler_util import FunctionEventAvg
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from maesil.files import write_whole
 from maesil.training.throughput import wait_for
 from maesil.training.trainer import Prepared
 
@@ -61,7 +62,7 @@ class StepProfiler:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._profile.export_chrome_trace(str(self._folder / "trace.json"))
         text = self.summary()
-        (self._folder / "summary.txt").write_text(text, encoding="utf-8")
+        write_whole(self._folder / "summary.txt", text)
         self._console.print(text, highlight=False, markup=False)
 
     def summary(self) -> str:

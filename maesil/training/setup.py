@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +25,7 @@ from maesil.data.sources import Sources
 from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import convolutions_tuned, pick_device, settled
 from maesil.distributed import Ranks, current
+from maesil.documents import write_json
 from maesil.errors import CheckpointError, UsageError
 from maesil.files import write_whole
 from maesil.kernels import what_triton_lacks
@@ -292,8 +292,7 @@ def _write_decisions(trainer: Trainer, out: Path) -> None:
 
     The configuration comes last: a run that ends before its first checkpoint is known by it (`begun_before`).
     """
-    split = {**asdict(trainer.split), "stores": trainer.store_fingerprints}
-    write_whole(out / SPLIT, json.dumps(split, indent=2) + "\n")
+    write_json(out / SPLIT, {**asdict(trainer.split), "stores": trainer.store_fingerprints})
     write_whole(out / CONFIG, to_toml(trainer.config))
 
 

@@ -6,6 +6,7 @@ import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.cache.provenance import notes_on_spacing, record_uses, recorded_uses, use_of, what_changed
+from maesil.errors import DamagedError
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 
@@ -24,7 +25,10 @@ def test_what_is_noted_comes_back(store, tmp_path):
     assert what_changed(recorded_uses(tmp_path), uses) == ""
     for junk in ("", "[]", '{"stores": [{}]}'):
         (tmp_path / "stores.json").write_text(junk)
-        assert recorded_uses(tmp_path) == ()
+        with pytest.raises(DamagedError, match="found it damaged"):
+            recorded_uses(tmp_path)
+    (tmp_path / "stores.json").unlink()
+    assert recorded_uses(tmp_path) == ()
 
 
 CHANGES = {

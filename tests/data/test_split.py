@@ -16,7 +16,7 @@ from maesil.data.split import (
     split_patients,
     write_split,
 )
-from maesil.errors import UsageError
+from maesil.errors import DamagedError, UsageError
 
 PATIENTS = {f"g{n:02}": f"g{n - n % 2:02}" for n in range(40)}
 """Twenty patients of two groups each."""
@@ -95,7 +95,19 @@ def test_a_split_of_other_stores_is_refused(frozen):
         read_split(frozen[0], {"x": "x"})
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"train": "a"}', '{"train": [1], "validation": []}', "\x00"])
+def test_a_split_that_was_cut_short_or_altered_is_damaged_and_not_replaced(frozen):
+    path, split = frozen
+    whole = path.read_text()
+    for content in ("", whole[:40], whole.replace(split.train[0], split.test[0])):
+        path.write_text(content)
+        with pytest.raises(DamagedError, match="found it damaged"):
+            read_split(path, PATIENTS)
+        with pytest.raises(DamagedError, match="found it damaged"):
+            write_split(path, split, ["f"])
+        assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["{}", '{"train": "a"}', '{"train": [1], "validation": []}'])
 def test_what_is_no_split_is_refused(tmp_path, content):
     (tmp_path / "s.json").write_text(content)
     with pytest.raises(UsageError, match="expected a split"):

@@ -22,7 +22,7 @@ from maesil.config.schema import MODEL_KINDS, RunConfig, TrainConfig
 from maesil.data.split import Split
 from maesil.downstream.export import export_encoder
 from maesil.downstream.monai import load_into_monai_vit, monai_vit_state
-from maesil.errors import CheckpointError, UsageError
+from maesil.errors import CheckpointError, DamagedError, UsageError
 from maesil.models.encoders import encoder_of
 from maesil.store.store import Store
 from maesil.training.checkpoint import load_run
@@ -175,7 +175,12 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     assert card["input"]["spacing_zyx_mm"] == ["native"]
     assert card["scores"][0]["psnr_hidden"] == 20.25 and "| 20.250 |" in (tmp_path / "out" / "README.md").read_text()
     # Scores of other weights are not those of these.
-    (tmp_path / "run" / "evaluation" / "scores.json").write_text(json.dumps(scores | {"weights_sha256": "0" * 64}))
+    path = tmp_path / "run" / "evaluation" / "scores.json"
+    for damaged in ("", json.dumps(scores)[:50], json.dumps({"weights_sha256": scores["weights_sha256"]})):
+        path.write_text(damaged)
+        with pytest.raises(DamagedError, match=r"scores\.json: expected a file as maesil wrote it"):
+            export_encoder(tmp_path / "run", tmp_path / "none")
+    path.write_text(json.dumps(scores | {"weights_sha256": "0" * 64}))
     before = (tmp_path / "out" / "card.json").read_text()
     with pytest.raises(UsageError, match="--force to replace it"):
         export_encoder(tmp_path / "run", tmp_path / "out")
@@ -201,9 +206,15 @@ def test_damage_and_other_folders_are_told_apart(world, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(folder / "encoder", copy)
     card = (copy / "card.json").read_text()
+    unsealed = re.sub(r',\s+"checksum_crc32c": \d+', "", card)
+    assert unsealed != card
     for broken in ('"std": 0', '"std": NaN', '"std": "1"'):
-        (copy / "card.json").write_text(re.sub(r'"std": [-0-9.e]+', broken, card))
+        (copy / "card.json").write_text(re.sub(r'"std": [-0-9.e]+', broken, unsealed))
         with pytest.raises(CheckpointError, match="found it incomplete"):
+            maesil.load_encoder(copy)
+    for damaged in (card.replace('"std": ', '"std": 1'), card[: len(card) // 2], ""):
+        (copy / "card.json").write_text(damaged)
+        with pytest.raises(DamagedError, match=r"card\.json: expected a file as maesil wrote it"):
             maesil.load_encoder(copy)
     (copy / "card.json").write_text(card)
     (copy / "encoder.safetensors").rename(copy / "moved")

@@ -18,7 +18,8 @@ from support.stores import add_volume, make_store, synthetic_hu
 from maesil.config.schema import RunConfig
 from maesil.data.crops import validation_crops
 from maesil.data.sources import Sources
-from maesil.errors import UsageError
+from maesil.documents import read_json
+from maesil.errors import DamagedError, UsageError
 from maesil.evaluation.experiment import MODELS, TABLES, Budget, run_paper_experiment
 from maesil.evaluation.predict import model_predictors, psnr_of_crops
 from maesil.evaluation.scores import SCORES
@@ -125,7 +126,7 @@ def test_the_curves_hold_the_naive_baselines_on_the_very_crops_of_the_curves(wor
     crops = validation_crops(sources, loaded.split.validation, loaded.config.model.crop, loaded.config.train)
     logged = read_metrics(out / "runs" / "A_maesil" / METRICS)[-1]["validation_psnr"]
     assert psnr_of_crops(model_predictors(loaded)[0], crops, loaded) == pytest.approx(logged, abs=0.02)
-    assert experiment.naive_curves == json.loads((out / "floors" / "curves.json").read_text())
+    assert experiment.naive_curves == read_json(out / "floors" / "crops.json")["psnr"]
     assert experiment.naive_curves["interpolation"] > experiment.naive_curves["mean"]
 
 
@@ -188,6 +189,25 @@ def test_another_experiment_in_the_folder_and_too_few_patients_are_refused(world
     with pytest.raises(UsageError, match="torchvision's alexnet"):
         run(stores, tmp_path / "q", lpips_weights=tmp_path / "nowhere.pth")
     assert not (tmp_path / "q").exists()
+
+
+KEPT = ["experiment.json", "runs/A_ae/scores.json", "floors/volumes.json", "floors/crops.json", "runs/A_ae/crop.npz"]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_was_cut_short_or_altered_ends_in_one_line_and_is_not_made_over(world, tmp_path, name):
+    stores, out, _ = world
+    shutil.copytree(out, tmp_path / "out")
+    path = tmp_path / "out" / name
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damaged = [b"", whole[:middle], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]]
+    for data in damaged:
+        path.write_bytes(data)
+        with pytest.raises(DamagedError, match="found it damaged") as error:
+            run(stores, tmp_path / "out")
+        assert error.value.exit_code == 4 and path.name in str(error.value) and "\n" not in str(error.value)
+        assert path.read_bytes() == data
 
 
 def test_every_budget_of_the_file_makes_configurations():

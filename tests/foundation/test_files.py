@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import stat
+
 import pytest
 
 from maesil.errors import UsageError
@@ -50,6 +52,31 @@ def test_of_what_fails_nothing_is_left_and_what_was_there_stays(tmp_path):
         (place / "old").write_text("replaced")
         (place / "new").write_text("new")
     assert sorted((one.name, one.read_text()) for one in tmp_path.iterdir()) == [("new", "new"), ("old", "replaced")]
+
+
+def test_a_private_file_is_private_from_its_first_byte_and_several_may_write_it(tmp_path):
+    path = tmp_path / "paths.json"
+    with whole_file(path, private=True) as one, whole_file(path, private=True) as other:
+        assert one != other and {stat.S_IMODE(p.stat().st_mode) for p in (one, other)} == {0o600}
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [p.name for p in tmp_path.iterdir()] == ["paths.json"]
+
+
+def test_a_new_file_never_takes_the_place_of_another(tmp_path):
+    path = tmp_path / "key"
+    with pytest.raises(FileExistsError), whole_file(path, new=True) as late:
+        late.write_text("late")
+        with whole_file(path, new=True) as early:
+            early.write_text("early")
+    assert path.read_text() == "early" and [p.name for p in tmp_path.iterdir()] == ["key"]
+
+
+def test_what_a_killed_writer_left_is_no_hindrance(tmp_path):
+    (tmp_path / "scores.json.partial").write_text("half of an earlier one, which is longer")
+    write_whole(tmp_path / "scores.json", "whole")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("scores.json", "whole")]
 
 
 def test_a_folder_is_locked_against_others_as_long_as_it_is_written(tmp_path):

@@ -17,7 +17,8 @@ from support.command_line import fails, run
 from support.sources import Workplace, write_sources
 
 from maesil import errors
-from maesil.files import make_link, require_writable
+from maesil.atomic import make_link
+from maesil.files import require_writable
 
 Mount = Callable[..., Path]
 

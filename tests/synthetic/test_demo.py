@@ -118,9 +118,10 @@ def test_an_interrupt_ends_the_demo_and_its_command(tmp_path: Path, number: sign
     The command run is a demo itself: it has patients to write for far longer than this test takes.
     """
     script = (
-        "import sys; import maesil.synthetic.demo as demo; from rich.console import Console\n"
+        "import sys; import maesil.synthetic.demo as demo; from maesil.signals import interrupts_raised\n"
+        "from rich.console import Console\n"
         "demo._SIGINT_GRACE_S = 0.5\n"
-        "try:\n with demo._terminate_interrupts(): demo.run_command(sys.argv[1:], Console())\n"
+        "try:\n with interrupts_raised(): demo.run_command(sys.argv[1:], Console())\n"
         "except demo.StepFailed as stop: print(stop, flush=True); sys.exit(stop.exit_code)\n"
     )
     command = [sys.executable, "-c", script, "demo", "--out", str(tmp_path / "inner")]

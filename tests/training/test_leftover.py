@@ -14,7 +14,7 @@ from support.stores import make_store
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
 from maesil.config.toml import load_config
 from maesil.data.split import write_split
-from maesil.errors import CheckpointError
+from maesil.errors import CheckpointError, DamagedError
 from maesil.training.checkpoint import CHECKPOINT, load_run
 from maesil.training.log import read_metrics
 from maesil.training.train import train
@@ -141,7 +141,7 @@ def test_what_is_missing_or_damaged_is_never_passed_over_in_silence(place, tmp_p
     if damage == "config.toml":
         assert "cannot be compared in full" in again_from(left, tmp_path / "a")
     else:
-        with pytest.raises(CheckpointError, match=f"{damage} is damaged"):
+        with pytest.raises(DamagedError, match=f"{damage}: expected a file as maesil wrote it"):
             again_from(left, tmp_path / "a")
     (left / "left" / damage).unlink()
     with pytest.raises(CheckpointError, match=r"train\.seed=0|other stores|another split"):
