@@ -40,6 +40,7 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.training.checkpoint import Run, load_run
+from maesil.training.optim import learning_rate, set_learning_rate
 from maesil.types import MAP_CELL, Zyx
 
 STARTS = ("pretrained", "scratch")
@@ -54,6 +55,9 @@ class Budget:
     steps: int = 300
     batch: int = 2
     lr: float = 3e-3
+    """The highest learning rate."""
+    warmup: float = 0.1
+    """Share of the steps in which the rate rises to it; then it falls to 0 along a cosine."""
     seeds: int = 2
     """Repetitions: decoder, order of crops and weights from scratch are drawn anew."""
 
@@ -285,15 +289,13 @@ def train_segmenter(
 ) -> Iterator[int]:
     """Train encoder and decoder, yielding the number of steps done.
 
-    AdamW, a linear warm-up over a tenth of the steps, then a cosine down to 0.
+    AdamW; the learning rate of each step is that of training (`maesil.training.optim.learning_rate`).
     """
     device = next(model.parameters()).device
     optimizer = torch.optim.AdamW(model.parameters(), lr=budget.lr, weight_decay=0.01)
-    warmup = max(1, budget.steps // 10)
     model.train()
     for step in range(budget.steps):
-        rate = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / budget.steps)))
-        optimizer.param_groups[0]["lr"] = budget.lr * rate
+        set_learning_rate(optimizer, learning_rate(step, budget))
         hu, truth = _batch(reader, labels, _draw(task.train, seed, step, budget.batch), model.encoder.config.crop)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(hu.to(device))

@@ -6,7 +6,7 @@ Weight decay is decoupled, and on matrices only.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -88,13 +88,29 @@ def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> lis
     ]
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
-    """Return the rate of step 0, 1, ...: a linear warm-up, then half a cosine that ends near 0."""
-    warmup = round(config.warmup * config.steps)
+class Schedule(Protocol):
+    """What the learning rate hangs on: `TrainConfig`, or the budget of fine-tuning."""
+
+    @property
+    def lr(self) -> float:
+        """The highest rate."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps in which the rate rises."""
+
+
+def learning_rate(step: int, schedule: Schedule) -> float:
+    """Return the rate of step 0, 1, ...: a linear warm-up up to ``lr``, then half a cosine that ends near 0."""
+    warmup = round(schedule.warmup * schedule.steps)
     if step < warmup:
-        return config.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, config.steps - warmup)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+        return schedule.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, schedule.steps - warmup)
+    return schedule.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

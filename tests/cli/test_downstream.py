@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from maesil.cli import app
 from maesil.data.split import Split
+from maesil.documents import read_json
 from maesil.store.nifti import write_nifti
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,7 +49,7 @@ def test_probe_as_a_table_and_as_json(world, tmp_path):
     code, out, _ = maesil(*given, "--classes", "lung")
     assert code == 0 and "untrained" in out and "lung" in out and "liver" not in out
     code, out, _ = maesil(*given, "--json")
-    assert code == 0 and json.loads(out) == json.loads((tmp_path / "probe.json").read_text())
+    assert code == 0 and json.loads(out) == read_json(tmp_path / "probe.json")
     code, _, error = maesil(*given[:3], "--labels", tmp_path / "none")
     assert code == 3 and "expected a folder of labels" in error
 

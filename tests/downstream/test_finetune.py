@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from support.labelled import SPACING, labelled_store
 from support.runs import save_run
 from support.stores import add_volume, make_store
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from maesil.config.schema import TrainConfig
 from maesil.data.scans import record_scans
 from maesil.data.split import Split
+from maesil.documents import read_json
 from maesil.downstream.finetune import (
     Budget,
     Place,
@@ -36,6 +39,7 @@ from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.synthetic.phantom import ORGANS
 from maesil.training.checkpoint import load_run
+from maesil.training.optim import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,15 +127,27 @@ def test_it_learns_a_crop_by_heart(world):
     assert after["lung"] > 0.8 > 0.5 > next(row["dice"] for row in before if row["class"] == "lung")
 
 
+def test_the_rate_is_that_of_training_and_reaches_its_peak(world):
+    _, _, volumes, run_dir, reader, labels = world
+    model = _start(load_run(run_dir), "scratch", len(ORGANS), 0, torch.device("cpu"))
+    place, rates = Place(volumes[1], (0, 0, 0)), []
+    watch = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    list(train_segmenter(model, reader, labels, Task((place,), (place,), ""), Budget(steps=20, batch=1, lr=3e-3), 0))
+    watch.remove()
+    training = TrainConfig(steps=20, lr=3e-3, warmup=0.1)
+    assert rates == [learning_rate(step, training) for step in range(20)]
+    assert max(rates) == 3e-3 == rates[1] and 0 < rates[-1] < 0.01 * 3e-3
+
+
 def test_the_whole_command_writes_what_it_found(world, tmp_path):
     store, labels_dir, volumes, run, *_ = world
     budget = Budget(steps=2, batch=1, seeds=2)
     report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
-    document = json.loads((tmp_path / "out" / "finetune.json").read_text())
+    document = read_json(tmp_path / "out" / "finetune.json")
     assert document == json.loads(json.dumps(report.document()))
     scored = {row["volume_id"] for row in document["rows"]}
     assert len(document["rows"]) == 2 * 2 * len(ORGANS) * len(scored) and volumes[0].volume_id not in scored
-    assert document["budget"] == {"steps": 2, "batch": 1, "lr": 3e-3, "seeds": 2}
+    assert document["budget"] == {"steps": 2, "batch": 1, "lr": 3e-3, "warmup": 0.1, "seeds": 2}
     assert report.table()[0].row_count == len(ORGANS) + 1 and set(document["mean"]) == {"pretrained", "scratch"}
     state = load_file(tmp_path / "out" / "segmenter.safetensors")
     assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, torch.device("cpu")).state_dict())

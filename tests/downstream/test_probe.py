@@ -16,6 +16,7 @@ from support.stores import add_volume
 from maesil.config.schema import MaskConfig
 from maesil.data.scans import record_scans
 from maesil.data.split import Split
+from maesil.documents import read_json
 from maesil.downstream.folds import Patients
 from maesil.downstream.labels import load_labels
 from maesil.downstream.probe import Fold, Patches, _look_at, _rare, _score, patch_classes, probe, spatial_folds
@@ -45,7 +46,7 @@ def world(tmp_path_factory):
 
 def test_every_encoder_and_class_is_scored_and_written(world):
     folder, _, _, _, report = world
-    document = json.loads((folder / "run" / "probe" / "probe.json").read_text())
+    document = read_json(folder / "run" / "probe" / "probe.json")
     assert document == json.loads(json.dumps(report.document()))
     found = [(row["encoder"], row["class"]) for row in report.rows]
     assert found == [(e, c) for e in ("maesil", "untrained", "ae", "voxels") for c in (*ORGANS, "mean")]

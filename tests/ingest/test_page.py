@@ -17,6 +17,7 @@ from support.sources import Workplace, write_sources
 from typer.testing import CliRunner
 
 from maesil.cli import app
+from maesil.documents import read_json
 from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.report_folder import files_by_volume, known_verdicts, source_text
 from maesil.ingest.summary import Summary
@@ -57,7 +58,7 @@ def test_the_tables_agree_with_the_run(ingested):
     (noted,) = map(json.loads, (ingested.report / "runs.jsonl").read_text().splitlines())
     assert (noted["run"], noted["files_found"]) == (run, len(files))
     assert noted["sources"] == ingested.document["sources"] == [str(ingested.place.sources)]
-    summary = json.loads((ingested.report / "summary.json").read_text())
+    summary = read_json(ingested.report / "summary.json")
     assert summary == {name: value for name, value in ingested.document.items() if name not in ("files", "store")}
     assert sum(summary["counts"].values()) == summary["files_found"] == len(files)
     with (ingested.report / "quarantine.csv").open() as file:
