@@ -5,7 +5,6 @@ Heavy packages are imported inside the commands only.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,7 +73,7 @@ def train(
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
     from maesil.cache.catalogue import find_stores
-    from maesil.config.toml import asked_for, load_config
+    from maesil.config.toml import asked_for, load_config, toml_value
     from maesil.devices import pick_device
     from maesil.distributed import joined
     from maesil.downstream.export import is_export, load_encoder
@@ -85,8 +84,8 @@ def train(
         raise UsageError(f"--resume: expected nothing more, or auto, found {resume!r}")
     given = {
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
-        "ram": None if ram is None else json.dumps(ram), "device_resident": "true" if device_resident else None,
-        "where": None if where is None else json.dumps(where),
+        "ram": None if ram is None else toml_value(ram), "device_resident": "true" if device_resident else None,
+        "where": None if where is None else toml_value(where),
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     with joined() as ranks:  # before anything can fail, so that it is told once

@@ -44,6 +44,11 @@ def _require(condition: bool, name: str, found: object, expected: str) -> None:
         raise UsageError(f"{name}={found}: expected {expected}")
 
 
+def _is_text(text: str) -> bool:
+    """Return whether UTF-8 can hold it: bytes of a command line that are none reach Python as half characters."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The model: input edge and patch edge in voxels, widths in channels, depths in blocks."""
@@ -270,6 +275,7 @@ class TrainConfig:
             parse_size(self.ram, "train.ram", "auto or ")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
+        _require(_is_text(self.where), "train.where", ascii(self.where), "a filter in UTF-8")
         _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -73,12 +74,26 @@ def to_document(config: RunConfig) -> dict[str, Any]:
 
 def to_toml(config: RunConfig) -> str:
     """Return the configuration as TOML: every value, in the order of the dataclasses; equal for equal values."""
-    # JSON's scalars and flat arrays are TOML's as well, so no writer is needed.
     tables = [
-        f"[{section}]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
+        f"[{section}]\n" + "".join(f"{name} = {toml_value(value)}\n" for name, value in values.items())
         for section, values in to_document(config).items()
     ]
     return "\n".join(tables)
+
+
+def toml_value(value: Any) -> str:
+    """Return a scalar or a flat list as TOML writes it, in one line. Every text of UTF-8 is read back as it was."""
+    if isinstance(value, str):
+        return f'"{_NOT_AS_IT_IS.sub(_escaped, value)}"'
+    return json.dumps(value)  # numbers, true and false, and lists of numbers are the same in both languages
+
+
+_NOT_AS_IT_IS = re.compile(r'["\\\x00-\x1f\x7f]')
+"""What a string of TOML cannot hold as it is. JSON differs: it leaves DEL alone, and halves what is beyond 16 bits."""
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
 
 
 def _preset(name: object) -> RunConfig:

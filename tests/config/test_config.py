@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from maesil.config.schema import PRESETS, MaskConfig, ModelConfig, RunConfig, TrainConfig, require_tile
-from maesil.config.toml import from_document, load_config, to_document, to_toml
+from maesil.config.toml import from_document, load_config, to_document, to_toml, toml_value
 from maesil.errors import UsageError
+from maesil.files import write_whole
 
 
 def test_presets_are_the_sizes_of_their_names():
@@ -44,6 +45,26 @@ def test_toml_and_document_round_trip(name):
 def test_every_possible_value_survives_the_file(train):
     config = RunConfig(train=train)
     assert from_document(tomllib.loads(to_toml(config))) == config
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_any_text_survives_the_file_and_the_command_line(tmp_path_factory, where):
+    config = RunConfig(train=TrainConfig(where=where))
+    path = tmp_path_factory.mktemp("t") / "config.toml"
+    write_whole(path, to_toml(config))
+    assert load_config(None, path, base=RunConfig()) == config
+    assert load_config("tiny", None, [f"train.where={toml_value(where)}"]).train.where == where
+
+
+@pytest.mark.parametrize("where", ["group == '\U0001fac1'", "\x7f", "a\nb", '"\\"', "ä \u2028"])
+def test_characters_that_json_and_toml_write_otherwise_survive(where):
+    assert from_document(tomllib.loads(to_toml(RunConfig(train=TrainConfig(where=where))))).train.where == where
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line():
+    where = toml_value("group == \udce4")
+    with pytest.raises(UsageError, match=r"train\.where='group == \\udce4': expected a filter in UTF-8"):
+        load_config("tiny", None, [f"train.where={where}"])
 
 
 def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
