@@ -117,7 +117,8 @@ def experiment_paper(
 
     Example: maesil experiment paper --store store.zarr --out paper --budget tiny
     """
-    from maesil.evaluation.experiment import MODELS, Budget, run_paper_experiment
+    from maesil.config.schema import MODEL_KINDS
+    from maesil.evaluation.experiment import Budget, run_paper_experiment
 
     run_paper_experiment(
         [found(store) for store in stores],
@@ -125,7 +126,7 @@ def experiment_paper(
         Budget.load(budget),
         seed=seed,
         device=device,
-        models=models or MODELS,
+        models=models or MODEL_KINDS,
         split_file=split,
         lpips_weights=lpips_weights,
     )

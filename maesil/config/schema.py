@@ -18,7 +18,8 @@ from maesil.types import MAP_CELL, Window, Zyx
 HEAD_WIDTH = 64
 """Channels of one attention head: what flash attention likes, and half the cost of 32 in the decoder."""
 
-MODEL_KINDS = ("maesil", "mae2d", "ae", "vae", "vqvae")
+AUTOENCODERS = ("ae", "vae", "vqvae")
+MODEL_KINDS = ("maesil", *AUTOENCODERS, "mae2d")
 DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
@@ -113,7 +114,7 @@ class ModelConfig:
         _require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
         smooth = self.head != "interpolate" or (self.patch >= 4 and self.patch.bit_count() == 1)
         _require(smooth, "model.patch", self.patch, f"a power of 2, at least 4, with model.head={self.head}")
-        halved = self.kind not in ("ae", "vae", "vqvae") or (self.patch >= 2 and self.patch.bit_count() == 1)
+        halved = self.kind not in AUTOENCODERS or (self.patch >= 2 and self.patch.bit_count() == 1)
         _require(halved, "model.patch", self.patch, f"a power of 2, at least 2, with model.kind={self.kind}")
 
     @property

@@ -21,6 +21,7 @@ from maesil.config.schema import AS_BEFORE
 from maesil.config.toml import from_document, to_document
 from maesil.documents import fields_of, read_json, write_json
 from maesil.errors import CheckpointError, UsageError
+from maesil.evaluation.scores import SCORES
 from maesil.files import make_folder, write_whole
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
@@ -33,7 +34,6 @@ from maesil.version import __version__
 CARD = "card.json"
 WEIGHTS = "encoder.safetensors"
 FORMAT, VERSION = "maesil-encoder", 1
-_SCORES = ("psnr_hidden", "psnr_whole", "psnr_pasted", "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio")
 
 
 def export_encoder(
@@ -154,7 +154,7 @@ def _scores(run_dir: Path, run: Run) -> list[dict[str, Any]]:
     found = read_json(path) if path.exists() else {}
     if found.get("weights_sha256") != run.weights_sha256():
         return []
-    kept = ("model", "table", "region", "mask", "window", "volumes", *_SCORES)
+    kept = ("model", "table", "region", "mask", "window", "volumes", *SCORES)
     with fields_of(path):
         of_store = {"store_fingerprint": found["store_fingerprint"]}
         return [{name: row[name] for name in kept if row.get(name) is not None} | of_store for row in found["rows"]]
@@ -186,7 +186,7 @@ def _markdown(card: dict[str, Any]) -> str:
 def _score_table(scores: list[dict[str, Any]]) -> str:
     if not scores:
         return "Not evaluated: run `maesil evaluate` before `maesil export`."
-    shown = [name for name in _SCORES if any(name in row for row in scores)]
+    shown = [name for name in SCORES if any(name in row for row in scores)]
     head = ["model", "region", *shown, "volumes"]
     rows = [[str(row.get(name, "-")) if not isinstance(row.get(name), float) else f"{row[name]:.3f}" for name in head]
             for row in scores]  # fmt: skip

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from maesil.config.schema import PRESETS, ModelConfig, RunConfig, require_known, require_tile
+from maesil.config.schema import MODEL_KINDS, PRESETS, ModelConfig, RunConfig, require_known, require_tile
 from maesil.config.toml import from_document
 from maesil.data.crops import grid_origins, validation_crops
 from maesil.data.sources import Sources
@@ -43,7 +43,6 @@ from maesil.training.setup import with_steps
 from maesil.training.train import train
 from maesil.types import HuArray, Zyx
 
-MODELS = ("maesil", "ae", "vae", "vqvae", "mae2d")
 TABLES = {"A": "dual", "B": "none"}
 """The mask under which the models of each table are trained and scored."""
 
@@ -87,7 +86,7 @@ def run_paper_experiment(
     *,
     seed: int = 0,
     device: str = "auto",
-    models: Sequence[str] = MODELS,
+    models: Sequence[str] = MODEL_KINDS,
     split_file: Path | None = None,
     lpips_weights: Path | None = None,
     console: Console | None = None,
@@ -102,7 +101,7 @@ def run_paper_experiment(
     """
     console = console or Console(stderr=True)
     for model in models:
-        require_known(model, list(MODELS), "model")
+        require_known(model, list(MODEL_KINDS), "model")
     data = _Stores.open(stores)
     split = _split(budget, patients(data.stores), seed, split_file)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None

@@ -24,7 +24,7 @@ from maesil.errors import DamagedError
 from maesil.evaluation.cost import Cost
 from maesil.evaluation.encoder_use import warning_of_unused_encoders
 from maesil.evaluation.intervals import Difference, paired_difference
-from maesil.evaluation.scores import Row, in_thickness_groups, mean_rows, table_of
+from maesil.evaluation.scores import SCORES, Row, in_thickness_groups, mean_rows, number_told, table_of
 from maesil.files import write_whole
 from maesil.pictures import save_comparison
 from maesil.training.checkpoint import Run
@@ -46,20 +46,8 @@ TITLES = {
     "B": "Table B, reconstruction: the full input, scored everywhere",
 }
 
-_SHOWN = {
-    "A": (("psnr_hidden", "PSNR hidden (dB)", 2), ("psnr_pasted", "pasted (dB)", 2)),
-    "B": (("psnr_whole", "PSNR (dB)", 2),),
-}
-_SHOWN_IN_BOTH = (
-    ("ssim_3d", "SSIM 3D", 3),
-    ("ssim_axial", "axial", 3),
-    ("lpips", "LPIPS", 3),
-    ("mae_hu", "MAE (HU)", 1),
-    ("border_ratio", "border ratio", 2),
-    ("encoder_gain_db", "encoder gain (dB)", 2),
-    ("encoder_gain_shuffled_db", "shuffled (dB)", 2),
-    ("effective_rank", "latent rank", 1),
-)
+_PSNR = {"A": ("psnr_hidden", "psnr_pasted"), "B": ("psnr_whole",)}
+"""The PSNR of each table; the first one orders it. All other scores are of both."""
 _COLOURS = ("#0b6e4f", "#c44900", "#7b2d8b", "#1f6fb2", "#8a6d00")
 
 
@@ -192,12 +180,11 @@ def _csv(rows: Sequence[Row]) -> str:
 
 def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list[str]]:
     """Return a table for people, the region `body`, best first: header, then a row a model."""
-    shown = (*_SHOWN[table], *_SHOWN_IN_BOTH)
-    first = shown[0][0]
+    first, *_ = shown = (*_PSNR[table], *(name for name in SCORES if not name.startswith("psnr_")))
     lines = [
         [
             "model",
-            *(title for _, title, _ in shown),
+            *(SCORES[name].title for name in shown),
             "MAESIL minus this (dB, 95 %)",
             "M parameters",
             "GFLOP",
@@ -208,7 +195,7 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list
     ]
     chosen = [row for row in rows if row["table"] == table and row["region"] == "body"]
     for row in sorted(chosen, key=lambda row: -(row[first] or 0)):
-        cells = [_number(row[name], digits) for name, _, digits in shown]
+        cells = [number_told(row[name], SCORES[name].decimals) for name in shown]
         spread = experiment.spread(row, first)
         cells[0] += f" ± {spread:.2f}" if spread is not None else ""
         lines.append([NAMES[row["model"]], *cells, _difference(experiment, row, first), *_costs(experiment, row)])
@@ -227,10 +214,6 @@ def _costs(experiment: Experiment, row: Row) -> list[str]:
             numbers = (f"{cost.parameters / 1e6:.2f}", f"{cost.gflop:.2f}", f"{cost.latent_per_voxel:.4f}")
             return [*numbers, str(one.run.step), f"{one.seconds:.0f}"]
     return ["-"] * 5
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _told(experiment: Experiment) -> str:

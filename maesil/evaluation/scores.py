@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -23,13 +23,30 @@ REGIONS = ("body", "whole")
 ERROR_SCORES = ("psnr_hidden", "psnr_whole", "psnr_pasted", "mae_hu")
 
 ENCODER_SCORES = ("encoder_gain_db", "encoder_gain_shuffled_db", "effective_rank")
-"""What the encoder is worth, of models alone (`maesil.evaluation.encoder_use`), in order: dB, dB, 1."""
+"""What the encoder is worth, of models alone (`maesil.evaluation.encoder_use`)."""
 
-SCORES = (
-    "psnr_hidden", "psnr_whole", "psnr_pasted", "ssim_3d", "ssim_axial", "lpips", "mae_hu", "border_ratio",
-    *ENCODER_SCORES,
-)  # fmt: skip
-"""The scores of a row, in order: dB, dB, dB, 1, 1, 1, HU, 1, and `ENCODER_SCORES`."""
+
+class Shown(NamedTuple):
+    """How a score is shown to people."""
+
+    header: str
+    decimals: int
+    in_db: bool = False
+
+    @property
+    def title(self) -> str:
+        """The header with its unit, for tables whose caption does not say it."""
+        return f"{self.header} (dB)" if self.in_db else self.header
+
+
+SCORES = {
+    "psnr_hidden": Shown("PSNR hidden", 2, in_db=True), "psnr_whole": Shown("PSNR whole", 2, in_db=True),
+    "psnr_pasted": Shown("PSNR pasted", 2, in_db=True), "ssim_3d": Shown("SSIM 3D", 3),
+    "ssim_axial": Shown("SSIM axial", 3), "lpips": Shown("LPIPS", 3), "mae_hu": Shown("MAE (HU)", 1),
+    "border_ratio": Shown("border ratio", 2), "encoder_gain_db": Shown("encoder gain", 2, in_db=True),
+    "encoder_gain_shuffled_db": Shown("shuffled", 2, in_db=True), "effective_rank": Shown("latent rank", 1),
+}  # fmt: skip
+"""The scores of a row, in order. No other module lists them."""
 
 HU_CLASSES = {"lung": (-1024, -500), "fat": (-150, -30), "soft": (-30, 150), "bone": (150, 3072)}
 """Reference HU from .. below (ours); the rest, mostly partial volume between lung and fat, is in no class."""
@@ -77,13 +94,14 @@ class Report:
         table = Table(title=title, caption=caption, caption_justify="left")
         table.add_column("region")
         table.add_column("model")
-        columns = [one for one in _SHOWN if one[0] != "lpips" or any(row["lpips"] is not None for row in self.rows)]
-        for _, _, header in columns:
-            table.add_column(header, justify="right")
+        with_lpips = any(row["lpips"] is not None for row in self.rows)  # only where it was asked for
+        columns = {name: shown for name, shown in SCORES.items() if name != "lpips" or with_lpips}
+        for shown in columns.values():
+            table.add_column(shown.header, justify="right")
         for row in self.rows:
-            shown = [_number(row[name], digits) for name, digits, _ in columns]
-            shown[0] += self._spread(row)
-            table.add_row(row["region"], row["model"], *shown, end_section=row["model"] == "interpolation")
+            cells = [number_told(row[name], shown.decimals) for name, shown in columns.items()]
+            cells[0] += self._spread(row)
+            table.add_row(row["region"], row["model"], *cells, end_section=row["model"] == "interpolation")
         return table
 
     def _spread(self, row: Row) -> str:
@@ -93,15 +111,6 @@ class Report:
                 per_patient.setdefault(one["group"], []).append(one["psnr_hidden"])
         means = [float(np.mean(values)) for values in per_patient.values()]
         return f" ± {np.std(means, ddof=1):.2f}" if len(means) > 1 else ""
-
-
-_SHOWN = (
-    ("psnr_hidden", 2, "PSNR hidden"), ("psnr_whole", 2, "whole"), ("psnr_pasted", 2, "pasted"),
-    ("ssim_3d", 3, "SSIM 3D"), ("ssim_axial", 3, "axial"), ("lpips", 3, "LPIPS"), ("mae_hu", 1, "MAE HU"),
-    ("border_ratio", 2, "border ratio"), ("encoder_gain_db", 2, "encoder gain"),
-    ("encoder_gain_shuffled_db", 2, "shuffled"), ("effective_rank", 1, "rank"),
-)  # fmt: skip
-"""The scores of the table for people: name, decimals, header; LPIPS only where it was asked for."""
 
 
 def table_of(run: Run) -> Row:
@@ -184,5 +193,6 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+def number_told(value: float | None, decimals: int) -> str:
+    """Return a number for people, a dash for none."""
+    return "-" if value is None else f"{value:.{decimals}f}"

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.config.schema import RunConfig
+from maesil.config.schema import MODEL_KINDS, RunConfig
 from maesil.data.split import Split, read_split
-from maesil.evaluation.experiment import MODELS, TABLES, Budget, split_for
+from maesil.evaluation.experiment import TABLES, Budget, split_for
 from maesil.store.index import patients
 from maesil.store.store import Store
 from maesil.training.setup import prepare, steps_that_fit
@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("what", choices=("steps", "trials"))
     parser.add_argument("store", type=Path)
     parser.add_argument("--budget", default="tiny")
-    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--models", nargs="+", default=MODEL_KINDS)
     parser.add_argument("--seconds", type=float, default=100.0, help="of training, a model and table")
     parser.add_argument("--split", type=Path, help="frozen split, as of `maesil store split`")
     parser.add_argument("--table", choices=tuple(TABLES), default="A")
