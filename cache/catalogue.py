@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 from maesil.cache.key import cache_folder
-from maesil.cache.lock import holder_of, locked, locked_now
 from maesil.documents import read_json, write_json
 from maesil.errors import DamagedError, StoreError, UsageError
 from maesil.files import require_folder_place
+from maesil.locks import holder_of, locked, locked_now
 from maesil.store.recipe import Recipe
 from maesil.store.storage import local_path
 from maesil.store.store import Store

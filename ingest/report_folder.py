@@ -6,11 +6,10 @@ folder knows which files a volume came from.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 
 from maesil.documents import read_json, write_json
-from maesil.errors import DamagedError, UsageError
-from maesil.files import require_folder_place, require_writable, write_whole
+from maesil.errors import DamagedError, ResourceError, UsageError
+from maesil.files import LOCK, require_folder_place, require_writable, write_whole
 from maesil.ingest.verdict import FileVerdict
+from maesil.locks import locked
 from maesil.parquet import read_parquet, to_parquet
 from maesil.text import counted, exact, printable, written
 
@@ -88,9 +88,9 @@ def own(folder: Path, store: Path) -> None:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Be the one process that writes a report: the parts of a job array share it."""
-    with (folder / ".lock").open("a") as file:
-        with suppress(OSError):  # a file system without locks: parts may then overwrite each other's rows
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with ExitStack() as held:
+        with suppress(ResourceError):  # a file system without locks: parts may then overwrite each other's rows
+            held.enter_context(locked(folder / LOCK))
         yield
 
 

@@ -11,10 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from filelock import FileLock, Timeout
-
 from maesil.atomic import make_link, named_when_whole
 from maesil.errors import DISK_FULL, MaesilError, UsageError, disk_full
+from maesil.locks import locked
 
 LOCK = ".lock"
 """Name of the file by which a folder of results is locked; it stays."""
@@ -39,18 +38,15 @@ def folder_locked(folder: Path, user: str) -> Iterator[None]:
 
     The lock ends with the process, whatever ends it.
     """
-    make_folder(folder)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
+
+    def refuse(holder: str) -> None:
         raise UsageError(
-            f"{folder}: another {user} is writing there; wait for it or end it, or name another --out"
-        ) from error
-    try:
+            f"{folder}: another {user} is writing there ({holder}); wait for it or end it, or name another --out"
+        )
+
+    make_folder(folder)
+    with locked(folder / LOCK, refuse):
         yield
-    finally:
-        lock.release()
 
 
 def _require_no_store(folder: Path) -> None:

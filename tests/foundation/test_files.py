@@ -81,7 +81,7 @@ def test_what_a_killed_writer_left_is_no_hindrance(tmp_path):
 
 def test_a_folder_is_locked_against_others_as_long_as_it_is_written(tmp_path):
     place, user = tmp_path / "r", "`maesil test`"
-    refused = pytest.raises(UsageError, match="another `maesil test` is writing there")
+    refused = pytest.raises(UsageError, match=r"another `maesil test` is writing there \(process [0-9]+ on")
     with folder_locked(place, user), refused, folder_locked(place, user):
         pytest.fail("locked twice")
     with folder_locked(place, user):

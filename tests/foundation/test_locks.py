@@ -9,13 +9,13 @@ import threading
 
 import pytest
 
-from maesil.cache.lock import holder_of, locked, locked_now
 from maesil.errors import UsageError
+from maesil.locks import holder_of, locked, locked_now
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from maesil.cache.lock import locked
+from maesil.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

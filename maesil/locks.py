@@ -1,4 +1,7 @@
-"""Locks between processes that die with the process that holds them, whatever kills it."""
+"""Locks between processes that die with the process that holds them, whatever kills it. The one place for them.
+
+The lock of a file is the system's (``flock``), and the file says who holds it.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +63,7 @@ def _taken(file: IO[str], *, wait: bool) -> bool:
     except OSError as error:
         if error.errno in _NO_LOCKS:
             raise ResourceError(
-                f"{file.name}: the file system knows no locks; set MAESIL_CACHE to a folder on another one"
+                f"{file.name}: the file system knows no locks; name one on another (the cache's by MAESIL_CACHE)"
             ) from error
         raise
     return True
