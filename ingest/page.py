@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,6 +17,7 @@ from PIL import Image
 from maesil.ingest.report_folder import source_text
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES
+from maesil.pages import data_url, rendered
 from maesil.store.explain import note_in_words
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
@@ -73,10 +71,9 @@ def page(
     """
     volumes = _in_order_of_interest(summary, store)
     where = {volume.volume_id: source_text(sources.get(volume.volume_id, ())) for volume in volumes}
-    template = Environment(autoescape=True, undefined=StrictUndefined).from_string(_own_file("page.html"))
-    return template.render(
+    return rendered(
+        "ingest.html",
         name=printable(store.path.name),
-        style=Markup(_own_file("page.css")),
         conclusion=summary.conclusion(store.path),
         totals=_totals(summary),
         verdict_heads=_heads("verdict", "code", "files:n", "first of them, why"),
@@ -90,10 +87,6 @@ def page(
         run_heads=_heads("run (UTC)", "sources", "files:n", "made:n", "up to date:n", "refused:n"),
         runs=[_run_row(run) for run in reversed(runs)],
     )  # fmt: skip
-
-
-def _own_file(name: str) -> str:
-    return files("maesil.ingest").joinpath(name).read_text(encoding="utf-8")
 
 
 def _in_order_of_interest(summary: Summary, store: Store) -> list[Volume]:
@@ -225,9 +218,8 @@ def _plane(
     picture = Image.fromarray(np.rint(grey * 255).astype(np.uint8)).resize((2 * width, 2 * height))
     buffer = io.BytesIO()
     picture.save(buffer, format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
     sides = "".join(f"<span class={side}>{letter}</span>" for side, letter in zip("tblr", letters, strict=True))
-    image = f"<img alt='{name} plane' width={width} height={height} src='data:image/png;base64,{data}'>"
+    image = f"<img alt='{name} plane' width={width} height={height} src='{data_url('image/png', buffer.getvalue())}'>"
     plane = f"<div class=plane style='width:{width}px'>{image}{sides}</div>"
     return f"<figure>{plane}<figcaption>{name}</figcaption></figure>"
 

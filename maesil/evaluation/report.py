@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import csv
-import html
 import io
 import zlib
 from collections.abc import Iterable, Sequence
@@ -26,6 +24,7 @@ from maesil.evaluation.encoder_use import warning_of_unused_encoders
 from maesil.evaluation.intervals import Difference, paired_difference
 from maesil.evaluation.scores import SCORES, Row, in_thickness_groups, mean_rows, number_told, table_of
 from maesil.files import write_whole
+from maesil.pages import data_url, rendered
 from maesil.pictures import save_comparison
 from maesil.training.checkpoint import Run
 from maesil.training.log import METRICS, read_metrics
@@ -305,27 +304,13 @@ def _kept_crop(path: Path) -> dict[str, NDArray[Any]]:
 
 def _page(experiment: Experiment, tables: dict[str, list[list[str]]], pictures: Sequence[Path]) -> str:
     """Return a page that needs no other file."""
-    parts = [f"<h1>MAESIL and its baselines</h1><p>{html.escape(_told(experiment))}</p>"]
-    parts += [f"<p><strong>{html.escape(told)}</strong></p>" for told in warning_of_unused_encoders(experiment.rows())]
-    for table, lines in tables.items():
-        head, *body = ["".join(f"<td>{html.escape(cell)}</td>" for cell in line) for line in lines]
-        rows = "".join(f"<tr>{row}</tr>" for row in body)
-        parts.append(
-            f"<h2>{TITLES[table]}</h2><div class=wide><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{rows}</tbody></table></div>"
-        )
-    for path in pictures:
-        data = base64.b64encode(path.read_bytes()).decode()
-        parts.append(f'<img alt="{path.stem}" src="data:image/png;base64,{data}">')
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>MAESIL</title>{_STYLE}"
-    return f"{head}<body>{''.join(parts)}</body></html>\n"
-
-
-_STYLE = """<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em; color: #1b1b1b; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.15em; margin-top: 2em; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 12.5px; white-space: nowrap; }
-td { padding: .35em .6em; text-align: right; border-bottom: 1px solid #ddd; } td:first-child { text-align: left; }
-thead td { font-weight: 600; border-bottom: 2px solid #444; vertical-align: bottom; }
-tbody tr:first-child td { background: #eef6f1; } img { max-width: 100%; margin: 1.5em 0; display: block; }
-</style>"""
+    return rendered(
+        "experiment.html",
+        told=_told(experiment),
+        warnings=list(warning_of_unused_encoders(experiment.rows())),
+        tables=[
+            (TITLES[table], [(head, number > 0) for number, head in enumerate(heads)], rows)
+            for table, (heads, *rows) in tables.items()
+        ],
+        pictures=[(path.stem, data_url("image/png", path.read_bytes())) for path in pictures],
+    )
