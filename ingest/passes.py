@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +25,8 @@ _GAP_TOLERANCE_MM = 0.002
 
 Pass = tuple[str, list[InstanceHeader]]
 """What names a pass, and its slices."""
+Digests = Callable[[Sequence[InstanceHeader]], dict[int, bytes]]
+"""Gives digests of the pixels of slices, by ``id`` of the slice: equal where the pixels are."""
 
 
 def normal_of(header: InstanceHeader) -> NDArray[np.float64]:
@@ -50,44 +51,71 @@ def uneven(gaps: NDArray[np.float64]) -> NDArray[np.bool_]:
     return np.asarray(np.abs(gaps - mean) > np.maximum(_GAP_TOLERANCE * mean, _GAP_TOLERANCE_MM))
 
 
-@dataclass(frozen=True)
 class Positions:
-    """Slices by their positions."""
+    """Slices by their positions. Pixels are decoded only where several share one and nothing else decides."""
 
-    slices: list[InstanceHeader]
-    """In the order of their positions, without copies."""
-    copies: list[InstanceHeader]
-    """Have the very pixels of a slice at the same position."""
-    conflicts: bool
-    """Several slices are left at one position."""
-    content: dict[int, tuple[int, bytes]]
-    """By ``id`` of a slice: number of its position, and a digest of its pixels where it shares that position."""
+    def __init__(self, part: Sequence[InstanceHeader], digests: Digests) -> None:
+        places = along(part)
+        order = np.argsort(places, kind="stable")
+        cuts = np.nonzero(np.diff(places[order]) > SAME_POSITION_MM)[0] + 1
+        self._groups = [[part[i] for i in same] for same in np.split(order, cuts)]
+        self._place = {id(header): n for n, same in enumerate(self._groups) for header in same}
+        self._digests = digests
+        self._known: dict[int, bytes] = {}
+        """By ``id`` of a slice."""
+        shared = [same for same in self._groups if len(same) > 1]
+        # Phases differ in the middle of the body; at its ends they may share a slice of air.
+        in_the_middle = shared[len(shared) // 2] if shared else []
+        self.conflicts = self.differ(in_the_middle) or self.differ([header for same in shared for header in same])
+        """Several slices of one position differ in their pixels."""
+
+    @property
+    def slices(self) -> list[InstanceHeader]:
+        """The first slice of each position, in order."""
+        return [same[0] for same in self._groups]
+
+    @property
+    def copies(self) -> list[InstanceHeader]:
+        """All other slices: where nothing conflicts, they have the very pixels of the first."""
+        return [header for same in self._groups for header in same[1:]]
+
+    def differ(self, slices: Sequence[InstanceHeader]) -> bool:
+        """Return whether two of these slices lie at one position and have different pixels."""
+        at_place: dict[int, list[InstanceHeader]] = defaultdict(list)
+        for header in slices:
+            at_place[self._place[id(header)]].append(header)
+        shared = [same for same in at_place.values() if len(same) > 1]
+        if self._known_to_differ(shared):
+            return True
+        unknown = [header for same in shared for header in same if id(header) not in self._known]
+        if unknown:
+            self._known |= self._digests(unknown)
+        return self._known_to_differ(shared)
+
+    def _known_to_differ(self, shared: Iterable[list[InstanceHeader]]) -> bool:
+        return any(len({self._known[id(h)] for h in same if id(h) in self._known}) > 1 for same in shared)
 
 
-def by_position(part: Sequence[InstanceHeader]) -> Positions:
-    """Sort slices by position and find those that are copies of one another."""
-    places = along(part)
-    order = np.argsort(places, kind="stable")
-    ordered = [part[i] for i in order]
-    together = np.split(np.arange(len(ordered)), np.nonzero(np.diff(places[order]) > SAME_POSITION_MM)[0] + 1)
-    digests = _digests([ordered[i] for same in together if len(same) > 1 for i in same])
-    content = {id(ordered[i]): (n, digests.get(id(ordered[i]), b"")) for n, same in enumerate(together) for i in same}
-    first: dict[tuple[int, bytes], InstanceHeader] = {}
-    copies = [header for header in ordered if first.setdefault(content[id(header)], header) is not header]
-    return Positions(list(first.values()), copies, len(first) > len(together), content)
-
-
-def _digests(slices: Iterable[InstanceHeader]) -> dict[int, bytes]:
-    """Return digests of pixels by ``id`` of their slice; a file is read once, however many of its frames are asked."""
-    by_file: dict[Path, list[InstanceHeader]] = defaultdict(list)
-    for header in slices:
-        by_file[header.path].append(header)
+def decoded_here(slices: Sequence[InstanceHeader]) -> dict[int, bytes]:
+    """Return digests of the pixels of slices, decoded one file after another; by ``id`` of the slice."""
     found: dict[int, bytes] = {}
-    for path, frames in by_file.items():
-        decoded_bytes = len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES
-        digests = hu_digests(path, [header.frame for header in frames], decoded_bytes)
+    for path, frames in by_file(slices).items():
+        digests = hu_digests(path, [header.frame for header in frames], decoded_bytes(frames))
         found |= {id(header): digest for header, digest in zip(frames, digests, strict=True)}
     return found
+
+
+def by_file(slices: Iterable[InstanceHeader]) -> dict[Path, list[InstanceHeader]]:
+    """Return slices by their file: it is read once, however many of its frames are asked for."""
+    found: dict[Path, list[InstanceHeader]] = defaultdict(list)
+    for header in slices:
+        found[header.path].append(header)
+    return found
+
+
+def decoded_bytes(frames: Sequence[InstanceHeader]) -> int:
+    """Return what the pixels of frames of one file take once they are decoded."""
+    return len(frames) * frames[0].rows * frames[0].columns * SCANNED_BYTES
 
 
 def told_apart(slices: Sequence[InstanceHeader], positions: Positions) -> list[Pass]:
@@ -98,7 +126,7 @@ def told_apart(slices: Sequence[InstanceHeader], positions: Positions) -> list[P
     for passes in by_header(slices):
         # A value of its own for nearly every slice tells slices apart, not passes.
         in_whole_passes = sum(len(same) for _, same in passes if len(same) >= MIN_SLICES)
-        if in_whole_passes * 2 > len(slices) and all(_without_conflict(same, positions) for _, same in passes):
+        if in_whole_passes * 2 > len(slices) and not any(positions.differ(same) for _, same in passes):
             return passes
     raise Refused(
         "position_conflict",
@@ -135,11 +163,6 @@ def _by_value(slices: Sequence[InstanceHeader], values: Iterable[str]) -> list[P
     for header, value in zip(slices, values, strict=True):
         passes[value].append(header)
     return sorted(passes.items())
-
-
-def _without_conflict(slices: Sequence[InstanceHeader], positions: Positions) -> bool:
-    contents = {positions.content[id(header)] for header in slices}
-    return len(contents) == len({place for place, _ in contents})
 
 
 def _regular(slices: Sequence[InstanceHeader]) -> bool:

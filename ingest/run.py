@@ -13,6 +13,7 @@ from typing import Any
 from maesil.errors import InterruptedRun, MaesilError, NoInputError, Refused, UsageError
 from maesil.files import require_writable
 from maesil.ingest import stop
+from maesil.ingest.compare import comparing
 from maesil.ingest.execute import Executor, executor
 from maesil.ingest.failures import MAY_PASS, as_refusal, json_ready
 from maesil.ingest.isolated import source_hash
@@ -34,7 +35,7 @@ from maesil.text import counted, printable
 __all__ = ["IngestOptions", "ingest"]
 
 Progress = Callable[[str, int, int | None], None]
-"""Called with (stage, done, total or None); stages are ``scan``, ``hash`` and ``build``."""
+"""Called with (stage, done, total or None); stages are ``scan``, ``compare``, ``hash`` and ``build``."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,10 @@ def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptio
         looked_at += 1
         progress("scan", looked_at, None)
 
-    rules = SeriesRules(recipe.include_derived, recipe.fill_gaps, "stand_ins" in recipe.accept)
-    return make_plan(scan(sources, on_file, follow_links=options.follow_links), rules, prefer_form=recipe.prefer_form)
+    found = scan(sources, on_file, follow_links=options.follow_links)
+    with comparing(options, progress) as digests:
+        rules = SeriesRules(recipe.include_derived, recipe.fill_gaps, "stand_ins" in recipe.accept, digests)
+        return make_plan(found, rules, prefer_form=recipe.prefer_form)
 
 
 def _dry_summary(plan: Plan, sources: Sequence[Path]) -> Summary:

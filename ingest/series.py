@@ -13,7 +13,7 @@ import numpy as np
 
 from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
-from maesil.ingest.passes import MIN_SLICES, Pass, along, by_header, by_position, interleaved, told_apart
+from maesil.ingest.passes import MIN_SLICES, Pass, Positions, along, by_header, interleaved, told_apart
 from maesil.ingest.slice_places import cut_at_jumps, is_time_series, place_numbers, side_by_side
 from maesil.ingest.slices import NOT_WANTED, check_slice, has_no_place
 from maesil.ingest.stack import Outcome, SeriesRules, outcome_of_stack, paths_of
@@ -142,7 +142,7 @@ def _outcomes_of_part(label: str, part: list[InstanceHeader], rules: SeriesRules
     if stacks := side_by_side(part):
         return _outcomes_of_passes(label, stacks, rules)
     try:
-        positions = by_position(part)
+        positions = Positions(part, rules.digests)
         passes = told_apart(part, positions) if positions.conflicts else interleaved(positions.slices)
     except Refused as refusal:
         return [Outcome(paths_of(part), refusal=refusal, label=label)]

@@ -13,7 +13,7 @@ from maesil.errors import Refused
 from maesil.geometry import Affine, from_dicom
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.limits import check_voxels
-from maesil.ingest.passes import DRIFT_MM, MIN_SLICES, along, normal_of, uneven, unit
+from maesil.ingest.passes import DRIFT_MM, MIN_SLICES, Digests, along, decoded_here, normal_of, uneven, unit
 
 _AXIAL_DRIFT = 0.1
 _ROUNDED_MM, _ROUNDED_SHARE = 0.055, 0.25
@@ -30,6 +30,8 @@ class SeriesRules:
     """How many slices in a row may be missing: they are interpolated, and marked not valid."""
     accept_stand_ins: bool = False
     """Take scans beside whose slices lie files of the same names that hold none."""
+    digests: Digests = decoded_here
+    """How pixels are compared where headers do not decide."""
 
 
 @dataclass(frozen=True)
