@@ -33,6 +33,7 @@ from pydicom.uid import (
     generate_uid,
 )
 
+from maesil.codes import RefusalCode
 from maesil.errors import Refused
 from maesil.ingest.streams import JPEG, WAVELET, check_stream, is_lossy_stream
 from maesil.ingest.values import numbers_in, tags_of, texts_of, whole_number_of
@@ -246,7 +247,7 @@ def _decode_with_gdcm(dataset: FileDataset, syntax: UID, stream: bytes) -> Any:
     return sitk.GetArrayFromImage(image).reshape(image.GetSize()[1::-1])
 
 
-def _failure(syntax: Any, error: Exception) -> tuple[str, str]:
+def _failure(syntax: Any, error: Exception) -> tuple[RefusalCode, str]:
     if syntax is None:
         return "no_transfer_syntax", "the file does not say how its pixels are encoded"
     try:

@@ -7,19 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from maesil.errors import MaesilError, Refused, ResourceError
+from maesil.codes import RefusalCode
+from maesil.errors import DISK_FULL, MaesilError, Refused, ResourceError, disk_full
 
-MAY_PASS = ("out_of_memory", "worker_lost", "decoder_killed", "unexpected", "vanished", "unreadable")
+MAY_PASS: tuple[RefusalCode, ...] = (
+    "out_of_memory",
+    "worker_lost",
+    "decoder_killed",
+    "unexpected",
+    "vanished",
+    "unreadable",
+)
 """Refusals that need not be the source's fault: tried again by every run."""
-_NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
 
 def as_refusal(error: Exception) -> Refused:
     """Return the refusal that a failed task amounts to; errors that concern the whole run are raised again."""
     if isinstance(error, Refused):
         return error
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        raise ResourceError("the disk is full; free space and run the same command again") from error
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        raise disk_full() from error
     if isinstance(error, MaesilError):
         raise error
     if isinstance(error, MemoryError):

@@ -6,12 +6,13 @@ import re
 
 import numpy as np
 
+from maesil.codes import RefusalCode
 from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.limits import MAX_EDGE, MAX_SPACING_MM, MIN_SPACING_MM
 from maesil.ingest.passes import normal_of
 
-NOT_WANTED = ("localizer", "derived_reformat", "no_slice", "material_map", "colour_picture")
+NOT_WANTED: tuple[RefusalCode, ...] = ("localizer", "derived_reformat", "no_slice", "material_map", "colour_picture")
 """Codes of slices that are understood and left aside: the rest of their series is whole without them."""
 _NOT_AXIAL_BELOW = 0.8
 _COLOURS = 3

@@ -16,6 +16,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 
+from maesil.codes import RefusalCode
 from maesil.errors import Refused
 
 Tags = Mapping[str, tuple[BaseTag, str]]
@@ -62,7 +63,7 @@ def numbers_in(text: str, count: int) -> tuple[float, ...] | None:
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
-def one_number(text: str, name: str, code: str = "bad_header") -> float | None:
+def one_number(text: str, name: str, code: RefusalCode = "bad_header") -> float | None:
     """Return the number that an element holds once, or several times over; None where it is absent or empty.
 
     `Refused` with the code if it holds anything else.
@@ -85,7 +86,7 @@ def whole_number(text: str, name: str) -> int | None:
     return None if number is None else int(number)
 
 
-def number_of(dataset: Dataset, name: str, code: str = "bad_header") -> float | None:
+def number_of(dataset: Dataset, name: str, code: RefusalCode = "bad_header") -> float | None:
     """Return the number of one element of a data set, as `one_number`."""
     return one_number(texts_of(dataset, tags_of(name))[name], name, code)
 

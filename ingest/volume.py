@@ -21,7 +21,7 @@ from maesil.ingest.maps import body_map, valid_map
 from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import to_canonical, to_grid
 from maesil.ingest.source import Source
-from maesil.store.recipe import Recipe
+from maesil.store.recipe import REFUSABLE, Recipe
 from maesil.store.records import Volume
 from maesil.store.storage import Storage
 from maesil.store.writer import Image, write_attempt
@@ -56,7 +56,8 @@ def build(source: Source, order: BuildOrder) -> Volume:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
     read, source_hash = isolated.read_hashed(source, order.source_hash)
     scan = plausible(with_missing_slices(read, source), order.recipe.accept)
-    if unwanted := [note for note in (*source.notes, *scan.notes) if note in order.recipe.refuse]:
+    notes = {*source.notes, *scan.notes}
+    if unwanted := [note for note in REFUSABLE if note in order.recipe.refuse and note in notes]:
         raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
     final = to_grid(canonical, order.recipe.spacing)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 
+from maesil.codes import RefusalCode
+
 EXIT_OK = 0
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -116,7 +118,7 @@ class Refused(Exception):
     It never ends a command: ingest catches it and writes it to the store's quarantine.
     """
 
-    def __init__(self, code: str, detail: str, **numbers: object) -> None:
+    def __init__(self, code: RefusalCode, detail: str, **numbers: object) -> None:
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
@@ -127,5 +129,5 @@ class Refused(Exception):
         return (_rebuild_refused, (self.code, self.detail, self.numbers))
 
 
-def _rebuild_refused(code: str, detail: str, numbers: dict[str, object]) -> Refused:
+def _rebuild_refused(code: RefusalCode, detail: str, numbers: dict[str, object]) -> Refused:
     return Refused(code, detail, **numbers)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from maesil.codes import RefusalCode
 from maesil.documents import canonical_json
 from maesil.errors import UsageError
 from maesil.types import AIR_HU, MAP_CELL, Spacing
@@ -14,13 +15,13 @@ from maesil.types import AIR_HU, MAP_CELL, Spacing
 CODECS = ("fast", "compact", "raw")
 FORMS = ("sform", "qform")
 """What a NIfTI header may say of where its voxels lie."""
-ACCEPTABLE = (
+ACCEPTABLE: tuple[RefusalCode, ...] = (
     "constant", "eight_bit", "implausible_size", "mr_or_pet", "no_soft_tissue", "normalised", "odd_background",
     "offset_1024", "rescaled_twice", "slice_offset", "stand_ins", "too_dense", "unsigned", "windowed", "woven_passes",
     "wrapped", "wrong_scale",
 )  # fmt: skip
 """Doubts about HU that a user may accept."""
-REFUSABLE = (
+REFUSABLE: tuple[RefusalCode, ...] = (
     "lossy", "no_rescale_tags", "undeclared_padding", "filled_border", "sagittal_slices", "coronal_slices",
     "burned_in_annotation", "animal", "quadruped", "patient_id_varies", "study_uid_varies", "series_reunited",
     "positions_rounded", "whole_words",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from maesil.codes import RefusalCode
 from maesil.store.recipe import ACCEPTABLE
 
 _GET_AGAIN = "copy or download the file again; `--retry-quarantined {code}` tries it once more"
@@ -10,7 +13,7 @@ _LOOK = "open it in a viewer; if its numbers are HU after all, `--accept {code}`
 _CONVERT = "convert it to plain CT with HU first, or leave it out"
 _TRIED_AGAIN = "run the same command again: this is tried by every run"
 
-REMEDIES = {
+REMEDIES: dict[RefusalCode, str] = {
     "gap": "look for the missing slices; `--fill-gaps N` interpolates up to N in a row",
     "irregular_spacing": "look for missing or foreign slices; a series of several scans must be split first",
     "drift": "look for slices of another scan in the folder",
@@ -91,5 +94,6 @@ REMEDIES = {
 
 def remedy(code: str) -> str:
     """Return what to do about a refusal; for a code of another version, where to read about it."""
-    found = REMEDIES.get(code) or (_LOOK if code in ACCEPTABLE else "see docs/reference/verdicts.md")
+    known = cast(RefusalCode, code)
+    found = REMEDIES.get(known) or (_LOOK if known in ACCEPTABLE else "see docs/reference/verdicts.md")
     return found.replace("{code}", code)

@@ -17,6 +17,7 @@ from support.sources import Workplace, write_sources
 from typer.testing import CliRunner
 
 from maesil.cli import app
+from maesil.codes import REFUSAL_CODES
 from maesil.documents import read_json
 from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.report_folder import files_by_volume, known_verdicts, source_text
@@ -24,6 +25,7 @@ from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES, FileVerdict
 from maesil.store.explain import NOTES, explanation, lines, note_in_words
 from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import ACCEPTABLE, REFUSABLE
 from maesil.store.remedies import REMEDIES, remedy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,7 +184,8 @@ def test_every_code_of_a_refusal_is_documented():
     raised = codes_in(r'(?:Refused|FileVerdict)\(\s*(?:[\w.]+, )?(?:"\w+", )?"(\w+)"') - set(STATUSES)
     documented = (ROOT / "docs" / "reference" / "verdicts.md").read_text()
     assert len(raised) > 30
-    assert not [code for code in raised if f"`{code}`" not in documented]
+    assert not [code for code in (*raised, *REFUSAL_CODES) if f"`{code}`" not in documented]
+    assert {*REMEDIES, *ACCEPTABLE, *REFUSABLE} <= set(REFUSAL_CODES)
 
 
 def test_every_code_that_is_quarantined_says_what_to_do():
