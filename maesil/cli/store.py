@@ -8,15 +8,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from maesil.cli.options import WHERE, AsJson, StoreName, opened
 from maesil.cli.output import print_all
-from maesil.errors import EXIT_STORE
+from maesil.errors import EXIT_REFUSED, EXIT_STORE, UsageError
 from maesil.sizes import size_text
 from maesil.text import counted
+
+if TYPE_CHECKING:
+    from maesil.data.overlap import Overlap
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
 
@@ -139,6 +142,42 @@ def store_split(
     write_split(out, split, [store.fingerprint for store in those])
     counts = (f"{len({leaders[group] for group in getattr(split, part)})} {part}" for part in PARTS)
     print_all(f"{out}: patients: {', '.join(counts)}; use it with maesil train --split {out}")
+
+
+@app.command("overlap")
+def store_overlap(
+    store: StoreName,
+    others: Annotated[
+        list[str] | None, typer.Argument(metavar="[OTHER]...", help="Stores that may hold the same scans.")
+    ] = None,
+    runs: Annotated[
+        list[Path] | None, typer.Option("--run", metavar="RUN", help="A run that may have seen them. May be repeated.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which scans of STORE other stores hold or runs have seen, also resampled, renamed, cut or mirrored.
+
+    Exit code 1 if there are any.
+
+    Example: maesil store overlap test.zarr train.zarr --run run
+    """
+    from maesil.data.overlap import overlaps
+
+    if not (others or runs):
+        raise UsageError("expected another store, or a run with --run RUN, to compare with; found none")
+    found, notes = overlaps(opened(store), [opened(other) for other in others or ()], runs or ())
+    if as_json:
+        typer.echo(json.dumps({"overlaps": [asdict(one) for one in found], "notes": notes}, indent=1))
+    else:
+        print_all(*(_overlap_told(one) for one in found), *notes)
+        print_all(f"{counted(len({one.volume_id for one in found}), 'scan')} of {store} known")
+    if found:
+        raise typer.Exit(EXIT_REFUSED)
+
+
+def _overlap_told(one: Overlap) -> str:
+    used = f" ({one.part})" if one.part else ""
+    return f"volume {one.volume_id} is {one.known_volume_id} of {one.where}{used}, by {one.by}"
 
 
 @app.command("explain")

@@ -8,7 +8,7 @@ fingerprints agree, the cells that show tissue in both are correlated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -59,18 +59,24 @@ def merge_groups(groups: Sequence[str], found: Sequence[Thumbnail]) -> dict[str,
             group = leader[group]
         return group
 
-    for guess in _guesses(found):
-        one, other = lead(groups[guess.larger]), lead(groups[guess.smaller])
-        above = SMALL_SAME_ABOVE if found[guess.smaller].size < _FEW else SAME_ABOVE
-        if one != other and _correlation_near(found[guess.larger], found[guess.smaller], guess) > above:
-            first, second = sorted((one, other))
-            leader[second] = first
+    for i, j in copies(found, lambda i, j: lead(groups[i]) != lead(groups[j])):
+        first, second = sorted((lead(groups[i]), lead(groups[j])))
+        leader[second] = first
     return {group: lead(group) for group in leader}
+
+
+def copies(found: Sequence[Thumbnail], asked: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of each two thumbnails that are of one scan; ``asked`` says whether a pair matters."""
+    for guess in _guesses(found):
+        if asked(guess.larger, guess.smaller):
+            above = SMALL_SAME_ABOVE if found[guess.smaller].size < _FEW else SAME_ABOVE
+            if _correlation_near(found[guess.larger], found[guess.smaller], guess) > above:
+                yield guess.larger, guess.smaller
 
 
 def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
     """Return whether two thumbnails are of one scan, or of one scan and a cut, mirrored or clipped copy of it."""
-    return len(set(merge_groups(("a", "b"), (a, b)).values())) == 1
+    return any(copies((a, b), lambda i, j: True))
 
 
 @dataclass(frozen=True)
