@@ -86,6 +86,21 @@ def test_every_crop_with_enough_body_is_drawn_by_its_body_and_no_other(sources, 
 
 
 @BOTH
+def test_the_crops_of_a_visit_are_drawn_by_their_body(tmp_path, offsets):
+    """One block, whose body grows from one side to the other."""
+    store, hu = make_store(tmp_path / "s", []), np.full((32, 32, 32), 40, np.int16)
+    add_volume(store, hu, body=np.random.default_rng(0).random(hu.shape) < np.linspace(0, 1, 32) ** 2)
+    sampler = make_sampler(Sources.open([tmp_path / "s"], MODEL), offsets=offsets, min_body=0.01)
+    (block,) = sampler._blocks
+    cells, body = sampler._crops(block)
+    drawn, count = Counter(draw.origin for draw in draws(sampler, 2000)), 6000
+    for cell, share in zip(cells, body / body.sum(), strict=True):
+        found = drawn[tuple(8 * cell)] / count
+        assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / count * sampler.crops_per_visit), cell
+    assert body.max() > 5 * body.min(), "all crops hold alike: this test shows less than it says"
+
+
+@BOTH
 def test_an_epoch_visits_each_block_by_its_weight_and_no_block_of_average_weight_twice(sources, offsets):
     sampler = make_sampler(sources, offsets=offsets)
     n, expected = len(sampler._blocks), sampler._weights * len(sampler._blocks) / sampler._weights.sum()

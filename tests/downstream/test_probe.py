@@ -19,7 +19,7 @@ from maesil.data.split import Split
 from maesil.documents import read_json
 from maesil.downstream.folds import Patients
 from maesil.downstream.labels import load_labels
-from maesil.downstream.probe import Fold, Patches, _look_at, _rare, _score, patch_classes, probe, spatial_folds
+from maesil.downstream.probe import Fold, Patches, _fold, _look_at, _rare, _score, patch_classes, probe, spatial_folds
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
 from maesil.store.index import write_index
@@ -112,6 +112,40 @@ def test_shares_are_counted_patch_by_patch_and_only_whole_known_patches_of_the_b
     shares, usable = patch_classes(reader, volume, array, 4, coarse)
     assert shares[1, 1, 1] == pytest.approx([(array[16:32, 16:32, 16:32] == k).mean() for k in range(1, 5)])
     assert np.array_equal(usable[:3, :2, :3], body.reshape(3, 2, 2, 2, 3, 2).any(axis=(1, 3, 5)) & _not_first(usable))
+
+
+@pytest.mark.parametrize("patch", [4, 8, 16])
+def test_a_patch_that_is_not_valid_as_a_whole_is_not_used(tmp_path, patch):
+    """Two voxels outside the scan are enough; of a patch of two cells along each axis, one cell."""
+    hu, valid = np.full((32, 32, 32), 40, np.int16), np.ones((32, 32, 32), bool)
+    valid[20, 3, 9:11] = False
+    store = Store.create(tmp_path / "s", Recipe(spacing=None, superpatch=32), key_fingerprint="0" * 16)
+    volume = add_volume(store, hu, valid=valid, body=np.ones(hu.shape, bool))
+    model = replace(SMALL, patch=patch)
+    _, usable = patch_classes(SuperpatchReader(store), volume, np.ones(hu.shape, np.uint8), 1, model)
+    cell, count = (20 // 8, 3 // 8, 9 // 8), max(1, 8 // patch)
+    expected = np.ones((32 // patch,) * 3, bool)
+    expected[tuple(slice(8 * i // patch, 8 * i // patch + count) for i in cell)] = False
+    assert np.array_equal(usable, expected)
+
+
+def test_nobody_is_in_both_parts_of_a_fold_and_every_unseen_patient_is_scored_once():
+    """Patches bear the number of their patient; two volumes are of one."""
+    looked_at = {
+        name: Patches(np.zeros((4, 3), np.int64), np.full((4, 1), number, np.float32), {"a": np.zeros((4, 2))})
+        for number, name in enumerate(["a", "a2", "b", "c", "d", "e"])
+    }
+    patients = Patients((("a", "a2"), ("b",), ("c",), ("d",)), (("e",),))
+    for count in (2, 3, 4, 9):
+        folds, _, _ = _fold(looked_at, patients, [], SMALL, count)
+        assert len(folds) == min(count, 4)
+        scored = [set(fold.test.shares_NK[:, 0].tolist()) for fold in folds]
+        assert sorted(one for some in scored for one in some) == [0, 1, 2, 3, 4]
+        for fold, out in zip(folds, scored, strict=True):
+            learnt = [set(part.shares_NK[:, 0].tolist()) for part in fold.train]
+            assert set().union(*learnt) == {0, 1, 2, 3, 4, 5} - out
+            assert all(({0, 1} <= some) == (0 in some or 1 in some) for some in (*learnt, out))
+            assert len(learnt) == 5 - sum(some <= out for some in ({0, 1}, {2}, {3}, {4}))
 
 
 def _not_first(usable: np.ndarray) -> np.ndarray:

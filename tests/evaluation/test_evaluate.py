@@ -16,8 +16,8 @@ from maesil.data.crops import grid_crops
 from maesil.data.scans import SCANS, record_scans
 from maesil.data.split import Split
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
-from maesil.evaluation.evaluate import choose_volumes, evaluate, taken
-from maesil.evaluation.predict import ModelPredictor, make_predictors, mask_seed, reconstruct
+from maesil.evaluation.evaluate import choose_volumes, evaluate, score_volume, taken
+from maesil.evaluation.predict import ModelPredictor, Reconstruction, make_predictors, mask_seed, reconstruct
 from maesil.evaluation.reconstruct import reconstruct_volume
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
@@ -155,6 +155,22 @@ def test_equal_seeds_give_equal_scores_and_voxels_outside_the_scan_do_not_count(
         after = of(second.per_volume, volume_id=volume.volume_id, region="body", model=model)
         for name in ("psnr_hidden", "psnr_whole", "ssim_3d", "ssim_axial", "mae_hu"):
             assert after[name] == pytest.approx(before[name], rel=1e-5), (model, name)
+
+
+def test_what_is_put_out_where_the_model_saw_counts_in_the_score_of_all_voxels_alone(world):
+    """Perfect where hidden, wild where visible: all scores but that of the whole output are perfect."""
+    run, reference = load_run(world[2]), torch.from_numpy(synthetic_hu((32, 32, 32), 1))
+    masks = make_masks(run.config.mask, (4, 4, 4), [7])
+    hidden = expand_cells(masks.mask.view(4, 4, 4) > 0, 8)
+    predicted = torch.where(hidden, reference.float(), reference.float().flip(2))
+    everywhere = torch.ones(reference.shape) > 0
+    result = Reconstruction(predicted, hidden, torch.zeros(reference.shape) > 0)
+    for row in score_volume(reference, result, {"body": everywhere, "whole": everywhere}, run):
+        if "group_by" not in row:
+            assert (row["psnr_hidden"], row["psnr_pasted"], row["mae_hu"]) == (np.inf, np.inf, 0)
+            assert [row[name] for name in ("ssim_3d", "ssim_axial", "border_ratio")] == pytest.approx([1, 1, 1])
+            error = (reference.float().clamp(-1000, 1000) - predicted.clamp(-1000, 1000)).square().mean().item()
+            assert row["psnr_whole"] == pytest.approx(10 * np.log10(2000**2 / error), abs=1e-3)
 
 
 def test_another_seed_hides_other_patches(world):

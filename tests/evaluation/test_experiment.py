@@ -10,6 +10,7 @@ import re
 import shutil
 import tomllib
 from importlib.resources import files
+from itertools import combinations
 
 import pytest
 from rich.console import Console
@@ -69,6 +70,17 @@ def test_a_scan_under_two_names_is_one_patient_and_nobody_is_in_two_parts(world)
     assert all(parts) and sum(map(len, parts)) == len(set.union(*parts)) == 5
     (twin,) = [v.group for v in stores[0].volumes() if v.shape == (40, 48, 40)]
     assert any({twin, "again"} <= part for part in parts)
+
+
+def test_the_patients_set_aside_are_scored_and_no_others(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 40, 32), (36, 32, 32), (32, 32, 40), (40, 32, 32)], superpatch=32)
+    experiment, _ = run([store], tmp_path / "out", models=["ae"])
+    split = experiment.split
+    parts = [set(split.train), set(split.validation), set(split.test)]
+    assert all(parts) and not any(one & other for one, other in combinations(parts, 2))
+    scored = [*(one.scored for one in experiment.runs), experiment.naive]
+    assert len(scored) == 3
+    assert all({row["group"] for row in rows} == parts[2] for rows in scored)
 
 
 def test_rows_hold_both_tables_all_models_and_the_naive_baselines(world):

@@ -112,6 +112,35 @@ def test_the_vae_draws_with_the_noise_it_is_given_and_warms_its_auxiliary_loss_u
     assert weights == pytest.approx([0.0, 0.25, 0.5, 0.5])
 
 
+@torch.no_grad()
+def test_the_2d_model_is_a_masked_autoencoder_of_each_slice_under_the_mask_of_its_layer(volume):
+    inputs, model = given(volume), made("mae2d").eval()
+    found = unpatchify(model.predict_all(inputs), CONFIG.grid, 8)
+    values = ((volume.float().clamp(-500, 700) + 500) / 1200 - 0.4) / 0.3
+    for crop, z in ((0, 3), (0, 17), (1, 13), (1, 31)):
+        patches = values[crop, z].reshape(4, 8, 4, 8).transpose(1, 2).reshape(16, 64)
+        seen = inputs.masks.mask.view(2, 4, 16)[crop, z // 8] == 0
+        tokens = model.patch_embed(patches[seen])[None] + model.pos_embed[seen]
+        for block in model.blocks:
+            tokens = block(tokens)
+        decoded = model.mask_token.expand(1, 16, -1).clone()
+        decoded[:, seen] = model.decoder_embed(model.norm(tokens))
+        decoded = decoded + model.decoder_pos_embed
+        for block in model.decoder_blocks:
+            decoded = block(decoded)
+        expected = model.pred(model.decoder_norm(decoded)).reshape(4, 4, 8, 8).transpose(1, 2).reshape(32, 32)
+        torch.testing.assert_close(found[crop, z], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_drawn_code_is_that_of_torch():
+    """Mean plus noise times the standard deviation, not the variance."""
+    code, noise = torch.randn(2, 12, 4, 4, 4), torch.randn(2, 6, 4, 4, 4)
+    mean, log_variance = code.chunk(2, dim=1)
+    normal = torch.distributions.Normal(mean, log_variance.exp().sqrt())
+    drawn = made("vae").bottleneck(code, noise)[0]
+    torch.testing.assert_close(normal.cdf(drawn), torch.distributions.Normal(0.0, 1.0).cdf(noise))
+
+
 def test_the_kl_is_that_of_torch(volume):
     model = made("vae")
     code = torch.randn(2, 12, 4, 4, 4)
@@ -131,8 +160,12 @@ def test_codes_are_the_nearest_and_the_gradient_passes_straight_through():
     torch.testing.assert_close(quantised.movedim(1, -1).reshape(-1, 6), model.codebook_Kc[distances.argmin(1)])
     torch.testing.assert_close(commitment, distances.min(1).values.mean() / 6)
     weight = torch.randn(quantised.shape)
-    (quantised * weight).sum().backward()
+    (quantised * weight).sum().backward(retain_graph=True)
     assert torch.equal(code.grad, weight)
+    code.grad = None
+    commitment.backward()  # pulls the code towards what was chosen
+    chosen = quantised.detach()
+    torch.testing.assert_close(code.grad, 2 * (code.detach() - chosen) / code.numel())
     assert 1 <= facts["perplexity"] <= 8
 
 
@@ -151,6 +184,27 @@ def test_the_codebook_starts_from_the_data_and_dead_codes_are_revived():
     for _ in range(400):
         recovered = perplexity()
     assert recovered > 6
+
+
+def test_the_codebook_follows_in_training_and_stands_still_while_it_is_scored():
+    model, code = made("vqvae"), torch.randn(4, 6, 4, 4, 4)
+    for mode, stands in ((True, False), (False, True), (True, False)):
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        model.train(mode).bottleneck(code + torch.randn(6, 1, 1, 1))
+        for name in ("codebook_Kc", "counts_K", "sums_Kc"):
+            assert torch.equal(getattr(model, name), before[name]) == stands
+
+
+def test_the_codebook_is_the_average_of_what_chose_it():
+    """Two far clusters, two codes: each becomes the mean of its own, weighted by what came when."""
+    model = made("vqvae", codes=2).train()
+    model.codebook_Kc.copy_(torch.tensor([[-9.0], [9.0]]).expand(2, 6))
+    model.counts_K.fill_(32.0)
+    model.sums_Kc.copy_(32 * model.codebook_Kc)
+    code = torch.cat([torch.full((1, 6, 2, 4, 4), -10.0), torch.full((1, 6, 2, 4, 4), 8.0)], dim=2)
+    model.bottleneck(code)
+    expected = torch.tensor([[0.95 * -9 + 0.05 * -10], [0.95 * 9 + 0.05 * 8]]).expand(2, 6)
+    torch.testing.assert_close(model.codebook_Kc, expected)
 
 
 def test_latent_sizes_are_stated():

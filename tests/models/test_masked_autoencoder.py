@@ -9,7 +9,7 @@ import torch
 
 from maesil import kernels
 from maesil.config.schema import PRESETS, MaskConfig, ModelConfig
-from maesil.models.masked_autoencoder import MaskedAutoencoder, sincos_positions
+from maesil.models.masked_autoencoder import Block, CrossBlock, MaskedAutoencoder, sincos_positions
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, draw_targets, make_masks
 from maesil.models.patches import patchify, to_hu, tokens_at, unpatchify
@@ -84,6 +84,89 @@ def test_a_lean_cross_decoder_predicts_a_token_the_same_whichever_others_it_pred
     torch.testing.assert_close(lean, tokens_at(model.predict_all(inputs, pictured=False), some), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("decoder", "head"), DECODERS)
+def test_what_is_predicted_follows_the_order_of_what_is_asked_for(inputs, decoder, head):
+    model, some = made(decoder=decoder, head=head), draw_targets(inputs.masks, 0.25, [1, 2])
+    order = torch.randperm(some.shape[1])
+    forward, other = (model(replace(inputs, ids_target=ids)).shown for ids in (some, some[:, order]))
+    torch.testing.assert_close(other, forward[:, order], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(other, forward, atol=1e-3)
+
+
+def test_a_token_is_encoded_with_the_position_of_its_patch(model):
+    """Whoever hands patches over in another order gets the same tokens in that order."""
+    patches, ids = torch.randn(2, 20, 512), torch.stack([torch.randperm(64)[:20] for _ in range(2)])
+    order = torch.randperm(20)
+    tokens = model.forward_encoder(patches, ids)
+    torch.testing.assert_close(model.forward_encoder(patches[:, order], ids[:, order]), tokens[:, order])
+    assert not torch.allclose(model.forward_encoder(patches, ids[:, order]), tokens, atol=1e-2)
+
+
+@torch.no_grad()
+def test_the_model_is_a_masked_autoencoder_written_out(inputs, volume, masks):
+    model = made(head="linear", picture_head="none")
+    found = model.predict_all(inputs)
+    patches = patchify(((volume.float().clamp(-500, 700) + 500) / 1200 - 0.4) / 0.3, 8)
+    for crop in range(2):
+        seen = masks.mask[crop] == 0
+        tokens = model.patch_embed(patches[crop, seen])[None] + sincos_positions(SMALL.grid, 24)[seen]
+        for block in model.blocks:
+            tokens = block(tokens)
+        decoded = model.mask_token.expand(1, 64, -1).clone()
+        decoded[:, seen] = model.decoder_embed(model.norm(tokens))
+        decoded = decoded + sincos_positions(SMALL.grid, 16)
+        for block in model.decoder_blocks:
+            decoded = block(decoded)
+        expected = model.head.pred(model.decoder_norm(decoded))[0]
+        torch.testing.assert_close(found[crop], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_block_is_that_of_torch():
+    ours, tokens = Block(24, 3), torch.randn(2, 10, 24)
+    theirs = torch.nn.TransformerEncoderLayer(
+        24, 3, 96, dropout=0.0, activation="gelu", batch_first=True, norm_first=True, layer_norm_eps=1e-6
+    )
+    state = dict(zip(theirs.state_dict(), [
+        ours.attn.qkv.weight, ours.attn.qkv.bias, ours.attn.proj.weight, ours.attn.proj.bias,
+        ours.mlp[0].weight, ours.mlp[0].bias, ours.mlp[2].weight, ours.mlp[2].bias,
+        ours.norm1.weight, ours.norm1.bias, ours.norm2.weight, ours.norm2.bias,
+    ], strict=True))  # fmt: skip
+    theirs.load_state_dict(state)
+    torch.testing.assert_close(ours(tokens), theirs(tokens), atol=1e-5, rtol=1e-5)
+
+
+def test_a_cross_block_attends_to_the_memory_alone_as_torch_does():
+    ours, tokens, memory = CrossBlock(24, 3), torch.randn(2, 10, 24), torch.randn(2, 7, 24)
+    theirs, attn = torch.nn.MultiheadAttention(24, 3, batch_first=True), ours.attn
+    weights, biases = (torch.cat([getattr(one, name) for one in (attn.q, attn.kv)]) for name in ("weight", "bias"))
+    theirs.load_state_dict({
+        "in_proj_weight": weights, "in_proj_bias": biases,
+        "out_proj.weight": attn.proj.weight, "out_proj.bias": attn.proj.bias,
+    })  # fmt: skip
+    seen = ours.norm_memory(memory)
+    mixed = tokens + theirs(ours.norm1(tokens), seen, seen, need_weights=False)[0]
+    torch.testing.assert_close(ours(tokens, memory), mixed + ours.mlp(ours.norm2(mixed)), atol=1e-5, rtol=1e-5)
+
+
+def test_without_a_mask_the_pictures_are_not_filled_from_the_truth(volume):
+    """With an encoder that says nothing, nothing of the voxels comes out."""
+    masks, model = make_masks(MaskConfig(kind="none"), SMALL.grid, [0, 1]), made()
+    torch.nn.init.zeros_(model.patch_embed.weight)
+    for parameter in model.picture_head.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    one, other = (model(MaskedInput(some, masks, INTENSITY, 8)).shown for some in (volume, volume.flip(0, 2)))
+    assert torch.equal(one, other)
+
+
+def test_the_loss_on_the_latent_reaches_the_encoder(inputs):
+    model = made(decorrelation=0.1)
+    model(inputs).auxiliary_loss.backward()
+    reached = {name.split(".")[0] for name, one in model.named_parameters() if one.grad is not None}
+    assert reached == {"patch_embed", "blocks", "norm"}
+    assert model.auxiliary_weight(0.5) == 0.1
+    assert model.eval()(inputs).auxiliary_loss is None
+
+
 @pytest.mark.parametrize("decoder", ["subset", "cross"])
 def test_a_lean_decoder_decodes_fewer_tokens(inputs, decoder):
     model, seen = made(decoder=decoder), []
@@ -115,6 +198,9 @@ def test_each_sample_may_have_its_own_window(model, volume, masks):
             replace(INTENSITY, window=tuple(windows[b].tolist())), 8,
         )  # fmt: skip
         torch.testing.assert_close(model(alone).patches_BSV[0], pred[b], atol=1e-5, rtol=1e-5)
+        only_this = torch.zeros(masks.ids_masked.shape)
+        only_this[b] = 1.0
+        torch.testing.assert_close(together.loss(pred, only_this), alone.loss(pred[b : b + 1]))
 
 
 def test_loss_compares_with_the_true_patches(inputs, volume, masks):

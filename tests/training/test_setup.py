@@ -7,6 +7,8 @@ from rich.console import Console
 from support.stores import make_store
 
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
+from maesil.data.intensity import measure_intensity
+from maesil.data.sources import Sources
 from maesil.training import setup
 from maesil.training.setup import prepare
 from maesil.training.trainer import Trainer
@@ -39,3 +41,12 @@ def test_a_budget_in_minutes_counts_the_wait_for_data(tmp_path, monkeypatch):
     drawn = torch.get_rng_state()
     assert 0.5 * seconds / 0.2 < setup.steps_that_fit(trainer, seconds / 60) <= seconds / 0.2
     assert torch.equal(torch.get_rng_state(), drawn) and trainer.step == 0
+
+
+def test_intensities_are_those_of_the_training_patients_alone(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 40, 36), (40, 32, 33), (24, 48, 40)]).path
+    config = RunConfig(ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1))
+    trainer = prepare([store], config, tmp_path / "r", resume=False, console=Console(quiet=True))
+    sources, window = Sources.open([store], config.model), config.train.window
+    assert trainer.intensity == measure_intensity(sources, trainer.split.train, window)
+    assert trainer.intensity != measure_intensity(sources, sources.groups, window)
