@@ -32,7 +32,7 @@ from maesil.downstream.finetune import (
     train_segmenter,
 )
 from maesil.downstream.folds import Patients, patients_of
-from maesil.downstream.labels import load_labels
+from maesil.downstream.labels import UNLABELLED, Labels, load_labels
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
 from maesil.store.index import patients
@@ -180,6 +180,20 @@ def test_a_copy_of_another_store_s_training_scan_is_not_scored(world, tmp_path):
     budget = Budget(steps=1, batch=1, seeds=1)
     report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
     assert {row["volume_id"] for row in report.rows} == {volumes[3].volume_id}
+
+
+def test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled(tmp_path):
+    shape = (32, 32, 24)
+    valid, truth = np.ones(shape, bool), np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    valid[:8, 16:] = False
+    store = make_store(tmp_path / "s", [])
+    volume = add_volume(store, np.full(shape, 40, np.int16), valid=valid)
+    np.save(tmp_path / "labels.npy", truth)
+    labels = Labels(("a", "b"), (volume,), (), {volume.volume_id: tmp_path / "labels.npy"})
+    _, found = _batch(SuperpatchReader(store), labels, [Place(volume, (0, 0, 0))], 32)
+    expected = np.full((32, 32, 32), UNLABELLED)
+    expected[:, :, :24] = np.where(valid, truth, UNLABELLED)
+    assert np.array_equal(found[0].numpy(), expected)
 
 
 def test_a_class_scored_in_one_volume_is_noted():

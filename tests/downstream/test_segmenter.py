@@ -41,6 +41,18 @@ def test_the_loss_is_0_for_the_truth_and_high_for_its_opposite():
     assert float(segmentation_loss(sure_of((truth + 1) % 4), truth)) > 10
 
 
+def test_the_loss_is_cross_entropy_plus_soft_dice_without_the_background():
+    truth, logits = a_truth(), torch.randn(2, 4, 6, 6, 6, generator=torch.Generator().manual_seed(2))
+    truth[:, :2] = UNLABELLED
+    labelled = truth != UNLABELLED
+    shares, wanted = logits.softmax(dim=1).movedim(1, -1)[labelled], truth[labelled].long()
+    entropy = -shares.gather(1, wanted[:, None]).log().mean()
+    dice = [
+        (2 * shares[wanted == k, k].sum() + 1) / (shares[:, k].sum() + (wanted == k).sum() + 1) for k in range(1, 4)
+    ]
+    torch.testing.assert_close(segmentation_loss(logits, truth), entropy + 1 - sum(dice) / 3)
+
+
 def test_unlabelled_voxels_have_no_say():
     truth = a_truth()
     truth[:, :3] = UNLABELLED

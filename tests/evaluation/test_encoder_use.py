@@ -5,12 +5,14 @@ import torch
 from support.runs import SMALL, save_run
 from support.stores import make_store
 
+from maesil.data.crops import grid_crops
 from maesil.data.split import Split
 from maesil.evaluation.encoder_use import warning_of_unused_encoders
 from maesil.evaluation.evaluate import evaluate, score_volumes
 from maesil.evaluation.predict import ModelPredictor
+from maesil.models.latent import LatentStatistics
 from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
-from maesil.models.patches import tokens_at
+from maesil.models.patches import patchify, tokens_at
 from maesil.store.reader import SuperpatchReader
 from maesil.training.checkpoint import load_run
 
@@ -58,8 +60,16 @@ def test_an_encoder_that_carries_the_score_is_left_alone(store, tmp_path):
     assert {row["region"] for row in whole} == {"body", "whole"}
     for row in whole:
         assert min(row[name] for name in GAINS) > 5
+        # A patch in another place is wrong twice, the mean of all patches once: 3 dB.
+        assert row["encoder_gain_shuffled_db"] - row["encoder_gain_db"] == pytest.approx(3, abs=1.5)
         assert 1 < row["effective_rank"] < 512
     assert warning_of_unused_encoders([{**row, "table": "A"} for row in whole]) == ()
+    for volume in store.volumes():
+        statistics = LatentStatistics()
+        for crop in grid_crops(SuperpatchReader(store), [volume.volume_id], 32):
+            statistics(patchify(torch.from_numpy(crop.hu)[None].float().clamp(-1000, 1000), 8))
+        ranks = {row["effective_rank"] for row in whole if row["volume_id"] == volume.volume_id}
+        assert list(ranks) == [pytest.approx(statistics.effective_rank, rel=1e-3)]
 
 
 def test_a_row_of_table_b_or_without_gains_warns_of_nothing():

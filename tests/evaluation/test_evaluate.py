@@ -157,11 +157,11 @@ def test_equal_seeds_give_equal_scores_and_voxels_outside_the_scan_do_not_count(
             assert after[name] == pytest.approx(before[name], rel=1e-5), (model, name)
 
 
-def test_what_is_put_out_where_the_model_saw_counts_in_the_score_of_all_voxels_alone(world):
+def test_what_is_put_out_where_the_model_saw_counts_in_the_score_of_all_voxels_alone(tmp_path):
     """Perfect where hidden, wild where visible: all scores but that of the whole output are perfect."""
-    run, reference = load_run(world[2]), torch.from_numpy(synthetic_hu((32, 32, 32), 1))
-    masks = make_masks(run.config.mask, (4, 4, 4), [7])
-    hidden = expand_cells(masks.mask.view(4, 4, 4) > 0, 8)
+    run = load_run(save_run(tmp_path / "run", Split(("a",), ())))
+    reference = torch.from_numpy(synthetic_hu((32, 32, 32), 1))
+    hidden = expand_cells(make_masks(run.config.mask, (4, 4, 4), [7]).mask.view(4, 4, 4) > 0, 8)
     predicted = torch.where(hidden, reference.float(), reference.float().flip(2))
     everywhere = torch.ones(reference.shape) > 0
     result = Reconstruction(predicted, hidden, torch.zeros(reference.shape) > 0)

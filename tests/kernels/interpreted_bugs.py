@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.kernel_cases import PatchSpec, check_gather, check_loss, check_unshuffle
+from support.planting import planted
 
 import maesil.kernels
 from maesil.kernels import library
@@ -93,8 +94,7 @@ def copy_in_use(folder: Path, module: str | None = None, old: str = "", new: str
     for name in MODULES:
         text = (SOURCES / f"{name}.py").read_text(encoding="utf-8")
         if name == module:
-            assert old in text, f"{name}.py no longer has {old!r}; plant the bug anew"
-            text = text.replace(old, new)
+            text = planted(text, old, new, f"kernels/{name}.py")
         text = text.replace("from maesil.kernels.voxels", f"from {package}.voxels")
         (folder / f"{name}.py").write_text(text, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
