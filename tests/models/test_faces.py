@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -63,9 +65,9 @@ def test_where_predictions_meet_nothing_is_left_to_share_out(world):
     after, _ = faces.mismatch(met, masks.ids_masked, known)
     between = (states[..., 0] - states[..., 1])[..., None].expand_as(before) > 0
     assert after[between].abs().mean() < 0.6 * before[between].abs().mean()
-    # Beside a true patch alone nothing is moved.
-    alone = ~between[..., 0].any(dim=-1)
-    assert torch.equal(met[alone], pred_BSV[alone])
+    # Nothing is moved towards a true patch.
+    others = replace(known, patches_BNV=known.patches_BNV + 1)
+    assert torch.equal(faces.meet(pred_BSV, masks.ids_masked, others), met)
 
 
 def test_of_a_patch_that_is_to_be_predicted_the_truth_is_not_used():

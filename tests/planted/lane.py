@@ -1,4 +1,4 @@
-"""The planted-bug lane: plants the bugs of `bugs.py` in copies of the source, one at a time; a test must see each.
+"""The planted-bug lane: plants the bugs of `planted.bugs` in copies of the source, one at a time; a test must see each.
 
 `make planted-bugs` runs all of them; ``python -m planted.lane WORD...`` those whose line holds one of the words.
 
@@ -54,6 +54,11 @@ class Bug:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.old!r} -> {self.new!r} ({self.test})"
+
+
+def bugs(file: str, tests: str, *changes: tuple[str, str, str]) -> list[Bug]:
+    """Return bugs of one file that tests of another see: a text, what takes its place, the name of the test."""
+    return [Bug(file, old, new, f"{tests}::{test}") for old, new, test in changes]
 
 
 class Watch:
