@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("maesil", "ingest", "kernels", "cache", "tests", "docs", "pyproject.toml")
 HEAVY = (
     "hypothesis", "matplotlib.pyplot", "nibabel", "rich.progress", "safetensors.torch", "scipy.sparse.linalg",
-    "scipy.stats", "torch.utils.flop_counter", "torch.utils.tensorboard", "typer", "zarr",
+    "scipy.stats", "torch._dynamo", "torch.utils.flop_counter", "torch.utils.tensorboard", "typer", "zarr",
 )  # fmt: skip
 """Libraries that tests import, that no bug touches, and that start no thread, which a fork would not take along."""
 AT_ONCE = 2
@@ -191,7 +191,6 @@ def load_libraries() -> None:
         importlib.import_module(name)
     for plugin in entry_points(group="pytest11"):
         plugin.load()
-    gc.freeze()  # children need not look through it again
 
 
 def main(words: Sequence[str]) -> int:
@@ -201,7 +200,10 @@ def main(words: Sequence[str]) -> int:
     bugs = [bug for bug in BUGS if not words or any(word in str(bug) for word in words)]
     os.environ["OMP_NUM_THREADS"] = "1"  # before torch; two children use two cores
     load_libraries()
-    return min(run(bugs), 1)
+    gc.freeze()  # children need not look through it again
+    wrong = run(bugs)
+    gc.unfreeze()
+    return min(wrong, 1)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,7 @@ def test_what_is_applied_has_an_effect_and_is_announced(place, tmp_path, name):
 def test_without_a_change_the_run_is_the_undisturbed_one(place, tmp_path):
     out, told = resumed(place, tmp_path)
     assert weights(out) == weights(place / "whole")
+    assert load_run(out).weights_sha256() == load_run(place / "whole").weights_sha256(), "another average"
     assert "changed" not in told
 
 
