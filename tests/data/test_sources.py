@@ -178,6 +178,14 @@ def test_a_filter_decides_what_is_drawn_measured_and_validated(tmp_path):
         Sources.open([store.path], model, where="body > 1")
 
 
+def test_volumes_that_came_later_are_not_used(sources):
+    """Of each store those that a run began with."""
+    began = [sorted(reader.volumes)[:1] for reader in sources.readers]
+    then = replace(sources, only=tuple(map(set, began)))
+    assert [volume.volume_id for _, volume in then.volumes(sources.groups)] == [one for some in began for one in some]
+    assert then.left_out == 1 and len(then.groups) == 2 and len(sources.groups) == 3
+
+
 def test_weights_are_the_shares_of_the_crops_that_stores_give(tmp_path):
     stores = [make_store(tmp_path / "a", [(64, 64, 64)], superpatch=32).path,
               make_store(tmp_path / "b", [(32, 32, 32)], superpatch=32, seed=5).path]  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -33,6 +35,7 @@ from maesil.downstream.finetune import (
 )
 from maesil.downstream.folds import Patients, patients_of
 from maesil.downstream.labels import UNLABELLED, Labels, load_labels
+from maesil.downstream.segmenter import segmentation_loss
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
 from maesil.store.index import patients
@@ -194,6 +197,30 @@ def test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled(tmp_path):
     expected = np.full((32, 32, 32), UNLABELLED)
     expected[:, :, :24] = np.where(valid, truth, UNLABELLED)
     assert np.array_equal(found[0].numpy(), expected)
+
+
+def test_steps_of_fine_tuning_are_those_of_their_definition(world):
+    """AdamW, the rate of this very step, gradients clipped to 1."""
+    _, _, volumes, run, reader, labels = world
+    places, budget = (Place(volumes[1], (0, 0, 0)), Place(volumes[1], (16, 0, 0))), Budget(steps=20, batch=1, lr=0.01)
+    ours = _start(load_run(run), "scratch", len(ORGANS), 0, torch.device("cpu"))
+    torch.nn.init.normal_(ours.classify[-1].weight, generator=torch.Generator().manual_seed(0))  # steep
+    theirs = copy.deepcopy(ours)
+    for _ in islice(train_segmenter(ours, reader, labels, Task(places, (), ""), budget, 3), 4):
+        pass
+    optimizer, parameters = torch.optim.AdamW(theirs.parameters(), weight_decay=0.01), list(theirs.parameters())
+    for step, warm in enumerate((0.5, 1.0, 1.0, 1.0)):
+        optimizer.param_groups[0]["lr"] = 0.01 * min(warm, (1 + np.cos(np.pi * step / 20)) / 2)
+        hu, truth = _batch(reader, labels, _draw(places, 3, step, 1), 32)
+        gradients = torch.autograd.grad(segmentation_loss(theirs(hu), truth), parameters)
+        norm = sum(one.square().sum() for one in gradients).sqrt()
+        assert norm > 1, "nothing was clipped: this test shows less than it says"
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient / norm
+        optimizer.step()
+    for (name, mine), other in zip(ours.named_parameters(), parameters, strict=True):
+        if not name.endswith("qkv.bias"):  # that of keys has no gradient but rounding
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_a_class_scored_in_one_volume_is_noted():

@@ -19,9 +19,20 @@ from maesil.data.split import Split
 from maesil.documents import read_json
 from maesil.downstream.folds import Patients
 from maesil.downstream.labels import load_labels
-from maesil.downstream.probe import Fold, Patches, _fold, _look_at, _rare, _score, patch_classes, probe, spatial_folds
+from maesil.downstream.probe import (
+    Fold,
+    Patches,
+    _encoders,
+    _fold,
+    _look_at,
+    _rare,
+    _score,
+    patch_classes,
+    probe,
+    spatial_folds,
+)
 from maesil.errors import UsageError
-from maesil.models.encoders import encoder_of
+from maesil.models.encoders import encoder_of, untrained_encoder
 from maesil.store.index import write_index
 from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
@@ -161,6 +172,7 @@ def test_tokens_stand_beside_the_shares_of_their_own_patch(world, tmp_path):
     encoder = encoder_of(run.model, run.intensity)
     patches = _look_at(reader, labels, {"maesil": encoder}, 50, 0)[volumes[3].volume_id]
     assert len(patches.place_N3) == 50 == len(np.unique(patches.place_N3, axis=0))
+    assert len(np.unique(patches.place_N3[:, 0])) == 6, "drawn from a part of the volume alone"
     hu = reader.read_region(volumes[3].volume_id, (0, 0, 0), (64, 64, 64))
     for place, voxels, token in zip(
         patches.place_N3, patches.features["voxels"], patches.features["maesil"], strict=True
@@ -230,6 +242,14 @@ def test_a_patient_that_was_trained_on_is_scored_on_request_alone(world, tmp_pat
         folder / "run", store.path, tmp_path / "one", out=tmp_path / "out", device="cpu", include_trained=True
     )
     assert "optimistic" in report.notes[-1]
+
+
+def test_whoever_any_compared_encoder_was_trained_on_is_known(tmp_path):
+    runs = [save_run(tmp_path / name, Split((name,), ()), replace(SMALL, kind=name)) for name in ("maesil", "mae2d")]
+    encoders, trained_on = _encoders(runs, 5, torch.device("cpu"))
+    assert list(encoders) == ["maesil", "untrained", "mae2d"] and trained_on == {"maesil", "mae2d"}
+    drawn = untrained_encoder(SMALL, encoders["maesil"].intensity, 5)
+    assert torch.equal(encoders["untrained"].patch_embed.weight, drawn.patch_embed.weight)
 
 
 def test_runs_that_cannot_be_compared_are_refused(world, tmp_path):

@@ -36,6 +36,9 @@ EVALUATION = [
          "test_the_thickness_group_is_that_of_the_scanner_s_slices_and_not_of_the_store_s"),
         ("above < volume.source_spacing[0]", "above < volume.spacing[0]",
          "test_the_thickness_group_is_that_of_the_scanner_s_slices_and_not_of_the_store_s"),
+        ("if _is_number(row.get(name))]", "if row.get(name)]",
+         "test_a_score_is_the_mean_over_the_volumes_that_have_it"),
+        ("np.std(means, ddof=1)", "np.std(means)", "test_the_spread_is_over_patients"),
     ),
     *bugs(
         "maesil/evaluation/intervals.py", "evaluation/test_intervals.py",
@@ -90,6 +93,13 @@ EVALUATION = [
         ("data.volumes(split.test)", "data.volumes(split.validation)",
          "test_the_patients_set_aside_are_scored_and_no_others"),
     ),
+    *bugs(
+        "maesil/evaluation/report.py", "evaluation/test_report.py",
+        ("if same and one[score] is not None:", "if one[score] is not None:",
+         "test_patients_count_once_and_only_by_rows_of_the_region"),
+        ('values.setdefault(one["group"], [])', 'values.setdefault(one["volume_id"], [])',
+         "test_patients_count_once_and_only_by_rows_of_the_region"),
+    ),
 ]
 
 DOWNSTREAM = [
@@ -107,6 +117,10 @@ DOWNSTREAM = [
         ("_on_patches(valid == 255, P, all_of_it=True)", "_on_patches(valid > 0, P, all_of_it=True)",
          "test_a_patch_that_is_not_valid_as_a_whole_is_not_used[4]"),
         ("(along_N >= block * g - 1)", "(along_N >= block * g)", "test_one_patient_is_cut_into_layers_a_patch_apart"),
+        ("places[np.sort(rng.permutation(len(places))[:most])]", "places[:most]",
+         "test_tokens_stand_beside_the_shares_of_their_own_patch"),
+        ("trained_on |= set(run.split.train)", "trained_on = set(run.split.train)",
+         "test_whoever_any_compared_encoder_was_trained_on_is_known"),
     ),
     *bugs(
         "maesil/downstream/folds.py", "downstream/test_folds.py",
@@ -124,6 +138,10 @@ DOWNSTREAM = [
          "test_only_unseen_patients_are_scored_and_nobody_is_in_both_parts"),
         ("inside = one.valid > 0", "inside = one.valid >= 0",
          "test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled"),
+        ("rate = min((step + 1) / warmup,", "rate = max((step + 1) / warmup,",
+         "test_steps_of_fine_tuning_are_those_of_their_definition"),
+        ("clip_grad_norm_(model.parameters(), 1.0)", "clip_grad_norm_(model.parameters(), 1e9)",
+         "test_steps_of_fine_tuning_are_those_of_their_definition"),
     ),
     *bugs(
         "maesil/downstream/segmenter.py", "downstream/test_segmenter.py",
@@ -144,5 +162,7 @@ DOWNSTREAM = [
         "maesil/downstream/features.py", "downstream/test_features.py",
         ('for name in ("body", "valid")}', 'for name in ("valid", "body")}',
          "test_weights_are_body_then_valid_then_nothing"),
+        ("(share_L @ tokens_LD).numpy()", "tokens_LD.sum(0).numpy()",
+         "test_an_embedding_is_the_mean_of_the_tokens_by_their_share_of_body"),
     ),
 ]

@@ -49,6 +49,8 @@ DATA = [
         "maesil/data/sources.py", "data/test_sources.py",
         ("scaled[of_store] *= weight / (scaled[of_store].sum() or 1)", "scaled[of_store] *= weight",
          "test_weights_are_the_shares_of_the_crops_that_stores_give"),
+        ("if only is not None and volume.volume_id not in only:", "if only is not None and not only:",
+         "test_volumes_that_came_later_are_not_used"),
     ),
     *bugs(
         "maesil/data/split.py", "data/test_split.py",
@@ -60,6 +62,20 @@ DATA = [
          "test_shares_are_of_patients_and_nobody_is_lost[shares0-counts0]"),
         ("(part_of[group])\n", "(part_of[leader] if leader in part_of else part_of[group])\n",
          "test_one_scan_on_both_sides_is_refused"),
+    ),
+    *bugs(
+        "maesil/data/resident.py", "data/test_resident.py",
+        ("zip(self._first[draw.volume.volume_id], draw.origin", "zip(draw.origin, draw.origin",
+         "test_resident_scans_hold_the_same_crops[16-across]"),
+    ),
+    *bugs(
+        "maesil/data/dataset.py", "data/test_dataset.py",
+        ("        blank_outside_scan(hu, valid)\n", "", "test_every_superpatch_is_there_once_as_the_reader_reads_it"),
+    ),
+    *bugs(
+        "maesil/data/scans.py", "data/test_scans.py",
+        ('for name in ("volume_id", "source_hash", "pixels"):', 'for name in ("volume_id", "source_hash"):',
+         "test_a_scan_without_a_body_is_known_by_its_pixels_and_the_rest_is_said"),
     ),
 ]
 
@@ -84,6 +100,15 @@ TRAINING = [
          "test_a_validation_is_the_loss_of_the_averaged_model_on_all_held_out_crops"),
         ("(self.ranks.count * self.config.train.accumulate)", "self.ranks.count",
          "test_every_third_crop_is_pictured_however_the_step_is_dealt_out[2]"),
+        ("seeds = [draw.mask_seed for draw in draws]", "seeds = [draws[0].mask_seed for draw in draws]",
+         "test_a_patch_counts_by_its_valid_share_where_the_model_sees_it"),
+        ("gains[name] = as_it_is - self._psnr(", "gains[name] = self._psnr(",
+         "test_a_gain_is_what_the_score_loses_when_the_tokens_are_replaced"),
+        ('(("encoder_gain_db", mean_over_crop), ("encoder_gain_shuffled_db", shuffled))',
+         '(("encoder_gain_db", shuffled), ("encoder_gain_shuffled_db", mean_over_crop))',
+         "test_a_gain_is_what_the_score_loses_when_the_tokens_are_replaced"),
+        ("with self.final_model.latent_changed(statistics):", "with self.model.latent_changed(statistics):",
+         "test_a_validation_is_the_loss_of_the_averaged_model_on_all_held_out_crops"),
     ),
     *bugs(
         "maesil/training/learner.py", "training/test_learner.py",
@@ -131,6 +156,8 @@ TRAINING = [
         "maesil/training/setup.py", "training/test_setup.py",
         ("partial(measure_intensity, sources, drawn.train,", "partial(measure_intensity, sources, sources.groups,",
          "test_intensities_are_those_of_the_training_patients_alone"),
+        ("torch.Generator().manual_seed(config.train.seed))", "torch.Generator().manual_seed(0))",
+         "test_the_first_weights_are_drawn_by_the_seed"),
     ),
     *bugs(
         "maesil/training/checkpoint.py", "training/test_checkpoint.py",
@@ -161,5 +188,16 @@ TRAINING = [
     *bugs(
         "maesil/training/kept.py", "training/test_kept.py",
         ("or score <= self._best:", "or score == self._best:", "test_the_best_is_a_run_of_its_own"),
+        ('if one["step"] <= step]', "]", "test_what_was_best_after_the_checkpoint_comes_again_and_does_not_count"),
+    ),
+    *bugs(
+        "maesil/training/begin.py", "training/test_begin.py",
+        ("run.model.state_dict(), str(source))", "run.last_weights, str(source))",
+         "test_a_run_begins_with_the_averaged_weights_of_another"),
+    ),
+    *bugs(
+        "maesil/training/crops_given.py", "training/test_crops_given.py",
+        ("tuple(group for group in split.train if group not in giving)", "()",
+         "test_they_are_named_with_the_reason_and_not_counted"),
     ),
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,8 +15,9 @@ from support.stores import make_store
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
 from maesil.data.scans import read_scans
 from maesil.downstream.export import export_encoder
-from maesil.training.checkpoint import load_run
-from maesil.training.log import read_metrics
+from maesil.training.checkpoint import CHECKPOINT, load_run
+from maesil.training.kept import BEST, _best_so_far
+from maesil.training.log import METRICS, read_metrics
 from maesil.training.train import train
 from maesil.training.trainer import Trainer
 
@@ -65,3 +68,13 @@ def test_checkpoints_by_time_stand_beside_those_by_steps(store, tmp_path, monkey
     config = replace(CONFIG, train=replace(CONFIG.train, checkpoint_minutes=minutes, keep_best=False))
     train([store], config, tmp_path / "r", console=Console(file=io.StringIO()))
     assert saved == expected
+
+
+def test_what_was_best_after_the_checkpoint_comes_again_and_does_not_count(tmp_path):
+    """A run that was killed: its log goes further than its checkpoint."""
+    records = [{"step": number, "validation_psnr": score} for number, score in enumerate(SCORES, start=1)]
+    (tmp_path / METRICS).write_text("".join(json.dumps(one) + "\n" for one in records), encoding="utf-8")
+    assert _best_so_far(tmp_path, 6) == -math.inf
+    (tmp_path / BEST).mkdir()
+    (tmp_path / BEST / CHECKPOINT).touch()
+    assert [_best_so_far(tmp_path, step) for step in (0, 1, 3, 6)] == [-math.inf, 10.0, 12.0, 13.0]

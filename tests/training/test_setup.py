@@ -9,6 +9,7 @@ from support.stores import make_store
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
 from maesil.data.intensity import measure_intensity
 from maesil.data.sources import Sources
+from maesil.models.registry import make_model
 from maesil.training import setup
 from maesil.training.setup import prepare
 from maesil.training.trainer import Trainer
@@ -50,3 +51,13 @@ def test_intensities_are_those_of_the_training_patients_alone(tmp_path):
     sources, window = Sources.open([store], config.model), config.train.window
     assert trainer.intensity == measure_intensity(sources, trainer.split.train, window)
     assert trainer.intensity != measure_intensity(sources, sources.groups, window)
+
+
+def test_the_first_weights_are_drawn_by_the_seed(tmp_path):
+    store = make_store(tmp_path / "s", [(32, 40, 36), (40, 32, 33)]).path
+    model = ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1)
+    config = RunConfig(model, train=TrainConfig(seed=3))
+    trainer = prepare([store], config, tmp_path / "r", resume=False, console=Console(quiet=True))
+    expected = make_model(model)
+    expected.init_weights(torch.Generator().manual_seed(3))
+    assert all(torch.equal(a, b) for a, b in zip(trainer.model.parameters(), expected.parameters(), strict=True))

@@ -13,6 +13,7 @@ from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
+from maesil.models.latent import LatentStatistics, mean_over_crop, shuffled
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.models.patches import patchify, tokens_at
@@ -71,6 +72,8 @@ def test_a_patch_counts_by_its_valid_share_where_the_model_sees_it(trainer):
             shares = patchify(torch.from_numpy(valid)[None], 4).mean(dim=-1)
             expected = shares.gather(1, micro_batch.inputs.masks.ids_masked[number : number + 1])[0]
             torch.testing.assert_close(micro_batch.weight_BS[number].double(), expected, rtol=0, atol=1e-6)
+            mask = make_masks(CONFIG.mask, CONFIG.model.grid, [draw.mask_seed]).mask[0]
+            assert torch.equal(micro_batch.inputs.masks.mask[number], mask)
             hu = np.flip(draw.reader.read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)), axes).copy()
             lo, hi = (end + 0.2 * 2000 * by for end, by in zip((-1000, 1000), draw.window_shift, strict=True))
             windowed = (np.clip(hu.astype(float), lo, hi) - lo) / (hi - lo)
@@ -98,6 +101,7 @@ def test_every_third_crop_is_pictured_however_the_step_is_dealt_out(trainer, acc
 def test_a_validation_is_the_loss_of_the_averaged_model_on_all_held_out_crops(trainer):
     """Crop by crop, each under the mask of its number, each hidden patch counting by its valid share."""
     model, sums = copy.deepcopy(trainer.averaged).eval(), torch.zeros(3, dtype=torch.float64)
+    statistics = LatentStatistics()
     assert len(trainer.validation) == 7
     (reader,) = {reader for reader, _ in trainer.sampler.volumes}
     for number, crop in enumerate(trainer.validation):
@@ -106,7 +110,7 @@ def test_a_validation_is_the_loss_of_the_averaged_model_on_all_held_out_crops(tr
         valid = torch.from_numpy(voxels(reader, reader.volumes[crop.volume_id], crop.origin, "valid"))
         weight = patchify(valid[None], 4).mean(dim=-1).gather(1, masks.ids_masked)
         truth = inputs.patches(masks.ids_masked, torch.float32)
-        with torch.no_grad():
+        with torch.no_grad(), model.latent_changed(statistics):
             prediction = model(inputs)
         errors = [(one - truth).square().mean(dim=-1) for one in (prediction.patches_BSV, prediction.pictured_BSV)]
         sums += torch.stack([(one * weight).sum() for one in errors] + [weight.sum()])
@@ -114,5 +118,15 @@ def test_a_validation_is_the_loss_of_the_averaged_model_on_all_held_out_crops(tr
     found = trainer.validate()
     assert trainer.model.training
     assert found["validation_loss"] == pytest.approx(tokens / total, rel=1e-5)
+    assert found["effective_rank"] == pytest.approx(statistics.effective_rank, rel=1e-3)
     for name, error in (("validation_psnr", shown), ("validation_psnr_tokens", tokens)):
         assert found[name] == pytest.approx(-10 * np.log10(error / total * trainer.intensity.std**2), abs=1e-4)
+
+
+def test_a_gain_is_what_the_score_loses_when_the_tokens_are_replaced(trainer):
+    score, gains = trainer.validate()["validation_psnr"], trainer.encoder_gains()
+    for name, change in (("encoder_gain_db", mean_over_crop), ("encoder_gain_shuffled_db", shuffled)):
+        with trainer.averaged.latent_changed(change):
+            _, without = trainer._validation_errors()
+        assert gains[name] == pytest.approx(score + 10 * np.log10(without * trainer.intensity.std**2), abs=1e-4)
+    assert abs(gains["encoder_gain_db"] - gains["encoder_gain_shuffled_db"]) > 1e-3
