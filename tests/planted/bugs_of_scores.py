@@ -62,8 +62,8 @@ EVALUATION = [
     ),
     *bugs(
         "maesil/evaluation/predict.py", "evaluation/test_predict.py",
-        ("weight_BL = shares_BL * masks.mask", "weight_BL = masks.mask",
-         "test_the_psnr_of_crops_is_over_hidden_patches_each_by_its_valid_share"),
+        ("weight_BL = whole_BL * masks.mask", "weight_BL = masks.mask",
+         "test_the_psnr_of_crops_is_over_hidden_patches_that_are_valid_as_a_whole"),
     ),
     *bugs(
         "maesil/evaluation/reconstruct.py", "evaluation/test_reconstruct.py",
