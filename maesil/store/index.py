@@ -40,6 +40,8 @@ def write_index(store: Store) -> tuple[int, int]:
             VOLUMES_KEY: to_parquet(pa.Table.from_pylist(volume_rows, schema=_VOLUME_SCHEMA.with_metadata(state))),
             SUPERPATCHES_KEY: to_parquet(pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA.with_metadata(state))),
         }
+        # Tables without checksums are an index that was never finished: nobody reads it, and nothing is damaged.
+        store.storage.remove(CHECKSUMS_KEY)
         for key, data in tables.items():
             store.storage.put(key, data)
         store.storage.put(CHECKSUMS_KEY, sealed({key: google_crc32c.value(data) for key, data in tables.items()}))
@@ -49,10 +51,11 @@ def write_index(store: Store) -> tuple[int, int]:
 
 
 def index_problems(store: Store) -> Iterator[str]:
-    """Yield one line for each table of the index that is not as it was written; none where there is no index yet."""
+    """Yield one line for each table of the index that is not as it was written; none where there is no whole index.
+
+    An index is whole once its checksums are there: they are written last, and taken away before the tables change.
+    """
     if not store.storage.exists(CHECKSUMS_KEY):
-        if any(True for _ in store.storage.list("index")):
-            yield f"{store.path}: {CHECKSUMS_KEY}: missing; {_ANEW}"
         return
     try:
         for key, crc in unsealed(store.storage.read(CHECKSUMS_KEY)).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 
@@ -12,7 +13,9 @@ from support.stores import add_volume, make_store, synthetic_hu
 from maesil.store.index import SUPERPATCHES_KEY, VOLUMES_KEY, index_is_current, write_index
 from maesil.store.reader import SuperpatchReader
 from maesil.store.shard import decode_superpatch
+from maesil.store.storage import Storage
 from maesil.store.store import Store
+from maesil.store.verify import verify
 
 KEYS = (VOLUMES_KEY, SUPERPATCHES_KEY)
 
@@ -93,6 +96,30 @@ def test_a_new_generation_makes_the_index_stale(store):
     add_volume(store, synthetic_hu((9, 9, 9), 5), name="volume-2")
     assert len(store.volumes()) == 3
     assert not index_is_current(store)
+
+
+@pytest.mark.parametrize("puts", range(5))
+def test_an_index_cut_off_anywhere_is_no_damage_and_is_not_used(store, monkeypatch, puts):
+    """A full disk, or a kill, after so many files of the index."""
+    write_index(store)
+    add_volume(store, synthetic_hu((32, 32, 32), 100 + puts), name=f"added {puts}")
+    put, done = Storage.put, []
+
+    def put_some(self, key, data):
+        if len(done) == puts:
+            raise OSError(errno.ENOSPC, "no room")
+        done.append(key)
+        put(self, key, data)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "put", put_some)
+        if puts < 4:
+            with pytest.raises(OSError):
+                write_index(store)
+        else:
+            write_index(store)
+    assert verify(store).problems == ()
+    assert index_is_current(store) == (puts == 4)
 
 
 def test_two_writers_end_with_everything_indexed(tmp_path):
