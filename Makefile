@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test planted-bugs lint types imports docs check gpu clean
+.PHONY: demo test test-slow planted-bugs lint types imports docs check gpu clean
 
 demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow"
+
+# The tests that take more than ten seconds each. CI runs them, too.
+test-slow: .venv/.installed-test
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m slow
 
 # Bugs planted in copies of the source, one at a time: a test must see each.
 planted-bugs: .venv/.installed-test
@@ -27,7 +31,7 @@ imports: .venv/.installed-test
 docs: .venv/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-check: lint types imports docs test planted-bugs
+check: lint types imports docs test test-slow planted-bugs
 
 # On a machine with a GPU; needs python3 (or PYTHON=...) with torch, triton, numpy and pytest, and no .venv.
 gpu:
