@@ -19,7 +19,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
-from pydicom.pixels import get_decoder, pixel_array
+from pydicom.pixels import get_decoder, pixel_array  # type: ignore[attr-defined]
 from pydicom.tag import Tag
 from pydicom.uid import (
     UID,

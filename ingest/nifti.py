@@ -155,7 +155,8 @@ def _parse(head: bytes) -> tuple[Any, set[str]]:
     sizes = {int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")}
     if not sizes & {348, 540}:
         _refuse_what_is_no_nifti(head)
-    kind, size = (nib.Nifti2Header, 540) if 540 in sizes else (nib.Nifti1Header, 348)
+    kind: Any = nib.Nifti2Header if 540 in sizes else nib.Nifti1Header
+    size = kind.sizeof_hdr
     header = kind(head[:size], check=False)
     unused = header["dim"][4 : 1 + min(max(int(header["dim"][0]), 0), 7)]
     notes = {"zero_dimension"} if (unused == 0).any() else set()

@@ -152,7 +152,7 @@ def _texts(path: Path) -> tuple[list[str], list[str], list[str]]:
             parts = (_TAGS_BY_WORD, _TAGS_AS_A_WHOLE, _VENDOR_TAGS)
             named, other, of_scanner = ([str(dataset.get(tag) or "").strip() for tag in part] for part in parts)
             return named, other, of_scanner
-        kind = {b"n+1": nib.Nifti1Header, b"ni1": nib.Nifti1Header}.get(head[344:347])
+        kind: Any = {b"n+1": nib.Nifti1Header, b"ni1": nib.Nifti1Header}.get(head[344:347])
         kind = kind or {b"n+2": nib.Nifti2Header, b"ni2": nib.Nifti2Header}.get(head[4:7])
         if kind is not None:
             header = kind(head[: kind.sizeof_hdr], check=False)

@@ -240,6 +240,8 @@ def _read(path: Path, most: int = _MOST_CLASSES) -> tuple[LabelArray, Affine]:
     """Return whole numbers ``[z, y, x]`` and their affine (to LPS mm); UsageError for anything else."""
     try:
         image = nib.load(path)
+        if not isinstance(image, nib.Nifti1Pair):  # the base of all NIfTI images
+            raise ValueError(f"a file of kind {type(image).__name__}")
         if math.prod(image.shape) > _MOST_VOXELS:
             raise ValueError(f"shape {image.shape}")
         values = np.asanyarray(image.dataobj)

@@ -14,7 +14,7 @@ import numpy as np
 import pydicom
 from numpy.typing import ArrayLike, NDArray
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
 from maesil.types import FloatArray, Spacing
@@ -168,7 +168,7 @@ def _mean_power(gain: NDArray[np.float64], columns: int) -> float:
 def _empty_ct(who: SeriesIdentity, number: int) -> FileDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
-    meta.MediaStorageSOPInstanceUID = who.uid(who.study, who.series, number)
+    meta.MediaStorageSOPInstanceUID = UID(who.uid(who.study, who.series, number))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
