@@ -4,8 +4,8 @@
 the grid for the decoder, ``masked_reconstruction_loss`` compares predictions with voxels it looks up itself.
 Conventions they share:
 
-* token ``l`` of grid ``(gz, gy, gx)`` is ``(iz * gy + iy) * gx + ix``; the P^3 voxels of a patch are
-  flattened ``z, y, x``; ids are int64;
+* token ``l`` of grid ``(gz, gy, gx)`` is ``(iz * gy + iy) * gx + ix``; the V voxels of a patch are
+  flattened ``z, y, x``; its size is one edge, or ``(z, y, x)``; ids are int64;
 * volumes are int16 HU ``[B, Z, Y, X]``; a value is ``((clip(hu, lo, hi) - lo) / (hi - lo) - mean) / std``;
 * ``window`` is ``(lo, hi)`` in HU, or a ``[B, 2]`` tensor with one window a sample;
 * ``origin`` int64 ``[B, 3]`` and ``size`` (one edge, or ``(z, y, x)``) cut a superpatch out of a larger scan,
@@ -18,12 +18,14 @@ Each runs as a PyTorch operator: by its definition (`maesil.kernels.reference`) 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from maesil.kernels import library
 from maesil.kernels.library import CHOICES, can_run_triton, use_kernels, what_triton_lacks
-from maesil.kernels.reference import Size, Window, superpatch_edges
+from maesil.kernels.reference import Edges, Size, Window, edges_of, superpatch_edges
 
 __all__ = [
     "CHOICES", "can_run_triton", "gather_patches", "masked_reconstruction_loss", "unshuffle_tokens", "use_kernels",
@@ -35,7 +37,7 @@ def gather_patches(
     volume: Tensor,
     ids_keep: Tensor,
     *,
-    patch_size: int,
+    patch_size: Size,
     window: Window,
     mean: float,
     std: float,
@@ -46,13 +48,13 @@ def gather_patches(
 ) -> Tensor:
     """Cut the visible patches out of int16 volumes, windowed and normalised, ready for the patch embedding.
 
-    ``volume [B, Z, Y, X]`` and ``ids_keep [B, N]`` give ``[B, N, P^3]`` of ``dtype``: what ``patchify`` and
+    ``volume [B, Z, Y, X]`` and ``ids_keep [B, N]`` give ``[B, N, V]`` of ``dtype``: what ``patchify`` and
     the gather in ``random_masking`` do together in facebookresearch/mae ``models_mae.py``. Raises ValueError
     for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
     """
-    edges = _check_patches(volume, ids_keep, patch_size, window, origin, flip, size)
+    patch, edges = _check_patches(volume, ids_keep, patch_size, window, origin, flip, size)
     patches: Tensor = library.gather_patches(
-        volume, ids_keep.long(), patch_size, edges, *_window_arguments(window), mean, std, dtype, origin, flip
+        volume, ids_keep.long(), patch, edges, *_window_arguments(window), mean, std, dtype, origin, flip
     )
     return patches
 
@@ -88,7 +90,7 @@ def masked_reconstruction_loss(
     volume: Tensor,
     ids_masked: Tensor,
     *,
-    patch_size: int,
+    patch_size: Size,
     window: Window,
     mean: float,
     std: float,
@@ -101,21 +103,21 @@ def masked_reconstruction_loss(
 ) -> Tensor:
     """Average the squared error over the hidden patches, each patch counting by its weight.
 
-    ``pred [B, M, P^3]`` stands against the voxels of ``ids_masked [B, M]``; ``weight [B, M]`` (default 1) is
+    ``pred [B, M, V]`` stands against the voxels of ``ids_masked [B, M]``; ``weight [B, M]`` (default 1) is
     divided by its sum over the whole batch: a patch of weight 0 gets no gradient, all 0 give a loss of 0.
     ``norm_patch`` brings each true patch to mean 0 and (unbiased) variance 1, ``eps`` inside the root: the
     ``norm_pix_loss`` of MAE (arXiv 2111.06377). Returns a float32 scalar (float64 for float64 predictions).
     Raises ValueError for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
     """
-    edges = _check_patches(volume, ids_masked, patch_size, window, origin, flip, size)
-    if pred.shape != (*ids_masked.shape, patch_size**3):
-        raise ValueError(f"pred must be {[*ids_masked.shape, patch_size**3]}, got {list(pred.shape)}")
+    patch, edges = _check_patches(volume, ids_masked, patch_size, window, origin, flip, size)
+    if pred.shape != (*ids_masked.shape, math.prod(patch)):
+        raise ValueError(f"pred must be {[*ids_masked.shape, math.prod(patch)]}, got {list(pred.shape)}")
     if weight is not None and weight.shape != ids_masked.shape:
         raise ValueError(f"weight must be {list(ids_masked.shape)} like ids_masked, got {list(weight.shape)}")
     if weight is not None and weight.requires_grad:
         raise ValueError("weight is data and gets no gradient; detach it")
     loss: Tensor = library.masked_reconstruction_loss(
-        pred, volume, ids_masked.long(), patch_size, edges, *_window_arguments(window), mean, std, norm_patch, eps,
+        pred, volume, ids_masked.long(), patch, edges, *_window_arguments(window), mean, std, norm_patch, eps,
         weight, origin, flip,
     )  # fmt: skip
     return loss
@@ -132,23 +134,23 @@ def _window_arguments(window: Window) -> tuple[tuple[float, float], Tensor | Non
 def _check_patches(
     volume: Tensor,
     ids: Tensor,
-    patch: int,
+    patch: Size,
     window: Window,
     origin: Tensor | None,
     flip: Tensor | None,
     size: Size | None,
-) -> tuple[int, int, int]:
-    """Refuse shapes that the lookup would misread; return the superpatch's edges (z, y, x) in voxels."""
+) -> tuple[Edges, Edges]:
+    """Refuse shapes that the lookup would misread; return the edges of patch and superpatch (z, y, x) in voxels."""
     if volume.ndim != 4 or ids.ndim != 2 or len(volume) != len(ids):
         raise ValueError(f"volume [B, Z, Y, X] and ids [B, N] expected, not {list(volume.shape)}, {list(ids.shape)}")
     if volume.dtype != torch.int16:
         raise ValueError(f"volume must hold int16 HU, got {volume.dtype}")
-    edges = superpatch_edges(volume, size)
-    if any(edge % patch for edge in edges):
-        raise ValueError(f"superpatch edges {edges} are not all divisible by the patch edge {patch}")
+    edges, of_patch = superpatch_edges(volume, size), edges_of(patch)
+    if any(edge % one for edge, one in zip(edges, of_patch, strict=True)):
+        raise ValueError(f"superpatch edges {edges} are not all divisible by the patch edges {of_patch}")
     if isinstance(window, Tensor) and window.shape not in ((2,), (len(volume), 2)):
         raise ValueError(f"window must be (lo, hi) or [{len(volume)}, 2], got {list(window.shape)}")
     for name, value in (("origin", origin), ("flip", flip)):
         if value is not None and value.shape != (len(volume), 3):
             raise ValueError(f"{name} must be [{len(volume)}, 3] (z, y, x), got {list(value.shape)}")
-    return edges
+    return of_patch, edges

@@ -2,13 +2,15 @@
 
 Operators of `torch.library` keep ``torch.compile`` whole: a compiler sees shapes, gradients and no inside. They take
 their arguments by position and no tuples, so the readable signatures are those of `maesil.kernels`, and what is
-called here by several names there: ``window`` is ``[lo, hi]`` unless ``windows [B, 2]`` gives one a sample.
+called here by several names there: ``patch`` and ``edges`` are ``[z, y, x]`` in voxels, ``window`` is ``[lo, hi]``
+unless ``windows [B, 2]`` gives one a sample.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -117,7 +119,7 @@ def _launcher(operation: str) -> Any:
 def _lookup(
     volume: Tensor,
     ids: Tensor,
-    patch: int,
+    patch: Sequence[int],
     edges: Sequence[int],
     window: Sequence[float],
     windows: Tensor | None,
@@ -127,33 +129,32 @@ def _lookup(
     flip: Tensor | None,
 ) -> dict[str, Any]:
     """Name the arguments by which voxels are looked up, after a look at their values where that is free: on a CPU."""
-    z, y, x = edges
     if volume.device.type == "cpu":
-        _require_inside(volume, ids, patch, (z, y, x), origin)
+        _require_inside(volume, ids, patch, edges, origin)
     bounds = (window[0], window[1]) if windows is None else windows
     return {
-        "patch_size": patch, "size": (z, y, x), "window": bounds, "mean": mean, "std": std,
+        "patch_size": tuple(patch), "size": tuple(edges), "window": bounds, "mean": mean, "std": std,
         "origin": origin, "flip": flip,
     }  # fmt: skip
 
 
 def _require_inside(
-    volume: Tensor, ids: Tensor, patch: int, edges: tuple[int, int, int], origin: Tensor | None
+    volume: Tensor, ids: Tensor, patch: Sequence[int], edges: Sequence[int], origin: Tensor | None
 ) -> None:
     start = torch.zeros(1, 3, dtype=torch.int64) if origin is None else origin
     stop = start + torch.tensor(edges)
     if (start < 0).any() or (stop > torch.tensor(volume.shape[1:])).any():
-        raise ValueError(f"superpatches {edges} at {start.tolist()} leave volume {list(volume.shape)}")
-    z, y, x = (edge // patch for edge in edges)
-    if ids.numel() and (ids.min() < 0 or ids.max() >= z * y * x):
-        raise ValueError(f"ids must be 0..{z * y * x - 1}, found {int(ids.min())}..{int(ids.max())}")
+        raise ValueError(f"superpatches {tuple(edges)} at {start.tolist()} leave volume {list(volume.shape)}")
+    tokens = math.prod(edge // of_patch for edge, of_patch in zip(edges, patch, strict=True))
+    if ids.numel() and (ids.min() < 0 or ids.max() >= tokens):
+        raise ValueError(f"ids must be 0..{tokens - 1}, found {int(ids.min())}..{int(ids.max())}")
 
 
 @torch.library.custom_op("maesil::gather_patches", mutates_args=())
 def gather_patches(
     volume: Tensor,
     ids: Tensor,
-    patch: int,
+    patch: Sequence[int],
     edges: Sequence[int],
     window: Sequence[float],
     windows: Tensor | None,
@@ -171,10 +172,10 @@ def gather_patches(
 
 @gather_patches.register_fake
 def _(
-    volume: Tensor, ids: Tensor, patch: int, edges: object, window: object, windows: object, mean: float, std: float,
-    dtype: torch.dtype, origin: object, flip: object,
+    volume: Tensor, ids: Tensor, patch: Sequence[int], edges: object, window: object, windows: object, mean: float,
+    std: float, dtype: torch.dtype, origin: object, flip: object,
 ) -> Tensor:  # fmt: skip
-    return volume.new_empty((*ids.shape, patch**3), dtype=dtype)
+    return volume.new_empty((*ids.shape, math.prod(patch)), dtype=dtype)
 
 
 @torch.library.custom_op("maesil::unshuffle_tokens", mutates_args=())
@@ -250,7 +251,7 @@ def masked_reconstruction_loss(
     pred: Tensor,
     volume: Tensor,
     ids: Tensor,
-    patch: int,
+    patch: Sequence[int],
     edges: Sequence[int],
     window: Sequence[float],
     windows: Tensor | None,
@@ -282,7 +283,7 @@ def masked_reconstruction_loss_backward(
     pred: Tensor,
     volume: Tensor,
     ids: Tensor,
-    patch: int,
+    patch: Sequence[int],
     edges: Sequence[int],
     window: Sequence[float],
     windows: Tensor | None,

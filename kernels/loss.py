@@ -20,18 +20,19 @@ from maesil.kernels.voxels import Lookup, load_voxels
 @triton.jit
 def _patch_statistics(
     volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y, sample, token, live, eps,
-    P: tl.constexpr, EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
+    EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """Mean, and 1 / sqrt(unbiased variance + eps), of each true patch: ``[T]`` both, in two passes."""
-    VOXELS: tl.constexpr = P * P * P
+    VOXELS: tl.constexpr = PZ * PY * PX
     total = tl.zeros_like(token).to(tl.float32)
     for start in range(0, VOXELS, COLUMNS):
         voxel = start + tl.arange(0, COLUMNS)
         inside = live[:, None] & (voxel < VOXELS)[None, :]
         value = load_voxels(
             volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y,
-            sample, token, voxel, inside, P, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
+            sample, token, voxel, inside, PZ, PY, PX, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
         )  # fmt: skip
         total += tl.sum(tl.where(inside, value, 0.0), axis=1)
     average = total * (1.0 / VOXELS)
@@ -41,7 +42,7 @@ def _patch_statistics(
         inside = live[:, None] & (voxel < VOXELS)[None, :]
         value = load_voxels(
             volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y,
-            sample, token, voxel, inside, P, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
+            sample, token, voxel, inside, PZ, PY, PX, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
         )  # fmt: skip
         deviation = tl.where(inside, value - average[:, None], 0.0)
         squares += tl.sum(deviation * deviation, axis=1)
@@ -52,11 +53,12 @@ def _patch_statistics(
 def _loss_kernel(
     partials, pred, weight, ids, volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y,
     rows, tokens_per_sample, eps,
-    P: tl.constexpr, EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
+    EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
     NORM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program writes two sums over ``ROWS`` patches: of weight times mean squared error, and of weight."""
-    VOXELS: tl.constexpr = P * P * P
+    VOXELS: tl.constexpr = PZ * PY * PX
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     row = tl.minimum(row, rows - 1)
@@ -64,7 +66,7 @@ def _loss_kernel(
     if NORM:
         average, scale = _patch_statistics(
             volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y, sample, token, live, eps,
-            P, EDGE_Z, EDGE_Y, EDGE_X, UNIT, COLUMNS,
+            PZ, PY, PX, EDGE_Z, EDGE_Y, EDGE_X, UNIT, COLUMNS,
         )  # fmt: skip
     error = tl.zeros_like(token).to(tl.float32)
     for start in range(0, VOXELS, COLUMNS):
@@ -72,7 +74,7 @@ def _loss_kernel(
         inside = live[:, None] & (voxel < VOXELS)[None, :]
         target = load_voxels(
             volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y,
-            sample, token, voxel, inside, P, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
+            sample, token, voxel, inside, PZ, PY, PX, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
         )  # fmt: skip
         if NORM:
             target = (target - average[:, None]) * scale[:, None]
@@ -103,11 +105,12 @@ def _finish_kernel(loss, partials, count, COLUMNS: tl.constexpr):
 def _loss_backward_kernel(
     grad_pred, grad, total, pred, weight, ids, volume, windows, origin, flip, lo, hi, mean, std,
     stride_b, stride_z, stride_y, rows, tokens_per_sample, eps,
-    P: tl.constexpr, EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
+    PZ: tl.constexpr, PY: tl.constexpr, PX: tl.constexpr,
+    EDGE_Z: tl.constexpr, EDGE_Y: tl.constexpr, EDGE_X: tl.constexpr, UNIT: tl.constexpr,
     NORM: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """One program writes the gradients of ``ROWS`` patches: 2 (pred - target) / V, times weight over total weight."""
-    VOXELS: tl.constexpr = P * P * P
+    VOXELS: tl.constexpr = PZ * PY * PX
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < rows
     row = tl.minimum(row, rows - 1)
@@ -115,7 +118,7 @@ def _loss_backward_kernel(
     if NORM:
         average, scale = _patch_statistics(
             volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y, sample, token, live, eps,
-            P, EDGE_Z, EDGE_Y, EDGE_X, UNIT, COLUMNS,
+            PZ, PY, PX, EDGE_Z, EDGE_Y, EDGE_X, UNIT, COLUMNS,
         )  # fmt: skip
     if weight is None:
         share = tl.full((ROWS,), 1.0, tl.float32) / rows
@@ -128,7 +131,7 @@ def _loss_backward_kernel(
         inside = live[:, None] & (voxel < VOXELS)[None, :]
         target = load_voxels(
             volume, windows, origin, flip, lo, hi, mean, std, stride_b, stride_z, stride_y,
-            sample, token, voxel, inside, P, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
+            sample, token, voxel, inside, PZ, PY, PX, EDGE_Z, EDGE_Y, EDGE_X, UNIT,
         )  # fmt: skip
         if NORM:
             target = (target - average[:, None]) * scale[:, None]

@@ -1,27 +1,29 @@
 """The definitions: each operation in plain PyTorch, exact in float64; the CPU path and each kernel's oracle.
 
-Shapes: B samples; Z Y X voxels of the int16 volume; P patch edge, V = P^3; L tokens of the grid, N visible,
-M hidden, S chosen; D width. Token ``l`` of grid ``(gz, gy, gx)`` is ``(iz * gy + iy) * gx + ix``; the voxels
-of a patch are flattened ``z, y, x``. A superpatch is the box of ``size`` voxels at ``origin`` (default: the
-whole volume), mirrored along the axes that ``flip`` names *after* it is cut out.
+Shapes: B samples; Z Y X voxels of the int16 volume; V voxels of a patch, whose size is one edge or (z, y, x);
+L tokens of the grid, N visible, M hidden, S chosen; D width. Token ``l`` of grid ``(gz, gy, gx)`` is
+``(iz * gy + iy) * gx + ix``; the voxels of a patch are flattened ``z, y, x``. A superpatch is the box of ``size``
+voxels at ``origin`` (default: the whole volume), mirrored along the axes that ``flip`` names *after* it is cut out.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Window = tuple[float, float] | Tensor
-Size = int | tuple[int, int, int]
+Edges = tuple[int, int, int]
+Size = int | Edges
 
 
 def gather_patches(
     volume_BZYX: Tensor,
     ids_BN: Tensor,
     *,
-    patch_size: int,
+    patch_size: Size,
     window: Window,
     mean: float,
     std: float,
@@ -30,7 +32,7 @@ def gather_patches(
     flip: Tensor | None = None,
     size: Size | None = None,
 ) -> Tensor:
-    """Cut the patches ``ids_BN`` out of the volume: ``[B, N, P^3]`` of ``dtype``, windowed and normalised."""
+    """Cut the patches ``ids_BN`` out of the volume: ``[B, N, V]`` of ``dtype``, windowed and normalised."""
     value = _patch_voxels(volume_BZYX, ids_BN, patch_size, origin, flip, size)
     value = value.to(torch.promote_types(dtype, torch.float32))
     lo, hi = _window_bounds(window, value)
@@ -81,7 +83,7 @@ def masked_reconstruction_loss(
     volume_BZYX: Tensor,
     ids_masked_BM: Tensor,
     *,
-    patch_size: int,
+    patch_size: Size,
     window: Window,
     mean: float,
     std: float,
@@ -108,7 +110,7 @@ def masked_reconstruction_loss_backward(
     volume_BZYX: Tensor,
     ids_masked_BM: Tensor,
     *,
-    patch_size: int,
+    patch_size: Size,
     window: Window,
     mean: float,
     std: float,
@@ -145,48 +147,53 @@ def _pred_and_target(
 def _patch_voxels(
     volume_BZYX: Tensor,
     ids_BN: Tensor,
-    patch: int,
+    patch_size: Size,
     origin: Tensor | None,
     flip: Tensor | None,
     size: Size | None,
 ) -> Tensor:
-    """Look up the raw voxels ``[B, N, P^3]`` of patches ``ids_BN`` of the cropped and mirrored volume."""
-    volume = samples_in_place(volume_BZYX)
+    """Look up the raw voxels ``[B, N, V]`` of patches ``ids_BN`` of the cropped and mirrored volume."""
+    volume, patch = samples_in_place(volume_BZYX), edges_of(patch_size)
     corner_BN = _patch_corners(volume, ids_BN, patch, origin, flip, superpatch_edges(volume, size))
-    # A view of every box of P^3 voxels, by the number of its first voxel: each patch is then one strided copy.
+    # A view of every box as large as a patch, by the number of its first voxel: each patch is then one strided copy.
     _, *strides = volume.stride()
-    boxes = (len(volume) - 1) * volume.stride(0) + volume[0].numel() - (patch - 1) * sum(strides)
-    every_box = volume.as_strided((boxes, patch, patch, patch), (1, *strides))
-    patch_BNV = every_box.index_select(0, corner_BN.flatten()).reshape(*ids_BN.shape, patch**3)
+    reach = sum((edge - 1) * stride for edge, stride in zip(patch, strides, strict=True))
+    boxes = (len(volume) - 1) * volume.stride(0) + volume[0].numel() - reach
+    every_box = volume.as_strided((boxes, *patch), (1, *strides))
+    patch_BNV = every_box.index_select(0, corner_BN.flatten()).reshape(*ids_BN.shape, math.prod(patch))
     return patch_BNV if flip is None else _mirror(patch_BNV, flip, patch)
 
 
 def _patch_corners(
-    volume: Tensor, ids_BN: Tensor, patch: int, origin: Tensor | None, flip: Tensor | None, edges: tuple[int, int, int]
+    volume: Tensor, ids_BN: Tensor, patch: Edges, origin: Tensor | None, flip: Tensor | None, edges: Edges
 ) -> Tensor:
     """Number the first voxel of each patch, ``[B, N]``, counting all voxels of the batch."""
-    _, gy, gx = (edge // patch for edge in edges)
+    _, gy, gx = (edge // of_patch for edge, of_patch in zip(edges, patch, strict=True))
     index_zyx = (ids_BN // (gy * gx), ids_BN // gx % gy, ids_BN % gx)
     batch_stride, *strides = volume.stride()
     corner_BN = torch.arange(len(volume), device=volume.device)[:, None] * batch_stride
-    for axis, (index, edge, stride) in enumerate(zip(index_zyx, edges, strides, strict=True)):
-        start = index * patch if flip is None else torch.where(
-            flip[:, axis, None], edge - patch - index * patch, index * patch
+    for axis, (index, edge, of_patch, stride) in enumerate(zip(index_zyx, edges, patch, strides, strict=True)):
+        start = index * of_patch if flip is None else torch.where(
+            flip[:, axis, None], edge - of_patch - index * of_patch, index * of_patch
         )  # fmt: skip
         corner_BN = corner_BN + stride * (start if origin is None else start + origin[:, axis, None])
     return corner_BN
 
 
-def _mirror(patch_BNV: Tensor, flip: Tensor, patch: int) -> Tensor:
+def _mirror(patch_BNV: Tensor, flip: Tensor, patch: Edges) -> Tensor:
     """Mirror the voxels inside each patch along the axes its sample's ``flip`` names."""
-    forward = torch.arange(patch, device=flip.device)
-    z, y, x = torch.where(flip[..., None], patch - 1 - forward, forward).unbind(1)
-    source_BV = ((z[:, :, None, None] * patch + y[:, None, :, None]) * patch + x[:, None, None, :]).flatten(1)
+    z, y, x = (
+        torch.where(flip[:, axis, None], edge - 1 - forward, forward)
+        for axis, edge in enumerate(patch)
+        for forward in (torch.arange(edge, device=flip.device),)
+    )
+    _, PY, PX = patch
+    source_BV = ((z[:, :, None, None] * PY + y[:, None, :, None]) * PX + x[:, None, None, :]).flatten(1)
     return patch_BNV.gather(2, source_BV[:, None].expand_as(patch_BNV))
 
 
 def _window_bounds(window: Window, like: Tensor) -> tuple[Any, Any]:
-    """Return ``(lo, hi)``: the numbers of one window, or tensors that broadcast against ``[B, N, P^3]``.
+    """Return ``(lo, hi)``: the numbers of one window, or tensors that broadcast against ``[B, N, V]``.
 
     Numbers stay numbers: a tensor made of them would be copied to a GPU, which waits, and which no graph can capture.
     """
@@ -201,9 +208,15 @@ def samples_in_place(volume_BZYX: Tensor) -> Tensor:
     return volume_BZYX if len(volume_BZYX) and volume_BZYX[0].is_contiguous() else volume_BZYX.contiguous()
 
 
-def superpatch_edges(volume_BZYX: Tensor, size: Size | None) -> tuple[int, int, int]:
+def edges_of(size: Size) -> Edges:
+    """Return the edges ``(z, y, x)`` of a box given by one edge, a cube's, or by all three."""
+    if isinstance(size, int):
+        return size, size, size
+    z, y, x = size
+    return z, y, x
+
+
+def superpatch_edges(volume_BZYX: Tensor, size: Size | None) -> Edges:
     """Resolve the superpatch's edges ``(z, y, x)`` in voxels: ``size``, or the volume's own."""
-    if size is None:
-        _, z, y, x = volume_BZYX.shape
-        return z, y, x
-    return (size, size, size) if isinstance(size, int) else size
+    _, z, y, x = volume_BZYX.shape
+    return (z, y, x) if size is None else edges_of(size)

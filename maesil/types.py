@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Zyx = tuple[int, int, int]
+Edges = int | Zyx
+"""The edges of a box: one number for a cube, or three along z, y, x."""
 Spacing = tuple[float, float, float]
 Window = tuple[float, float]
 
@@ -24,6 +26,26 @@ AIR_HU = -1024
 
 MAP_CELL = 8
 """Edge of one cell of the ``valid`` and ``body`` maps (voxels)."""
+
+
+def zyx(edges: Edges) -> Zyx:
+    """Return the three edges of a box along z, y, x."""
+    if isinstance(edges, int):
+        return edges, edges, edges
+    z, y, x = edges
+    return z, y, x
+
+
+def one_if_cube(edges: Edges) -> Edges:
+    """Return the edges of a box as they are written down: one number where all three are equal."""
+    z, y, x = zyx(edges)
+    return z if z == y == x else (z, y, x)
+
+
+def edges_told(edges: Edges) -> str:
+    """Return the edges of a box in words: ``64``, or ``32x48x64``."""
+    edges = one_if_cube(edges)
+    return str(edges) if isinstance(edges, int) else "x".join(map(str, edges))
 
 
 @dataclass(frozen=True)

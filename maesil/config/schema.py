@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 from maesil.errors import UsageError
 from maesil.sizes import parse_size
-from maesil.types import MAP_CELL, Window, Zyx
+from maesil.types import MAP_CELL, Edges, Window, Zyx, edges_told, one_if_cube, zyx
 
 HEAD_WIDTH = 64
 """Channels of one attention head: what flash attention likes, and half the cost of 32 in the decoder."""
@@ -56,10 +56,11 @@ class ModelConfig:
 
     kind: str = "maesil"
     """``maesil``, the masked autoencoder; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
-    crop: int = 64
-    """Edge of the cube the model sees (voxels); divides the store's superpatch."""
-    patch: int = 8
-    """Edge of one patch, one token (voxels); a multiple of 8, or 1, 2 or 4, so that it lies on the maps."""
+    crop: Edges = 64
+    """What the model sees: the edge of a cube (voxels), or three edges z, y, x; at most the store's superpatch."""
+    patch: Edges = 8
+    """One patch, one token: the edge of a cube (voxels), or three edges z, y, x; each a multiple of 8, or 1, 2 or 4, so
+    that it lies on the maps."""
     width: int = 128
     depth: int = 4
     decoder_width: int = 128
@@ -95,11 +96,7 @@ class ModelConfig:
             ("picture_head", PICTURE_HEADS),
         ):
             _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
-        on_maps = self.patch > 0 and (MAP_CELL % self.patch == 0 or self.patch % MAP_CELL == 0)
-        _require(on_maps, "model.patch", self.patch, f"a multiple or a divisor of {MAP_CELL}")
-        edge = math.lcm(self.patch, MAP_CELL)
-        fits = self.crop >= 2 * self.patch and self.crop % edge == 0
-        _require(fits, "model.crop", self.crop, f"a multiple of {edge}, at least two patches of {self.patch}")
+        self._require_edges()
         for name, width in (("width", self.width), ("decoder_width", self.decoder_width)):
             whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
             expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
@@ -112,10 +109,29 @@ class ModelConfig:
         _require(0 < self.decoded <= 1, "model.decoded", self.decoded, "above 0 and at most 1")
         on_all = self.decoder == "full" or self.head != "interpolate"
         _require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
-        smooth = self.head != "interpolate" or (self.patch >= 4 and self.patch.bit_count() == 1)
-        _require(smooth, "model.patch", self.patch, f"a power of 2, at least 4, with model.head={self.head}")
-        halved = self.kind not in AUTOENCODERS or (self.patch >= 2 and self.patch.bit_count() == 1)
-        _require(halved, "model.patch", self.patch, f"a power of 2, at least 2, with model.kind={self.kind}")
+        smooth = self.head != "interpolate" or all(one >= 4 and one.bit_count() == 1 for one in self.patch_zyx)
+        patch = edges_told(self.patch)
+        _require(smooth, "model.patch", patch, f"a power of 2, at least 4, with model.head={self.head}")
+        halved = self.kind not in AUTOENCODERS or (
+            max(self.patch_zyx) >= 2 and all(one.bit_count() == 1 for one in self.patch_zyx)
+        )
+        _require(halved, "model.patch", patch, f"a power of 2, at least 2, with model.kind={self.kind}")
+
+    def _require_edges(self) -> None:
+        """Check crop and patch axis by axis, and write a cube as one number, however it was given."""
+        for name in ("crop", "patch"):
+            found = getattr(self, name)
+            of_box = isinstance(found, int) or (len(found) == 3 and all(isinstance(one, int) for one in found))
+            _require(of_box, f"model.{name}", found, "one edge in voxels, or three (z, y, x)")
+            object.__setattr__(self, name, one_if_cube(found))
+        crop, patch = edges_told(self.crop), edges_told(self.patch)
+        for of_crop, of_patch in zip(self.crop_zyx, self.patch_zyx, strict=True):
+            on_maps = of_patch > 0 and (MAP_CELL % of_patch == 0 or of_patch % MAP_CELL == 0)
+            _require(on_maps, "model.patch", patch, f"a multiple or a divisor of {MAP_CELL}")
+            edge = math.lcm(of_patch, MAP_CELL)
+            fits = of_crop >= 2 * of_patch and of_crop % edge == 0
+            along = "" if crop.isdigit() and patch.isdigit() else f" where the patch has {of_patch}"
+            _require(fits, "model.crop", crop, f"a multiple of {edge}, at least two patches of {of_patch}{along}")
 
     @property
     def heads(self) -> int:
@@ -128,9 +144,25 @@ class ModelConfig:
         return _heads(self.decoder_width)
 
     @property
+    def crop_zyx(self) -> Zyx:
+        """Edges of the crop (voxels)."""
+        return zyx(self.crop)
+
+    @property
+    def patch_zyx(self) -> Zyx:
+        """Edges of a patch (voxels)."""
+        return zyx(self.patch)
+
+    @property
+    def patch_voxels(self) -> int:
+        """Voxels of a patch."""
+        return math.prod(self.patch_zyx)
+
+    @property
     def grid(self) -> Zyx:
         """Tokens along z, y, x."""
-        return (self.crop // self.patch,) * 3
+        z, y, x = (of_crop // of_patch for of_crop, of_patch in zip(self.crop_zyx, self.patch_zyx, strict=True))
+        return z, y, x
 
     @property
     def tokens(self) -> int:
@@ -328,12 +360,13 @@ PRESETS: dict[str, RunConfig] = {
 
 
 def require_tile(config: ModelConfig, tile: int, store: object) -> None:
-    """Raise UsageError unless crops of ``config`` fit the store's superpatches of edge ``tile`` (voxels)."""
-    if tile % config.crop:
-        fitting = [str(edge) for edge in range(tile, 0, -1) if tile % edge == 0 and edge % config.patch == 0]
+    """Raise UsageError unless crops of ``config`` are no larger than the store's superpatches of edge ``tile``."""
+    if max(config.crop_zyx) > tile:
+        step = math.lcm(*config.patch_zyx, MAP_CELL)
+        fitting = [str(edge) for edge in range(tile // step * step, 0, -step) if tile % edge == 0]
         raise UsageError(
-            f"{store}: its superpatches have an edge of {tile} voxels, not divisible by model.crop={config.crop}; "
-            f"set model.crop to one of {', '.join(fitting[:4]) or '(none)'}, or ingest with another --superpatch"
+            f"{store}: its superpatches have an edge of {tile} voxels, less than model.crop={edges_told(config.crop)}; "
+            f"set model.crop to {' or '.join(fitting[:3]) or '(none)'}, or ingest with another --superpatch"
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from maesil.config.schema import PRESETS, RunConfig, require_known
 from maesil.documents import as_json
 from maesil.errors import UsageError
+from maesil.types import Edges, zyx
 
 
 def load_config(
@@ -123,6 +124,7 @@ def _parse_override(override: str) -> tuple[str, Any]:
 
 
 _SIZES = ("train.ram",)
+_BOX = re.compile(r"\d+x\d+x\d+")
 _DESCRIBED = {float: "a number", int: "a whole number", str: "a word", bool: "true or false"}
 
 
@@ -141,6 +143,8 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         if value not in typing.get_args(kind):
             raise UsageError(f"{name}={value}: expected one of {', '.join(typing.get_args(kind))}")
         return value
+    if kind == Edges:
+        return _edges(name, value)
     if name in _SIZES and number:
         return str(value)  # refused there, with a better reason than its type: it lacks a unit
     inner = typing.get_args(kind)
@@ -148,3 +152,17 @@ def _typed(name: str, value: Any, kind: Any) -> Any:
         return tuple(_typed(name, item, item_kind) for item, item_kind in zip(value, inner, strict=True))
     described = f"{len(inner)} numbers" if inner else _DESCRIBED[kind]
     raise UsageError(f"{name}={value!r}: expected {described}")
+
+
+def _edges(name: str, value: Any) -> Edges:
+    """Return one edge, or three (z, y, x), given as a list or as ``32x48x64``."""
+    if isinstance(value, str) and _BOX.fullmatch(value):
+        value = [int(edge) for edge in value.split("x")]
+    whole = [isinstance(edge, int) and not isinstance(edge, bool) for edge in _listed(value)]
+    if not all(whole) or len(whole) not in (1, 3) or (len(whole) == 1) != isinstance(value, int):
+        raise UsageError(f"{name}={value!r}: expected a whole number, or three for z, y, x, as 64,96,96")
+    return value if isinstance(value, int) else zyx(tuple(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]

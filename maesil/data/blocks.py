@@ -1,6 +1,6 @@
 """What one visit to a block does: read each superpatch that its crops touch once, and cut all of them from it.
 
-Shapes: c crop edge (voxels), k = c / 8 cells of the maps, T superpatch edge.
+Shapes: c crop edges (voxels; a cube has one), k = c / 8 cells of the maps, T superpatch edge.
 """
 
 from __future__ import annotations

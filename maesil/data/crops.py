@@ -1,6 +1,6 @@
 """Crops at fixed places: the grid that evaluation goes over, the crops that validation looks at.
 
-Shapes: B samples, c crop edge (voxels), k = c / 8 cells of the maps, L patches.
+Shapes: B samples, c crop edges (voxels; a cube has one), k = c / 8 cells of the maps, L patches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maesil.data.sources import Sources
 from maesil.store.grid import tile_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
-from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
+from maesil.types import AIR_HU, MAP_CELL, Edges, HuArray, MapArray, Zyx, zyx
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,24 @@ class Crop:
 
 
 def grid_crops(
-    reader: SuperpatchReader, volume_ids: Iterable[str], crop: int, min_valid: float = 0.0
+    reader: SuperpatchReader, volume_ids: Iterable[str], crop: Edges, min_valid: float = 0.0
 ) -> Iterator[Crop]:
     """Yield the aligned grid of crops of each volume, z y x, where any voxel is valid (and ``min_valid`` of all)."""
     for volume_id in volume_ids:
         for origin in grid_origins(reader.volumes[volume_id], crop):
-            valid = reader.read_map_region(volume_id, "valid", origin, (crop, crop, crop))
+            valid = reader.read_map_region(volume_id, "valid", origin, zyx(crop))
             if valid.any() and valid.mean() >= 255 * min_valid:
                 yield read_crop(reader, volume_id, origin, crop)
 
 
-def grid_origins(volume: Volume, crop: int) -> Iterator[Zyx]:
+def grid_origins(volume: Volume, crop: Edges) -> Iterator[Zyx]:
     """Yield the first voxels of the aligned grid of crops that covers a volume, in the order z, y, x."""
-    z, y, x = volume.shape
-    yield from product(range(0, z, crop), range(0, y, crop), range(0, x, crop))
+    yield from product(*(range(0, n, edge) for n, edge in zip(volume.shape, zyx(crop), strict=True)))
 
 
-def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config: TrainConfig) -> list[Crop]:
+def validation_crops(sources: Sources, groups: Iterable[str], crop: Edges, config: TrainConfig) -> list[Crop]:
     """Read crops of the held-out patients with enough body: at most so many, spread evenly, always the same."""
-    size = (crop, crop, crop)
+    size = zyx(crop)
     places = [
         (reader, volume.volume_id, origin)
         for reader, volume in sources.volumes(groups)
@@ -70,7 +69,7 @@ def validation_crops(sources: Sources, groups: Iterable[str], crop: int, config:
     return [read_crop(*place, crop) for place in chosen]
 
 
-def least_body(volume: Volume, crop: int, config: TrainConfig) -> float:
+def least_body(volume: Volume, crop: Edges, config: TrainConfig) -> float:
     """Return the least sum over the cells of a crop's body map (0..255 each) with which it is trained on.
 
     With ``train.thin=pad`` the body share of a scan thinner than a crop counts within the scan. Infinite for a scan
@@ -78,12 +77,13 @@ def least_body(volume: Volume, crop: int, config: TrainConfig) -> float:
     """
     if min(volume.shape) < MAP_CELL:
         return math.inf
-    k = crop // MAP_CELL
-    within = [min(k, -(-n // MAP_CELL)) for n in volume.shape] if config.thin == "pad" else [k, k, k]
+    cells = [edge // MAP_CELL for edge in zyx(crop)]
+    scan = [-(-n // MAP_CELL) for n in volume.shape]
+    within = list(map(min, cells, scan)) if config.thin == "pad" else cells
     return max(config.min_body * 255 * math.prod(within), 1)
 
 
-def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> Tensor:
+def patch_shares(cells_BZYX: Tensor, patch: Edges, flip: Tensor | None = None) -> Tensor:
     """Turn map cells (uint8 ``[B, k, k, k]``) into the share of each patch, float32 ``[B, L]`` in 0..1.
 
     With ``flip`` bool ``[B, 3]`` the shares are those of the mirrored crop, in the order of its tokens. A patch smaller
@@ -93,15 +93,14 @@ def patch_shares(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> 
     if flip is not None:
         mirrored = [one.flip(on.nonzero().flatten().tolist()) for one, on in zip(shares, flip, strict=True)]
         shares = torch.stack(mirrored)
-    if patch >= MAP_CELL:
-        shares = functional.avg_pool3d(shares[:, None], patch // MAP_CELL)
-    else:
-        for axis in (1, 2, 3):
-            shares = shares.repeat_interleave(MAP_CELL // patch, dim=axis)
+    edges = zyx(patch)
+    shares = functional.avg_pool3d(shares[:, None], [max(1, edge // MAP_CELL) for edge in edges])[:, 0]
+    for axis, edge in enumerate(edges, start=1):
+        shares = shares.repeat_interleave(max(1, MAP_CELL // edge), dim=axis)
     return shares.flatten(1)
 
 
-def whole_patches(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) -> Tensor:
+def whole_patches(cells_BZYX: Tensor, patch: Edges, flip: Tensor | None = None) -> Tensor:
     """Return which patches lie wholly inside the scan: float32 ``[B, L]`` of 0 and 1; arguments as of `patch_shares`.
 
     They alone count in a loss: a patch that lies partly beyond the scan holds -1024 HU that nobody measured.
@@ -109,9 +108,9 @@ def whole_patches(cells_BZYX: Tensor, patch: int, flip: Tensor | None = None) ->
     return (patch_shares(cells_BZYX, patch, flip) == 1).float()
 
 
-def read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: int) -> Crop:
+def read_crop(reader: SuperpatchReader, volume_id: str, origin: Zyx, crop: Edges) -> Crop:
     """Read the crop of a volume at any origin of multiples of 8, cells without any valid voxel set to air."""
-    size = (crop, crop, crop)
+    size = zyx(crop)
     valid, body = (reader.read_map_region(volume_id, name, origin, size) for name in ("valid", "body"))
     hu = reader.read_region(volume_id, origin, size)
     blank_outside_scan(hu, valid)

@@ -17,7 +17,6 @@ from torch import Tensor
 from maesil.data.blocks import CropBuffer, work_of_visit
 from maesil.data.sampler import CropSampler, Draw
 from maesil.errors import UsageError
-from maesil.types import MAP_CELL
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,12 @@ class CropLoader:
     ) -> None:
         self._sampler, self._samples = sampler, samples_of_rank(batch, rank, world_size)
         self._process, self._ahead = os.getpid(), ahead
-        B, c, k = len(self._samples), sampler.crop, sampler.crop // MAP_CELL
+        B, c, k = len(self._samples), sampler.crop, sampler.cells
         self._ring = [
             (
-                _buffer((B, c, c, c), torch.device(device)),
-                torch.empty(B, k, k, k, dtype=torch.uint8),
-                torch.empty(B, k, k, k, dtype=torch.uint8),
+                _buffer((B, *c), torch.device(device)),
+                torch.empty(B, *k, dtype=torch.uint8),
+                torch.empty(B, *k, dtype=torch.uint8),
             )
             for _ in range(ahead + sampler.crops_per_visit)
         ]

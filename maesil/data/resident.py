@@ -81,8 +81,7 @@ class ResidentLoader:
         self._scans[z, y, x] = torch.from_numpy(hu).to(self._device)
 
     def _cells(self, draw: Draw, name: str) -> MapArray:
-        size = (self._sampler.crop,) * 3
-        return draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, size)
+        return draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, self._sampler.crop)
 
     def _place(self, draw: Draw) -> list[int]:
         return [a + b for a, b in zip(self._first[draw.volume.volume_id], draw.origin, strict=True)]

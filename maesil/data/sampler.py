@@ -4,7 +4,7 @@ Crops are drawn in visits to *blocks*. With ``offsets="across"`` a block is all 
 may reach into the next one along each axis: 2x2x2 superpatches are read once, and a visit cuts several crops of them.
 With ``"inside"`` it is the crops within one superpatch, and a visit cuts one. Why so: ``docs/decisions/0009``.
 
-Shapes: c crop edge (voxels), k = c / 8 cells of the maps, T superpatch edge, t = T / 8.
+Shapes: c crop edges (voxels; a cube has one), k = c / 8 cells of the maps, T superpatch edge, t = T / 8.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from maesil.errors import NoInputError
 from maesil.store.grid import tile_start
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
-from maesil.types import MAP_CELL, MapArray, Zyx
+from maesil.types import MAP_CELL, Edges, MapArray, Zyx, edges_told, zyx
 
 _EPOCH, _VISIT, _SAMPLE = range(3)
 """What random numbers are drawn for."""
@@ -66,8 +66,8 @@ class CropSampler:
     and the places change visits at different steps, so that a batch mixes as many blocks as it has crops.
     """
 
-    def __init__(self, sources: Sources, groups: Iterable[str], crop: int, config: TrainConfig) -> None:
-        self.crop, self.seed, self.batch = crop, config.seed, config.batch
+    def __init__(self, sources: Sources, groups: Iterable[str], crop: Edges, config: TrainConfig) -> None:
+        self.crop, self.seed, self.batch = zyx(crop), config.seed, config.batch
         self.across = config.offsets == "across"
         self.crops_per_visit = config.crops_per_visit if self.across else 1
         self._config, self.flips = config, tuple(axis in config.flips for axis in "zyx")
@@ -81,7 +81,7 @@ class CropSampler:
                     weights.append(weight)
         if not self._blocks:
             raise NoInputError(
-                f"no crop of {crop} voxels in the training volumes has a body share of {config.min_body}; "
+                f"no crop of {edges_told(crop)} voxels in the training volumes has a body share of {config.min_body}; "
                 "lower train.min_body, set train.thin=pad where scans are thinner than a crop, or train on other stores"
             )
         self._weights = sources.by_weight(
@@ -90,6 +90,12 @@ class CropSampler:
         # A few epochs and visits are in use at any time; drawing one anew gives the same.
         self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
         self._origins = lru_cache(maxsize=4 * self.batch)(self._draw_origins)
+
+    @property
+    def cells(self) -> Zyx:
+        """Cells of the maps in a crop along z, y, x."""
+        z, y, x = (edge // MAP_CELL for edge in self.crop)
+        return z, y, x
 
     @property
     def volumes(self) -> list[tuple[SuperpatchReader, Volume]]:
@@ -135,7 +141,7 @@ class CropSampler:
     def _draw_origins(self, visit: int) -> list[Zyx]:
         """Draw the crops of a visit: their first voxels, each in proportion to its body share."""
         block = self._block(visit)
-        if not self.across and self.crop == block.volume.tile:
+        if not self.across and self.crop == zyx(block.volume.tile):
             return [tile_start(block.volume, block.index)]  # there is no other
         cells, body = self._crops(block)
         ends = np.cumsum(body)
@@ -145,18 +151,19 @@ class CropSampler:
 
     def _crops(self, block: _Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """List a block's crops with enough body: first cells in the block ``[n, 3]``, body (sum of cells) ``[n]``."""
-        start, k = tile_start(block.volume, block.index), self.crop // MAP_CELL
-        z, y, x = (min(e, block.volume.tile + self.crop - MAP_CELL) for e in self._extent(block.volume, start))
-        if min(z, y, x) < self.crop:
+        start = tile_start(block.volume, block.index)
+        pairs = zip(self._extent(block.volume, start), self.crop, strict=True)
+        z, y, x = (min(e, block.volume.tile + edge - MAP_CELL) for e, edge in pairs)
+        if any(e < edge for e, edge in zip((z, y, x), self.crop, strict=True)):
             return np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64)
-        sums = window_sums(block.reader.read_map_region(block.volume.volume_id, "body", start, (z, y, x)), k)
+        sums = window_sums(block.reader.read_map_region(block.volume.volume_id, "body", start, (z, y, x)), self.cells)
         cells = np.argwhere(sums >= least_body(block.volume, self.crop, self._config))
         return cells, sums[tuple(cells.T)]
 
     def _extent(self, volume: Volume, start: Zyx) -> Zyx:
         """Return how far the crops of a block may reach from its first voxel."""
         if not self.across:
-            return (volume.tile,) * 3
+            return zyx(volume.tile)
         z, y, x = (end - s for end, s in zip(self.reach(volume), start, strict=True))
         return z, y, x
 
@@ -165,7 +172,7 @@ class CropSampler:
         if not self.across:
             z, y, x = (n * volume.tile for n in volume.grid)
         else:
-            z, y, x = (max(-(-n // MAP_CELL) * MAP_CELL, self.crop) for n in volume.shape)
+            z, y, x = (max(-(-n // MAP_CELL) * MAP_CELL, edge) for n, edge in zip(volume.shape, self.crop, strict=True))
         return z, y, x
 
     def _random(self, count: int, *key: int) -> NDArray[np.uint64]:
@@ -173,10 +180,10 @@ class CropSampler:
         return np.random.Philox(np.random.SeedSequence(self.seed, spawn_key=key)).random_raw(count)
 
 
-def window_sums(cells: MapArray, k: int) -> NDArray[np.int64]:
-    """Sum every k^3 window of a 3D array by cumulative sums: ``[t, t, t]`` to ``[t - k + 1, ...]``."""
+def window_sums(cells: MapArray, window: Edges) -> NDArray[np.int64]:
+    """Sum every window of a 3D array by cumulative sums: ``[t, t, t]`` to ``[t - k + 1, ...]``, k its edges."""
     sums = cells.astype(np.int64)
-    for axis in range(3):
+    for axis, k in enumerate(zyx(window)):
         ends = np.cumsum(sums, axis=axis)
         ends = np.concatenate([np.zeros_like(ends.take([0], axis)), ends], axis)
         last = np.arange(k, ends.shape[axis])

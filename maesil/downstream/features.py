@@ -7,6 +7,7 @@ Shapes: B crops, L tokens, D channels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -18,11 +19,11 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from maesil.config.schema import require_tile
+from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import Crop, patch_shares, read_crop
 from maesil.devices import pick_device
 from maesil.downstream.export import CARD, load_encoder
-from maesil.errors import NoInputError
+from maesil.errors import NoInputError, UsageError
 from maesil.files import require_file_place, whole_file
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.progress import progress
@@ -30,7 +31,7 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Superpatch, Volume
 from maesil.store.store import Store
 from maesil.training.checkpoint import load_run
-from maesil.types import Zyx
+from maesil.types import Edges, Zyx, edges_told, zyx
 
 _SCHEMA = [
     pa.field("volume_id", pa.string(), nullable=False),
@@ -59,7 +60,7 @@ def write_features(source: Path, store_path: Path, out: Path, *, device: str = "
     NoInputError for a store without volumes, UsageError where ``out`` cannot be written.
     """
     encoder, store = open_encoder(source, pick_device(device)), Store.open(store_path)
-    require_tile(encoder.config, store.superpatch, store.path)
+    _require_whole_crops(encoder.config, store)
     require_file_place(out)
     reader, volumes = SuperpatchReader(store), store.volumes()
     if not volumes:
@@ -78,6 +79,16 @@ def write_features(source: Path, store_path: Path, out: Path, *, device: str = "
             rows += len(of_volume)
             report("features", number + 1, len(volumes))
     return rows
+
+
+def _require_whole_crops(config: ModelConfig, store: Store) -> None:
+    """Raise UsageError unless superpatches of the store are cut into whole crops."""
+    require_tile(config, store.superpatch, store.path)
+    if any(store.superpatch % edge for edge in config.crop_zyx):
+        raise UsageError(
+            f"{store.path}: expected superpatches that are whole crops of {edges_told(config.crop)} voxels, found an "
+            f"edge of {store.superpatch}; take a store of another --superpatch, such as {math.lcm(*config.crop_zyx)}"
+        )
 
 
 def open_encoder(source: Path, device: torch.device | str = "cpu") -> Encoder:
@@ -106,14 +117,15 @@ def embed(encoder: Encoder, reader: SuperpatchReader, volume: Volume, patch: Sup
     return Embedding(None, "nothing")
 
 
-def _crops(reader: SuperpatchReader, volume: Volume, index: Zyx, edge: int) -> Iterator[Crop]:
+def _crops(reader: SuperpatchReader, volume: Volume, index: Zyx, crop: Edges) -> Iterator[Crop]:
     """Yield the crops of one superpatch that hold any valid voxel."""
     starts = [
-        range(i * volume.tile, min((i + 1) * volume.tile, n), edge) for i, n in zip(index, volume.shape, strict=True)
+        range(i * volume.tile, min((i + 1) * volume.tile, n), edge)
+        for i, n, edge in zip(index, volume.shape, zyx(crop), strict=True)
     ]
     for z, y, x in product(*starts):
-        if reader.read_map_region(volume.volume_id, "valid", (z, y, x), (edge,) * 3).any():
-            yield read_crop(reader, volume.volume_id, (z, y, x), edge)
+        if reader.read_map_region(volume.volume_id, "valid", (z, y, x), zyx(crop)).any():
+            yield read_crop(reader, volume.volume_id, (z, y, x), crop)
 
 
 def _row(volume: Volume, patch: Superpatch, embedding: Embedding) -> dict[str, object]:

@@ -36,12 +36,13 @@ from maesil.errors import MaesilError, NoInputError, UsageError
 from maesil.files import make_folder, write_whole
 from maesil.models.encoders import encoder_of, untrained_encoder
 from maesil.progress import progress
+from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.training.checkpoint import Run, load_run
 from maesil.training.optim import learning_rate, set_learning_rate
-from maesil.types import MAP_CELL, Zyx
+from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
 
 STARTS = ("pretrained", "scratch")
 _LEAST_BODY = 0.1
@@ -157,8 +158,8 @@ def finetune(
     run, store = load_run(run_dir, on), Store.open(store_path)
     config = run.config.model
     require_tile(config, store.superpatch, store.path)
-    if config.patch.bit_count() != 1:
-        raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {config.patch}")
+    if any(edge.bit_count() != 1 for edge in config.patch_zyx):
+        raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {edges_told(config.patch)}")
     reader = SuperpatchReader(store)
     make_folder(out)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -219,7 +220,7 @@ def _compare(
 
 
 def choose_task(
-    reader: SuperpatchReader, labels: Labels, patients: Patients, crop: int, share: float, seed: int
+    reader: SuperpatchReader, labels: Labels, patients: Patients, crop: Edges, share: float, seed: int
 ) -> Task:
     """Choose who is scored: a share of the unseen patients, at least one and never all; of one, the middle block."""
     by_id = {volume.volume_id: volume for volume in labels.volumes}
@@ -241,18 +242,19 @@ def choose_task(
     )
 
 
-def _middle_block(reader: SuperpatchReader, volume: Volume, crop: int) -> Task:
+def _middle_block(reader: SuperpatchReader, volume: Volume, crop: Edges) -> Task:
     axis = longest_axis(volume.shape, crop)
+    edge = zyx(crop)[axis]
     last = max(place.origin[axis] for place in _places(volume, crop))
-    at = last // crop // 2 * crop if last > crop else crop
+    at = last // edge // 2 * edge if last > edge else edge
     block = [place for place in _places(volume, crop) if place.origin[axis] == at]
     others = [place for place in _places(volume, crop) if place.origin[axis] != at]
-    told = f"one labelled patient: {'zyx'[axis]} {at} to {at + crop} scored, the rest learnt from"
+    told = f"one labelled patient: {'zyx'[axis]} {at} to {at + edge} scored, the rest learnt from"
     return _task(others, block, reader, crop, told)
 
 
-def _task(train: list[Place], test: list[Place], reader: SuperpatchReader, crop: int, told: str) -> Task:
-    size = (crop, crop, crop)
+def _task(train: list[Place], test: list[Place], reader: SuperpatchReader, crop: Edges, told: str) -> Task:
+    size = zyx(crop)
 
     def share(place: Place, name: str) -> float:
         return float(reader.read_map_region(place.volume.volume_id, name, place.origin, size).mean()) / 255
@@ -266,7 +268,7 @@ def _task(train: list[Place], test: list[Place], reader: SuperpatchReader, crop:
     return Task(usable, scored, told)
 
 
-def _places(volume: Volume, crop: int) -> Iterator[Place]:
+def _places(volume: Volume, crop: Edges) -> Iterator[Place]:
     for origin in grid_origins(volume, crop):
         yield Place(volume, origin)
 
@@ -317,7 +319,7 @@ def _draw(places: Sequence[Place], seed: int, step: int, batch: int) -> list[Pla
     return [places[i] for i in rng.integers(len(places), size=batch)]
 
 
-def _batch(reader: SuperpatchReader, labels: Labels, places: Sequence[Place], crop: int) -> tuple[Tensor, Tensor]:
+def _batch(reader: SuperpatchReader, labels: Labels, places: Sequence[Place], crop: Edges) -> tuple[Tensor, Tensor]:
     """Read crops: int16 HU and uint8 labels ``[B, Z, Y, X]``; outside the scan nothing is labelled."""
     read = [read_crop(reader, place.volume.volume_id, place.origin, crop) for place in places]
     truths = []
@@ -330,9 +332,9 @@ def _batch(reader: SuperpatchReader, labels: Labels, places: Sequence[Place], cr
     return torch.from_numpy(np.stack([one.hu for one in read])), torch.from_numpy(np.stack(truths))
 
 
-def _labels_of_crop(labels: LabelArray, origin: Zyx, crop: int) -> LabelArray:
-    out = np.full((crop,) * 3, UNLABELLED, np.uint8)
-    part = labels[tuple(slice(start, start + crop) for start in origin)]
+def _labels_of_crop(labels: LabelArray, origin: Zyx, crop: Edges) -> LabelArray:
+    out = np.full(zyx(crop), UNLABELLED, np.uint8)
+    part = labels[box_at(origin, crop)]
     out[tuple(slice(0, n) for n in part.shape)] = part
     return out
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from maesil.errors import UsageError
 from maesil.store.records import Volume
-from maesil.types import Zyx
+from maesil.types import Edges, Zyx, edges_told, zyx
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ def patients_of(
     return Patients(tuple(tuple(by_patient[p]) for p in unseen), tuple(tuple(by_patient[p]) for p in seen))
 
 
-def longest_axis(shape: Zyx, edge: int) -> int:
+def longest_axis(shape: Zyx, crop: Edges) -> int:
     """Return the axis along which most crops lie one after another; UsageError where there is one crop only."""
-    counts = [-(-n // edge) for n in shape]
+    counts = [-(-n // edge) for n, edge in zip(shape, zyx(crop), strict=True)]
     if max(counts) < 2:
         raise UsageError(
-            f"expected two labelled patients, or one whose volume is larger than a crop of {edge} voxels, "
+            f"expected two labelled patients, or one whose volume is larger than a crop of {edges_told(crop)} voxels, "
             f"found one of shape {shape}"
         )
     return int(np.argmax(counts))

@@ -38,7 +38,7 @@ from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.text import counted
 from maesil.training.checkpoint import load_run
-from maesil.types import MAP_CELL, Zyx
+from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
 
 _PRESENT_FROM = 0.5
 """Share of a patch from which on a class counts as present, for the AUROC."""
@@ -180,7 +180,9 @@ def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[di
     first, *others = encoders.values()
     for other in others:
         if (other.config.crop, other.config.patch) != (first.config.crop, first.config.patch):
-            found = ", then ".join(f"{one.config.crop} and {one.config.patch}" for one in (first, other))
+            found = ", then ".join(
+                f"{edges_told(one.config.crop)} and {edges_told(one.config.patch)}" for one in (first, other)
+            )
             raise UsageError(f"expected runs of equal model.crop and model.patch, found {found}")
     return encoders, trained_on
 
@@ -211,29 +213,30 @@ def patch_classes(
 
     Usable: some body, every voxel valid and labelled. The grid covers whole crops.
     """
-    P, crop = model.patch, model.crop
-    padded = tuple(-(-n // crop) * crop for n in volume.shape)
+    (PZ, PY, PX), pairs = model.patch_zyx, zip(volume.shape, model.crop_zyx, strict=True)
+    padded_z, padded_y, padded_x = padded = tuple(-(-n // edge) * edge for n, edge in pairs)
     whole = np.full(padded, UNLABELLED, np.uint8)
     whole[tuple(slice(0, n) for n in volume.shape)] = labels
-    gz, gy, gx = (n // P for n in padded)
-    cells = whole.reshape(gz, P, gy, P, gx, P)
+    cells = whole.reshape(padded_z // PZ, PZ, padded_y // PY, PY, padded_x // PX, PX)
     shares = np.stack([(cells == k).mean(axis=(1, 3, 5), dtype=np.float32) for k in range(1, classes + 1)], axis=-1)
     usable = ~(cells == UNLABELLED).any(axis=(1, 3, 5))
-    size: Zyx = (padded[0], padded[1], padded[2])
+    size: Zyx = (padded_z, padded_y, padded_x)
     valid, body = (reader.read_map_region(volume.volume_id, name, (0, 0, 0), size) for name in ("valid", "body"))
-    usable &= _on_patches(valid == 255, P, all_of_it=True) & _on_patches(body > 0, P, all_of_it=False)
+    usable &= _on_patches(valid == 255, model.patch, all_of_it=True)
+    usable &= _on_patches(body > 0, model.patch, all_of_it=False)
     return shares, usable
 
 
-def _on_patches(cells: NDArray[np.bool_], patch: int, *, all_of_it: bool) -> NDArray[np.bool_]:
+def _on_patches(cells: NDArray[np.bool_], patch: Edges, *, all_of_it: bool) -> NDArray[np.bool_]:
     """Turn map cells into patches: all of its cells, or any."""
-    if patch < MAP_CELL:
-        for axis in range(3):
-            cells = cells.repeat(MAP_CELL // patch, axis=axis)
-        return cells
-    k = patch // MAP_CELL
-    grouped = cells.reshape(cells.shape[0] // k, k, cells.shape[1] // k, k, cells.shape[2] // k, k)
-    return np.asarray(grouped.all(axis=(1, 3, 5)) if all_of_it else grouped.any(axis=(1, 3, 5)))
+    for axis, edge in enumerate(zyx(patch)):
+        if edge < MAP_CELL:
+            cells = cells.repeat(MAP_CELL // edge, axis=axis)
+            continue
+        k = edge // MAP_CELL
+        grouped = cells.reshape(*cells.shape[:axis], cells.shape[axis] // k, k, *cells.shape[axis + 1 :])
+        cells = np.asarray(grouped.all(axis=axis + 1) if all_of_it else grouped.any(axis=axis + 1))
+    return cells
 
 
 @torch.no_grad()
@@ -242,17 +245,16 @@ def _features(
 ) -> dict[str, NDArray[np.float32]]:
     """Encode the crops that hold the places; return each place's token by every encoder, and its voxels."""
     first = next(iter(encoders.values()))
-    device, crop, patch = next(first.parameters()).device, first.config.crop, first.config.patch
-    widths = {name: encoder.width for name, encoder in encoders.items()} | {"voxels": patch**3}
+    device, crop, grid = next(first.parameters()).device, np.array(first.config.crop_zyx), first.config.grid
+    widths = {name: encoder.width for name, encoder in encoders.items()} | {"voxels": first.config.patch_voxels}
     found = {name: np.empty((len(places_N3), width), np.float32) for name, width in widths.items()}
-    g = crop // patch
-    crop_of_N3 = places_N3 // g
+    crop_of_N3 = places_N3 // np.array(grid)
     for of_crop in np.unique(crop_of_N3, axis=0):
         here = np.flatnonzero((crop_of_N3 == of_crop).all(axis=1))
-        z, y, x = (int(i) * crop for i in of_crop)
-        hu = torch.from_numpy(read_crop(reader, volume.volume_id, (z, y, x), crop).hu)[None].to(device)
-        inner = places_N3[here] - of_crop * g
-        tokens = torch.from_numpy((inner[:, 0] * g + inner[:, 1]) * g + inner[:, 2]).to(device)
+        z, y, x = (of_crop * crop).tolist()
+        hu = torch.from_numpy(read_crop(reader, volume.volume_id, (z, y, x), first.config.crop).hu)[None].to(device)
+        inner = places_N3[here] - of_crop * np.array(grid)
+        tokens = torch.from_numpy(np.ravel_multi_index(tuple(inner.T), grid)).to(device)
         for name, encoder in encoders.items():
             found[name][here] = encoder.forward_features(hu)[0, tokens].float().cpu().numpy()
         found["voxels"][here] = first.patches(hu)[0, tokens].float().cpu().numpy()
@@ -297,7 +299,8 @@ def spatial_folds(patches: Patches, shape: Zyx, model: ModelConfig) -> Iterator[
 
     A patch that touches the scored layer is in neither. Blocks without any patch are left out.
     """
-    axis, g = longest_axis(shape, model.crop), model.crop // model.patch
+    axis = longest_axis(shape, model.crop)
+    g = model.grid[axis]
     along_N = patches.place_N3[:, axis]
     blocks = np.unique(along_N // g)
     for block in blocks:

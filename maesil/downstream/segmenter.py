@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from maesil.downstream.labels import UNLABELLED
 from maesil.models.encoders import Encoder
+from maesil.models.patches import halvings
 
 WINDOWS = ((-1000.0, -300.0), (-200.0, 300.0), (100.0, 1000.0))
 """HU of the three views of the image (lung, soft tissue, bone) that the decoder is given at full resolution."""
@@ -27,9 +28,9 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         stages: list[nn.Module] = [nn.Conv3d(encoder.width, channels, 1)]
-        for _ in range(encoder.config.patch.bit_length() - 1):
+        for step in reversed(halvings(encoder.config.patch)):
             narrower = max(_LEAST_CHANNELS, channels // 2)
-            stages += [nn.Upsample(scale_factor=2, mode="trilinear"), nn.Conv3d(channels, narrower, 3, padding=1)]
+            stages += [nn.Upsample(scale_factor=step, mode="trilinear"), nn.Conv3d(channels, narrower, 3, padding=1)]
             stages += [nn.GroupNorm(4, narrower), nn.GELU()]
             channels = narrower
         self.decoder = nn.Sequential(*stages)
@@ -45,7 +46,7 @@ class Segmenter(nn.Module):
     def forward(self, volume_BZYX: Tensor) -> Tensor:
         """Score the classes of every voxel of int16 HU crops: logits ``[B, K, Z, Y, X]``."""
         tokens_BLD = self.encoder.forward_features(volume_BZYX)
-        grid = (n // self.encoder.config.patch for n in volume_BZYX.shape[1:])
+        grid = self.encoder.grid(volume_BZYX)
         field_BCZYX = self.decoder(tokens_BLD.transpose(1, 2).reshape(len(volume_BZYX), -1, *grid))
         logits: Tensor = self.classify(torch.cat([field_BCZYX, windowed(volume_BZYX).to(field_BCZYX)], dim=1))
         return logits

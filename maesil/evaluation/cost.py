@@ -28,8 +28,8 @@ class Cost:
 @torch.no_grad()
 def measure_cost(model: ReconstructionModel, config: RunConfig, intensity: Intensity) -> Cost:
     """Count by running one crop of air through the model, masked as in training."""
-    device, edge = next(model.parameters()).device, config.model.crop
-    volume = torch.full((1, edge, edge, edge), -1000, dtype=torch.int16, device=device)
+    device = next(model.parameters()).device
+    volume = torch.full((1, *config.model.crop_zyx), -1000, dtype=torch.int16, device=device)
     masks = make_masks(config.mask, config.model.grid, [0], device)
     flops = count_flops(lambda: model(MaskedInput(volume, masks, intensity, config.model.patch)))
     parameters = sum(parameter.numel() for parameter in model.parameters())

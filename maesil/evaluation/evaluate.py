@@ -32,12 +32,14 @@ from maesil.files import make_folder, require_file_place, results_at_once
 from maesil.pictures import save_reconstruction
 from maesil.progress import progress
 from maesil.store.filters import select
+from maesil.store.grid import box_at
 from maesil.store.index import superpatch_table
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
+from maesil.types import Edges, zyx
 
 Box = tuple[slice, slice, slice]
 
@@ -251,22 +253,21 @@ def _error_scores(reference: Tensor, predicted: Tensor, hidden: Tensor, region: 
     return scores if run.config.mask.kind != "none" else scores | {"psnr_hidden": math.nan, "psnr_pasted": math.nan}
 
 
-def crop_with_most_body(reader: SuperpatchReader, volume: Volume, edge: int) -> Box:
+def crop_with_most_body(reader: SuperpatchReader, volume: Volume, crop: Edges) -> Box:
     """Return the crop of the aligned grid that holds the most body."""
     origin = max(
-        grid_origins(volume, edge),
-        key=lambda start: int(reader.read_map_region(volume.volume_id, "body", start, (edge,) * 3).sum(dtype=np.int64)),
+        grid_origins(volume, crop),
+        key=lambda start: int(reader.read_map_region(volume.volume_id, "body", start, zyx(crop)).sum(dtype=np.int64)),
     )
-    z, y, x = (slice(start, start + edge) for start in origin)
-    return z, y, x
+    return box_at(origin, crop)
 
 
 def _draw(run: Run, reader: SuperpatchReader, volume: Volume, result: Reconstruction, out: Path) -> list[Path]:
     """Draw the crop with the most body, and the whole volume in three planes."""
     hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
     predicted, hidden = result.predicted.cpu().numpy(), result.hidden.cpu().numpy()
-    edge, window, short = run.config.model.crop, run.intensity.window, volume.volume_id[:8]
-    crop = crop_with_most_body(reader, volume, edge)
+    window, short = run.intensity.window, volume.volume_id[:8]
+    crop = crop_with_most_body(reader, volume, run.config.model.crop)
     at = ", ".join(f"{axis} {part.start}" for axis, part in zip("zyx", crop, strict=True))
     boxes = {
         "volume": ((slice(None),) * 3, "whole volume"),

@@ -33,6 +33,7 @@ from maesil.evaluation.predict import Predictor, model_predictors, naive_baselin
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import Row, thickness_of
 from maesil.files import whole_file, write_whole
+from maesil.store.grid import box_at
 from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
@@ -307,14 +308,10 @@ def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> No
 
 def _crop_to_show(reader: SuperpatchReader, volume: Volume, hu: HuArray, run: Run) -> tuple[slice, ...]:
     """Return the crop of the grid with the most contrast among those that lie half in the body or more."""
-    edge = run.config.model.crop
+    crop = run.config.model.crop_zyx
 
     def interest(start: Zyx) -> float:
-        body = float(reader.read_map_region(volume.volume_id, "body", start, (edge,) * 3).mean()) / 255
-        return min(body, 0.5) * float(np.clip(hu[_box(start, edge)], *run.intensity.window).std())
+        body = float(reader.read_map_region(volume.volume_id, "body", start, crop).mean()) / 255
+        return min(body, 0.5) * float(np.clip(hu[box_at(start, crop)], *run.intensity.window).std())
 
-    return _box(max(grid_origins(volume, edge), key=interest), edge)
-
-
-def _box(start: Zyx, edge: int) -> tuple[slice, ...]:
-    return tuple(slice(first, first + edge) for first in start)
+    return box_at(max(grid_origins(volume, crop), key=interest), crop)

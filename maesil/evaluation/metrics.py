@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from maesil.models.patches import expand_cells
-from maesil.types import MAP_CELL, Window, Zyx
+from maesil.types import MAP_CELL, Edges, Window, Zyx, zyx
 
 BODY_SHARE = 128
 """A cell of the ``body`` map counts as body from this share on (of 255): half of it."""
@@ -108,7 +108,7 @@ def patch_rmse(
     hidden_ZYX: Tensor,
     region_ZYX: Tensor,
     window: Window,
-    patch: int,
+    patch: Edges,
 ) -> Tensor:
     """Return the root mean squared error (HU, float64 ``[n]``) of each hidden patch in the region.
 
@@ -118,7 +118,7 @@ def patch_rmse(
     counted = hidden_ZYX & region_ZYX
     error = (clip(predicted_ZYX, window) - clip(reference_ZYX, window)) * counted
     squares, counts = _patch_sums(error.square(), patch), _patch_sums(counted, patch)
-    chosen = counts >= patch**3 / 2
+    chosen = counts >= math.prod(zyx(patch)) / 2
     return (squares[chosen] / counts[chosen]).sqrt()
 
 
@@ -171,8 +171,8 @@ def ssim_map(
 class BorderSums:
     """Gradients across patch borders and inside patches, of one volume in one region: see `ratio`."""
 
-    patch: int
-    crop: int
+    patch: Edges
+    crop: Edges
     window: Window
     _sums: Tensor = field(default_factory=lambda: torch.zeros(3, 2, dtype=torch.float64))
     """Absolute steps (HU) inside patches, across borders, across seams; of prediction and reference."""
@@ -187,7 +187,7 @@ class BorderSums:
             size = counted_ZYX.shape[axis]
             pairs = counted_ZYX.narrow(axis, 0, size - 1) & counted_ZYX.narrow(axis, 1, size - 1)
             after = torch.arange(1, size, device=pairs.device)
-            border, seam = after % self.patch == 0, after % self.crop == 0
+            border, seam = after % zyx(self.patch)[axis] == 0, after % zyx(self.crop)[axis] == 0
             for which, volume in enumerate(volumes):
                 steps = volume.diff(dim=axis).abs() * pairs
                 for place, chosen in enumerate((~border, border & ~seam, seam)):
@@ -217,15 +217,15 @@ class BorderSums:
         return float(predicted / predicted_inside / (reference / reference_inside))
 
 
-def _patch_sums(voxels_ZYX: Tensor, patch: int) -> Tensor:
+def _patch_sums(voxels_ZYX: Tensor, patch: Edges) -> Tensor:
     """Add up each patch, float64 ``[z, y, x]``; what a last patch lacks counts as 0."""
     sums = voxels_ZYX.double()
-    for axis in range(3):
-        missing = -sums.shape[axis] % patch
+    for axis, edge in enumerate(zyx(patch)):
+        missing = -sums.shape[axis] % edge
         if missing:
             zeros = sums.new_zeros([missing if i == axis else n for i, n in enumerate(sums.shape)])
             sums = torch.cat([sums, zeros], dim=axis)
-        blocks = (*sums.shape[:axis], sums.shape[axis] // patch, patch, *sums.shape[axis + 1 :])
+        blocks = (*sums.shape[:axis], sums.shape[axis] // edge, edge, *sums.shape[axis + 1 :])
         sums = sums.reshape(blocks).sum(dim=axis + 1)
     return sums
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from maesil.models.masking import Masks
 from maesil.models.patches import expand_cells
-from maesil.types import AIR_HU, Window
+from maesil.types import AIR_HU, Edges, Window, zyx
 
 TENSION = 0.03
 """Weight of the squared gradient against the squared Laplacian (1 / voxel^2); see ``docs/explanation/metrics.md``."""
@@ -29,7 +29,7 @@ class MeanBaseline:
 
     name = "mean"
 
-    def __init__(self, window: Window, patch: int) -> None:
+    def __init__(self, window: Window, patch: Edges) -> None:
         self.window, self.patch = window, patch
 
     def predict_hu(self, volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None = None) -> Tensor:
@@ -47,7 +47,7 @@ class InterpolationBaseline:
 
     name = "interpolation"
 
-    def __init__(self, window: Window, patch: int) -> None:
+    def __init__(self, window: Window, patch: Edges) -> None:
         self.window, self.patch = window, patch
 
     def predict_hu(self, volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None = None) -> Tensor:
@@ -60,7 +60,7 @@ class InterpolationBaseline:
         # One crop at a time on a CPU: its dozen fields then stay in the cache.
         at_once = len(values) if values.is_cuda else 1
         parts = [slice(start, start + at_once) for start in range(0, len(values), at_once)]
-        filled = [spline_in_tension(values[part], known[part], coarsest=self.patch) for part in parts]
+        filled = [spline_in_tension(values[part], known[part], coarsest=max(zyx(self.patch))) for part in parts]
         return torch.cat(filled).clamp(*self.window)
 
 
@@ -132,11 +132,11 @@ class _Preconditioner:
 
 
 def _visible(
-    volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None, window: Window, patch: int
+    volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None, window: Window, patch: Edges
 ) -> tuple[Tensor, Tensor]:
     """Return the volume as windowed float32 HU and which of its voxels a predictor may know (bool)."""
-    B, Z, Y, X = volume_BZYX.shape
-    visible = (masks.mask == 0).view(B, Z // patch, Y // patch, X // patch)
+    grid = (n // edge for n, edge in zip(volume_BZYX.shape[1:], zyx(patch), strict=True))
+    visible = (masks.mask == 0).view(len(volume_BZYX), *grid)
     known = expand_cells(visible, patch)
     return volume_BZYX.float().clamp(*window), known if valid_BZYX is None else known & valid_BZYX
 

@@ -6,6 +6,7 @@ Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volum
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,10 +23,11 @@ from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, make_masks
 from maesil.models.patches import expand_cells, patchify, to_hu, unpatchify
+from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.training.checkpoint import Run
-from maesil.types import AIR_HU, MAP_CELL, Intensity, Zyx
+from maesil.types import AIR_HU, MAP_CELL, Edges, Intensity, Zyx, zyx
 
 
 class Predictor(Protocol):
@@ -101,8 +103,8 @@ def reconstruct(
     reader: SuperpatchReader, volume: Volume, predictor: Predictor, config: RunConfig, seed: int, device: torch.device
 ) -> Reconstruction:
     """Predict a volume over its aligned grid of crops, each masked by its own seed (`mask_seed`)."""
-    crop, grid = config.model.crop, config.model.grid
-    padded = [-(-n // crop) * crop for n in volume.shape]
+    crop, grid = config.model.crop_zyx, config.model.grid
+    padded = [-(-n // edge) * edge for n, edge in zip(volume.shape, crop, strict=True)]
     predicted = torch.full(padded, float(AIR_HU), device=device)
     hidden, column_hidden = (torch.zeros(padded, dtype=torch.bool, device=device) for _ in range(2))
     for crops in _batches(grid_crops(reader, [volume.volume_id], crop), crops_at_once(crop, device)):
@@ -114,7 +116,7 @@ def reconstruct(
         columns = tokens.all(dim=1, keepdim=True).expand_as(tokens)
         parts = (values, expand_cells(tokens, config.model.patch), expand_cells(columns, config.model.patch))
         for sample, one in enumerate(crops):
-            box = tuple(slice(start, start + crop) for start in one.origin)
+            box = box_at(one.origin, crop)
             for canvas, part in zip((predicted, hidden, column_hidden), parts, strict=True):
                 canvas[box] = part[sample]
     inside = tuple(slice(0, n) for n in volume.shape)
@@ -144,6 +146,6 @@ def _batches(crops: Iterator[Crop], size: int) -> Iterator[list[Crop]]:
         yield batch
 
 
-def crops_at_once(crop: int, device: torch.device) -> int:
+def crops_at_once(crop: Edges, device: torch.device) -> int:
     """Return how many crops to predict at once: about 2 million voxels on a CPU, 32 million on a GPU."""
-    return max(1, (2**25 if device.type == "cuda" else 2**21) // crop**3)
+    return max(1, (2**25 if device.type == "cuda" else 2**21) // math.prod(zyx(crop)))

@@ -30,12 +30,13 @@ from maesil.models.masking import complementary_masks
 from maesil.models.patches import expand_cells
 from maesil.pictures import save_volume
 from maesil.progress import Report, progress
+from maesil.store.grid import box_at
 from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.training.checkpoint import Run, load_run
-from maesil.types import AIR_HU, MAP_CELL, Window, Zyx
+from maesil.types import AIR_HU, MAP_CELL, Edges, Window, Zyx, zyx
 
 
 @dataclass(frozen=True)
@@ -125,17 +126,17 @@ def predict_while_hidden(
 
     The masks of a crop follow from (seed, volume, first voxel of the crop), as in an evaluation.
     """
-    crop = config.model.crop
+    crop = config.model.crop_zyx
     origins = [one for one in overlapping_origins(volume.shape, crop) if _any_valid(reader, volume, one, crop)]
-    padded = [max(crop, _whole_cells(n)) for n in volume.shape]
+    padded = [max(edge, _whole_cells(n)) for n, edge in zip(volume.shape, crop, strict=True)]
     total, weight = torch.zeros(padded, device=device), torch.zeros(padded, device=device)
     window_ZYX, passes, at_once = blending_weights(crop).to(device), 0, crops_at_once(crop, device)
     for start in range(0, len(origins), at_once):
         batch = origins[start : start + at_once]
         values_BZYX, drawn = _predict_crops(reader, volume, batch, predictor, config, seed, device)
         passes = max(passes, drawn)
-        for (z, y, x), values in zip(batch, values_BZYX, strict=True):
-            box = (slice(z, z + crop), slice(y, y + crop), slice(x, x + crop))
+        for origin, values in zip(batch, values_BZYX, strict=True):
+            box = box_at(origin, crop)
             total[box] += window_ZYX * values
             weight[box] += window_ZYX
         if report:
@@ -146,27 +147,29 @@ def predict_while_hidden(
     return HiddenPrediction(torch.where(inside, blended, float(AIR_HU)), len(origins), passes)
 
 
-def overlapping_origins(shape: Zyx, crop: int) -> list[Zyx]:
+def overlapping_origins(shape: Zyx, crop: Edges) -> list[Zyx]:
     """List the first voxels of crops that overlap by half (or the next multiple of 8 above it), z y x.
 
     The last one along an axis is moved back to where the volume ends, so that none looks further beyond it than the
     last cell of 8 voxels reaches.
     """
-    step = max(MAP_CELL, crop // 2 // MAP_CELL * MAP_CELL)
     axes = []
-    for size in shape:
-        last = max(0, _whole_cells(size) - crop)
+    for size, edge in zip(shape, zyx(crop), strict=True):
+        step = max(MAP_CELL, edge // 2 // MAP_CELL * MAP_CELL)
+        last = max(0, _whole_cells(size) - edge)
         axes.append([*range(0, last, step), last])
     return [(z, y, x) for z, y, x in product(*axes)]
 
 
-def blending_weights(crop: int) -> Tensor:
-    """Return how much each voxel of a crop counts, float32 ``[crop, crop, crop]``: sine squared along each axis.
+def blending_weights(crop: Edges) -> Tensor:
+    """Return how much each voxel of a crop counts, float32 ``[Z, Y, X]``: sine squared along each axis.
 
     Of crops that overlap by half the weights add up to 1, and at its faces a crop counts next to nothing.
     """
-    one = torch.sin(torch.pi * (torch.arange(crop, dtype=torch.float64) + 0.5) / crop).square()
-    return (one[:, None, None] * one[:, None] * one).float()
+    z, y, x = (
+        torch.sin(torch.pi * (torch.arange(edge, dtype=torch.float64) + 0.5) / edge).square() for edge in zyx(crop)
+    )
+    return (z[:, None, None] * y[:, None] * x).float()
 
 
 def _predict_crops(
@@ -193,8 +196,8 @@ def _predict_crops(
     return total / count, len(passes)
 
 
-def _any_valid(reader: SuperpatchReader, volume: Volume, origin: Zyx, crop: int) -> bool:
-    return bool(reader.read_map_region(volume.volume_id, "valid", origin, (crop, crop, crop)).any())
+def _any_valid(reader: SuperpatchReader, volume: Volume, origin: Zyx, crop: Zyx) -> bool:
+    return bool(reader.read_map_region(volume.volume_id, "valid", origin, crop).any())
 
 
 def _inside(reader: SuperpatchReader, volume: Volume) -> np.ndarray:

@@ -4,7 +4,7 @@ All are trained by the same trainer on the same crops, masks and loss. Convoluti
 are set to the mean (0 in normalised units), and a second channel says which ones are hidden.
 
 Shapes: B samples, Z Y X voxels, C channels, c channels of the code, z y x its grid (one code a patch), K codebook
-entries, V = P^3 voxels of a patch, L tokens, S to predict.
+entries, V voxels of a patch, L tokens, S to predict.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from maesil.config.schema import ModelConfig
 from maesil.distributed import current
 from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
 from maesil.models.masked_input import MaskedInput
-from maesil.models.patches import patchify, tokens_at, unpatchify, with_tokens_at
+from maesil.models.patches import halvings, patchify, tokens_at, unpatchify, with_tokens_at
+from maesil.types import Zyx
 
 
 class Autoencoder(ReconstructionModel):
@@ -27,9 +28,10 @@ class Autoencoder(ReconstructionModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        widths = [config.channels << stage for stage in range(config.patch.bit_length() - 1)]
-        self.encoder = nn.Sequential(*_encoder_stages(widths), nn.Conv3d(widths[-1], self._code_channels(), 1))
-        self.decoder = nn.Sequential(nn.Conv3d(config.latent, widths[-1], 1), *_decoder_stages(widths))
+        steps = halvings(config.patch)
+        widths = [config.channels << stage for stage in range(len(steps))]
+        self.encoder = nn.Sequential(*_encoder_stages(widths, steps), nn.Conv3d(widths[-1], self._code_channels(), 1))
+        self.decoder = nn.Sequential(nn.Conv3d(config.latent, widths[-1], 1), *_decoder_stages(widths, steps))
 
     def _code_channels(self) -> int:
         return self.config.latent
@@ -37,7 +39,7 @@ class Autoencoder(ReconstructionModel):
     @property
     def latent_per_voxel(self) -> float:
         """Numbers of the latent code for each voxel."""
-        return self.config.latent / self.config.patch**3
+        return self.config.latent / self.config.patch_voxels
 
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
@@ -126,7 +128,7 @@ class VectorQuantisedAutoencoder(Autoencoder):
     @property
     def latent_per_voxel(self) -> float:
         """Codes for each voxel: each is one number of log2(K) bits."""
-        return 1 / self.config.patch**3
+        return 1 / self.config.patch_voxels
 
     def auxiliary_weight(self, progress: float) -> float:
         """Return the weight of the commitment."""
@@ -207,17 +209,24 @@ class ResidualBlock(nn.Module):
         return out_BCzyx
 
 
-def _encoder_stages(widths: list[int]) -> list[nn.Module]:
-    """Halve the edge once a stage: strided convolution, residual block."""
+def _encoder_stages(widths: list[int], steps: list[Zyx]) -> list[nn.Module]:
+    """Halve the edges once a stage: strided convolution, residual block."""
     stages: list[nn.Module] = []
-    for before, after in zip([2, *widths], widths, strict=False):
-        stages += [nn.Conv3d(before, after, 4, stride=2, padding=1), ResidualBlock(after)]
+    for before, after, step in zip([2, *widths], widths, steps, strict=False):
+        stages += [nn.Conv3d(before, after, _kernel(step), stride=step, padding=1), ResidualBlock(after)]
     return [*stages, nn.SiLU()]
 
 
-def _decoder_stages(widths: list[int]) -> list[nn.Module]:
-    """Double the edge once a stage: residual block, transposed convolution (kernel 4, stride 2: no uneven overlap)."""
+def _decoder_stages(widths: list[int], steps: list[Zyx]) -> list[nn.Module]:
+    """Double the edges once a stage: residual block, transposed convolution (kernel 4, stride 2: no uneven overlap)."""
     stages: list[nn.Module] = []
-    for before, after in zip(widths[::-1], [*widths[-2::-1], 0], strict=True):
-        stages += [ResidualBlock(before), nn.SiLU(), nn.ConvTranspose3d(before, after or 1, 4, stride=2, padding=1)]
+    for before, after, step in zip(widths[::-1], [*widths[-2::-1], 0], steps[::-1], strict=True):
+        doubled = nn.ConvTranspose3d(before, after or 1, _kernel(step), stride=step, padding=1)
+        stages += [ResidualBlock(before), nn.SiLU(), doubled]
     return stages
+
+
+def _kernel(step: Zyx) -> Zyx:
+    """Return the kernel of a stage: 4 along an axis that is halved, 3 along one that stays."""
+    z, y, x = (factor + 2 for factor in step)
+    return z, y, x

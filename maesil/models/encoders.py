@@ -1,8 +1,8 @@
 """The encoder of a trained model by itself: int16 HU in, one token a patch out, nothing hidden.
 
 Window and normalisation are inside, so whoever uses it hands over voxels as they are in a store or in a scan.
-Shapes: B samples, Z Y X voxels (multiples of the patch edge P), V = P^3, g patches along an axis, L = gz * gy * gx
-tokens in the order of `maesil.kernels`, D channels of a token.
+Shapes: B samples, Z Y X voxels (multiples of the edges of a patch), V voxels of a patch, g patches along an axis,
+L = gz * gy * gx tokens in the order of `maesil.kernels`, D channels of a token.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maesil.models.masked_autoencoder import MaskedAutoencoder, ReconstructionMo
 from maesil.models.patches import unpatchify
 from maesil.models.registry import make_model
 from maesil.models.slice_mae import SliceMaskedAutoencoder
-from maesil.types import Intensity, Zyx
+from maesil.types import Intensity, Zyx, edges_told
 
 
 class Encoder(nn.Module, ABC):
@@ -37,16 +37,20 @@ class Encoder(nn.Module, ABC):
     def forward_features(self, volume_BZYX: Tensor) -> Tensor:
         """Encode int16 HU ``[B, Z, Y, X]``: tokens ``[B, L, D]``, token ``(iz * gy + iy) * gx + ix``.
 
-        Edges may be any multiples of the patch edge; the model was trained on cubes of ``config.crop`` voxels of the
+        Edges may be any multiples of those of a patch; the model was trained on crops of ``config.crop`` voxels of the
         spacing of its store. Voxels outside a scan are -1024. ValueError for another dtype or shape.
         """
         patches_BLV = self.patches(volume_BZYX)
-        z, y, x = (n // self.config.patch for n in volume_BZYX.shape[1:])
-        return self.encode(patches_BLV, (z, y, x))
+        return self.encode(patches_BLV, self.grid(volume_BZYX))
 
     def forward(self, volume_BZYX: Tensor) -> Tensor:
         """See `forward_features`."""
         return self.forward_features(volume_BZYX)
+
+    def grid(self, volume_BZYX: Tensor) -> Zyx:
+        """Return the tokens along z, y, x of crops."""
+        z, y, x = (n // P for n, P in zip(volume_BZYX.shape[1:], self.config.patch_zyx, strict=True))
+        return z, y, x
 
     @abstractmethod
     def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
@@ -54,19 +58,20 @@ class Encoder(nn.Module, ABC):
 
     def patches(self, volume_BZYX: Tensor) -> Tensor:
         """Cut all patches, windowed and normalised as the encoder sees them: ``[B, L, V]``."""
-        P, shape = self.config.patch, volume_BZYX.shape
-        edges_fit = len(shape) == 4 and shape[0] > 0 and all(n % P == 0 and n >= P for n in shape[1:])
+        patch, shape = self.config.patch_zyx, volume_BZYX.shape
+        edges_fit = len(shape) == 4 and shape[0] > 0
+        edges_fit = edges_fit and all(n % P == 0 and n >= P for n, P in zip(shape[1:], patch, strict=True))
         if not edges_fit or volume_BZYX.dtype != torch.int16:
             raise ValueError(
-                f"expected int16 HU [B, Z, Y, X] with edges that are multiples of {P}, "
+                f"expected int16 HU [B, Z, Y, X] with edges that are multiples of {edges_told(patch)}, "
                 f"found {volume_BZYX.dtype} {list(shape)}"
             )
         device, dtype = volume_BZYX.device, next(self.parameters()).dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        ids_BL = torch.arange(math.prod(n // P for n in shape[1:]), device=device).expand(len(volume_BZYX), -1)
+        ids_BL = torch.arange(math.prod(self.grid(volume_BZYX)), device=device).expand(len(volume_BZYX), -1)
         return kernels.gather_patches(
-            volume_BZYX, ids_BL, patch_size=P, window=self.intensity.window, mean=self.intensity.mean,
+            volume_BZYX, ids_BL, patch_size=patch, window=self.intensity.window, mean=self.intensity.mean,
             std=self.intensity.std, dtype=dtype,
         )  # fmt: skip
 
@@ -107,8 +112,8 @@ class SliceEncoder(Encoder):
 
     def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
         """See `Encoder.encode`."""
-        P, (gz, gy, gx) = self.config.patch, grid
-        slices = patches_BLV.reshape(-1, gy * gx, P, P * P).transpose(1, 2).flatten(0, 1)
+        (P, PY, PX), (gz, gy, gx) = self.config.patch_zyx, grid
+        slices = patches_BLV.reshape(-1, gy * gx, P, PY * PX).transpose(1, 2).flatten(0, 1)
         tokens = self.patch_embed(slices) + sincos_positions((1, gy, gx), self.width).to(self.norm.weight)
         for block in self.blocks:
             tokens = block(tokens)

@@ -1,7 +1,7 @@
 """The faces of patches: what lies beyond them, what does not meet there, and how a step is shared out.
 
-Shapes: B samples, L tokens of the grid (gz, gy, gx), N visible, S to predict, P patch edge, V = P^3 voxels of a patch,
-F = P^2 voxels of one face.
+Shapes: B samples, L tokens of the grid (gz, gy, gx), N visible, S to predict, V voxels of a patch,
+F voxels of one face: those of the same axis are equally large.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from maesil.config.schema import ModelConfig
 from maesil.models.patches import token_rows, tokens_at, with_tokens_at
-from maesil.types import Zyx
+from maesil.types import Edges, Zyx, zyx
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,14 @@ class Faces(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.grid = config.grid
-        self.width = 6 * config.patch**2 + 12
+        faces = [one.flatten() for one in voxels_of_faces(config.patch, 1)]
+        self.sizes = [len(one) for one in faces]
+        """Voxels of the two faces of each axis."""
+        self.width = sum(self.sizes) + 12
         """Numbers that `seen` returns for a patch."""
         beside, inside = neighbours(config.grid)
         for name, value in (
-            ("voxels_of_faces", voxels_of_faces(config.patch, 1)),
+            ("voxels_of_faces", torch.cat(faces)),
             ("neighbours_L6", beside),
             ("inside_L6", inside),
             ("sharing_out", sharing_out(config.patch)),
@@ -58,33 +61,37 @@ class Faces(nn.Module):
 
     def seen(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """Return the mismatch at the faces of each patch and the states of its neighbours, ``[B, S, width]``."""
-        faces_BS6F, states_BS62 = self.mismatch(pred_BSV, ids_BS, known)
-        return torch.cat([faces_BS6F.flatten(2), states_BS62.flatten(2)], dim=-1)
+        faces, states_BS62 = self.mismatch(pred_BSV, ids_BS, known)
+        return torch.cat([*(one.flatten(2) for one in faces), states_BS62.flatten(2)], dim=-1)
 
     def meet(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """Share out what mismatch is left between two predicted patches, so that no step between them shows."""
-        faces_BS6F, states_BS62 = self.mismatch(pred_BSV, ids_BS, known)
-        between_predicted = faces_BS6F * (1 - states_BS62[..., 1:])
-        return pred_BSV + between_predicted.flatten(2) @ self.sharing_out.to(pred_BSV.dtype)
+        faces, states_BS62 = self.mismatch(pred_BSV, ids_BS, known)
+        predicted = (1 - states_BS62[..., 1:]).chunk(3, dim=2)
+        between_predicted = [(one * both).flatten(2) for one, both in zip(faces, predicted, strict=True)]
+        return pred_BSV + torch.cat(between_predicted, dim=-1) @ self.sharing_out.to(pred_BSV.dtype)
 
-    def mismatch(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> tuple[Tensor, Tensor]:
+    def mismatch(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> tuple[list[Tensor], Tensor]:
         """Return what each patch's neighbours show beyond its faces less those faces, and the neighbours' states.
 
-        ``[B, S, 6, F]``, 0 where there is no neighbour, and ``[B, S, 6, 2]``: is it there, is it true.
+        For each axis ``[B, S, 2, F]``, 0 where there is no neighbour; and ``[B, S, 6, 2]``: is it there, is it true.
         """
         canvas_BLV, state_BL2 = self._canvas(pred_BSV, ids_BS, known)
         # Voxels first, so that a face is a few whole rows, and back.
         rows_VN = canvas_BLV.flatten(0, 1).T.contiguous()
-        faces_NF = rows_VN.index_select(0, self.voxels_of_faces.flatten()).T.contiguous()
-        ours_BS6F = tokens_at(faces_NF.reshape(*canvas_BLV.shape[:2], -1), ids_BS).reshape(*ids_BS.shape, 6, -1)
         beside_BS6 = self.neighbours_L6[ids_BS]
         rows = token_rows(beside_BS6, canvas_BLV.shape[1]).view(beside_BS6.shape)
-        # Of the neighbour at a side, the face that is turned to us: sides come in pairs.
-        turned = torch.arange(6, device=rows.device) ^ 1
-        theirs_BS6F = faces_NF.view(-1, ours_BS6F.shape[-1]).index_select(0, (6 * rows + turned).flatten())
-        there_BS6 = self.inside_L6[ids_BS]
-        states_BS62 = state_BL2.flatten(0, 1)[rows] * there_BS6[..., None]
-        return (theirs_BS6F.view_as(ours_BS6F) - ours_BS6F) * states_BS62[..., :1], states_BS62
+        states_BS62 = state_BL2.flatten(0, 1)[rows] * self.inside_L6[ids_BS][..., None]
+        faces = []
+        for axis, voxels in enumerate(torch.split(self.voxels_of_faces, self.sizes)):
+            sides = slice(2 * axis, 2 * axis + 2)
+            faces_NF = rows_VN.index_select(0, voxels).T.contiguous()
+            ours = tokens_at(faces_NF.reshape(*canvas_BLV.shape[:2], -1), ids_BS).reshape(*ids_BS.shape, 2, -1)
+            # Of the neighbour at a side, the face that is turned to us: the other one of the axis.
+            turned = 2 * rows[..., sides] + torch.arange(1, -1, -1, device=rows.device)
+            theirs = faces_NF.view(-1, ours.shape[-1]).index_select(0, turned.flatten()).view_as(ours)
+            faces.append((theirs - ours) * states_BS62[:, :, sides, :1])
+        return faces, states_BS62
 
     def _canvas(self, pred_BSV: Tensor, ids_BS: Tensor, known: Known) -> tuple[Tensor, Tensor]:
         """Return all patches that are there, true ones before predicted ones, and (there, true) of each token."""
@@ -98,17 +105,15 @@ class Faces(nn.Module):
         return with_tokens_at(canvas, known.ids_BN, true_BNV), torch.stack([there, true], dim=-1)
 
 
-def voxels_of_faces(patch: int, layers: int) -> Tensor:
-    """Return the flat voxel numbers of a patch's six faces (z-, z+, y-, y+, x-, x+): int64 ``[6, layers, P^2]``.
+def voxels_of_faces(patch: Edges, layers: int) -> list[Tensor]:
+    """Return the flat voxel numbers of the two faces of a patch (before, after) along z, y, x: ``[2, layers, F]``.
 
     The outermost layer comes first.
     """
-    number = torch.arange(patch**3).reshape(patch, patch, patch)
-    faces = []
-    for axis in range(3):
-        slices = number.movedim(axis, 0).flatten(1)
-        faces += [slices[:layers], slices.flip(0)[:layers]]
-    return torch.stack(faces)
+    edges = zyx(patch)
+    number = torch.arange(math.prod(edges)).reshape(edges)
+    slices = [number.movedim(axis, 0).flatten(1) for axis in range(3)]
+    return [torch.stack([one[:layers], one.flip(0)[:layers]]) for one in slices]
 
 
 def neighbours(grid: Zyx) -> tuple[Tensor, Tensor]:
@@ -124,15 +129,20 @@ def neighbours(grid: Zyx) -> tuple[Tensor, Tensor]:
     return torch.where(beside < 0, own, beside), (beside >= 0).float()
 
 
-def sharing_out(patch: int) -> Tensor:
+def sharing_out(patch: Edges) -> Tensor:
     """Return how a mismatch at each face spreads into a patch, half of it at the border, none in the middle.
 
-    Float32 ``[6 P^2, P^3]``, faces in the order of `voxels_of_faces`.
+    Float32, a row for each voxel of the six faces, in the order of `voxels_of_faces`, and a column for each of the
+    patch.
     """
-    depth = torch.arange(patch) + 0.5
-    share = 0.5 * (1 - depth / (patch / 2)).clamp_min(0)
-    spread = torch.zeros(6, patch**2, patch**3)
-    for side, layers in enumerate(voxels_of_faces(patch, patch)):
-        for layer, voxels in enumerate(layers):
-            spread[side, torch.arange(patch**2), voxels] = share[layer]
-    return spread.flatten(0, 1)
+    edges, rows = zyx(patch), []
+    for axis, edge in enumerate(edges):
+        depth = torch.arange(edge) + 0.5
+        share = 0.5 * (1 - depth / (edge / 2)).clamp_min(0)
+        for layers in voxels_of_faces(edges, edge)[axis]:
+            of_face = torch.arange(layers.shape[1])
+            spread = torch.zeros(layers.shape[1], math.prod(edges))
+            for layer, voxels in enumerate(layers):
+                spread[of_face, voxels] = share[layer]
+            rows.append(spread)
+    return torch.cat(rows)

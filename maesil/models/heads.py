@@ -4,8 +4,8 @@ MAESIL (arXiv 2604.00514) names fixed-pattern artifacts of its decoder as its li
 each in its own way; `maesil.evaluation.metrics.BorderSums` measures what is left, ``docs/explanation/heads.md``
 tells how much.
 
-Shapes: B samples, L tokens of the grid (gz, gy, gx), S tokens to predict, E decoder width, P patch edge, V = P^3,
-C channels, Z Y X voxels.
+Shapes: B samples, L tokens of the grid (gz, gy, gx), S tokens to predict, E decoder width, V voxels of a patch,
+Q of a box, C channels, Z Y X voxels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from maesil.config.schema import ModelConfig
 from maesil.models.faces import Faces, Known
-from maesil.models.patches import patchify, tokens_at, with_tokens_at
+from maesil.models.patches import halvings, patchify, tokens_at, with_tokens_at
 
 
 class Head(nn.Module, ABC):
@@ -40,7 +40,7 @@ class LinearHead(Head):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.pred = nn.Linear(config.decoder_width, config.patch**3)
+        self.pred = nn.Linear(config.decoder_width, config.patch_voxels)
 
     def forward(self, decoded: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """See `Head.forward`."""
@@ -49,16 +49,16 @@ class LinearHead(Head):
 
 
 class OverlapHead(Head):
-    """Each token predicts a cube that reaches into its neighbours on all sides; where cubes overlap they are faded."""
+    """Each token predicts a box that reaches into its neighbours on all sides; where boxes overlap they are faded."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.cubes = Cubes(config)
-        self.pred = nn.Linear(config.decoder_width, self.cubes.edge**3)
+        self.boxes = Boxes(config)
+        self.pred = nn.Linear(config.decoder_width, math.prod(self.boxes.edges))
 
     def forward(self, decoded: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """See `Head.forward`."""
-        return self.cubes.blend(self.pred(decoded), ids_BS, known)
+        return self.boxes.blend(self.pred(decoded), ids_BS, known)
 
 
 class InterpolateHead(Head):
@@ -68,8 +68,9 @@ class InterpolateHead(Head):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.patch, self.grid = config.patch, config.grid
-        channels = [max(8, 64 >> stage) for stage in range(config.patch.bit_length())]
+        self.patch, self.grid = config.patch_zyx, config.grid
+        self.steps = halvings(config.patch)[::-1]
+        channels = [max(8, 64 >> stage) for stage in range(len(self.steps) + 1)]
         self.embed = nn.Linear(config.decoder_width, channels[0])
         self.convs = nn.ModuleList(nn.Conv3d(before, after, 3, padding=1) for before, after in pairwise(channels))
         self.pred = nn.Conv3d(channels[-1], 1, 3, padding=1)
@@ -77,9 +78,10 @@ class InterpolateHead(Head):
     def forward(self, decoded: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """See `Head.forward`."""
         field_BCzyx = self.embed(decoded).transpose(1, 2).reshape(len(decoded), -1, *self.grid)
-        for conv in self.convs:
+        for conv, step in zip(self.convs, self.steps, strict=True):
             field_BCzyx = functional.gelu(conv(field_BCzyx))
-            field_BCzyx = functional.interpolate(field_BCzyx, scale_factor=2, mode="trilinear", align_corners=False)
+            size = [n * factor for n, factor in zip(field_BCzyx.shape[2:], step, strict=True)]
+            field_BCzyx = functional.interpolate(field_BCzyx, size, mode="trilinear", align_corners=False)
         return tokens_at(patchify(self.pred(field_BCzyx)[:, 0], self.patch), ids_BS)
 
 
@@ -96,9 +98,9 @@ class RefineHead(Head):
         super().__init__()
         hidden = 2 * config.decoder_width
         self.faces = Faces(config)
-        self.pred = nn.Linear(config.decoder_width, config.patch**3)
+        self.pred = nn.Linear(config.decoder_width, config.patch_voxels)
         self.mismatch = nn.Linear(self.faces.width, hidden)
-        self.correction = nn.Linear(hidden, config.patch**3)
+        self.correction = nn.Linear(hidden, config.patch_voxels)
 
     def forward(self, decoded: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
         """See `Head.forward`."""
@@ -109,16 +111,16 @@ class RefineHead(Head):
         return self.faces.meet(pred_BSV, ids_BS, known)
 
 
-class Cubes:
-    """Predicted cubes, `reach` voxels larger than a patch on all sides, and how they blend into patches."""
+class Boxes:
+    """Predicted boxes, `reach` voxels larger than a patch on all sides, and how they blend into patches."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self.patch, self.grid = config.patch, config.grid
-        self.reach = max(1, config.patch // 8) if config.patch > 1 else 0
-        self.edge = self.patch + 2 * self.reach
+        self.patch, self.grid = config.patch_zyx, config.grid
+        self.reach = [max(1, edge // 8) if edge > 1 else 0 for edge in self.patch]
+        self.edges = [edge + 2 * reach for edge, reach in zip(self.patch, self.reach, strict=True)]
 
-    def blend(self, cubes_BSQ: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
-        """Fade the cubes of tokens ``ids_BS`` into each other: their patches, ``[B, S, V]``.
+    def blend(self, boxes_BSQ: Tensor, ids_BS: Tensor, known: Known) -> Tensor:
+        """Fade the boxes of tokens ``ids_BS`` into each other: their patches, ``[B, S, V]``.
 
         A visible token, should it be predicted as well, reaches into no other: no loss has taught it to.
         """
@@ -126,35 +128,38 @@ class Cubes:
         visible_BL = visible_BL.scatter(1, known.ids_BN, known.usable_BN.to(visible_BL.dtype))
         fade_Q, own_Q = self._fade(ids_BS.device)
         weights_BSQ = torch.where(visible_BL.gather(1, ids_BS)[..., None] > 0, fade_Q * own_Q, fade_Q)
-        weights_BSQ = weights_BSQ.to(cubes_BSQ.dtype)
-        return self._overlap_add(cubes_BSQ * weights_BSQ, ids_BS) / self._overlap_add(weights_BSQ, ids_BS)
+        weights_BSQ = weights_BSQ.to(boxes_BSQ.dtype)
+        return self._overlap_add(boxes_BSQ * weights_BSQ, ids_BS) / self._overlap_add(weights_BSQ, ids_BS)
 
     def _fade(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the weight of each voxel of a cube, 1 inside and falling where cubes overlap, and which are its own.
+        """Return the weight of each voxel of a box, 1 inside and falling where boxes overlap, and which are its own.
 
         Both float32 ``[Q]``.
         """
-        position = torch.arange(self.edge, device=device) + 0.5
-        inward = torch.minimum(position, self.edge - position)
-        ramp, own = (inward / max(1, 2 * self.reach)).clamp(max=1.0), (inward > self.reach).float()
-        fade, inside = (one[:, None, None] * one[:, None] * one for one in (ramp, own))
+        ramps, own = [], []
+        for edge, reach in zip(self.edges, self.reach, strict=True):
+            position = torch.arange(edge, device=device) + 0.5
+            inward = torch.minimum(position, edge - position)
+            ramps.append((inward / max(1, 2 * reach)).clamp(max=1.0))
+            own.append((inward > reach).float())
+        fade, inside = (z[:, None, None] * y[:, None] * x for z, y, x in (ramps, own))
         return fade.flatten(), inside.flatten()
 
-    def _overlap_add(self, cubes_BSQ: Tensor, ids_BS: Tensor) -> Tensor:
-        """Add up cubes where they overlap, axis by axis."""
+    def _overlap_add(self, boxes_BSQ: Tensor, ids_BS: Tensor) -> Tensor:
+        """Add up boxes where they overlap, axis by axis."""
         L = math.prod(self.grid)
-        everywhere = with_tokens_at(cubes_BSQ.new_zeros(len(cubes_BSQ), L, cubes_BSQ.shape[-1]), ids_BS, cubes_BSQ)
-        cubes = everywhere.transpose(1, 2).reshape(-1, *(self.edge,) * 3, *self.grid)
-        for axis in range(3):
+        everywhere = with_tokens_at(boxes_BSQ.new_zeros(len(boxes_BSQ), L, boxes_BSQ.shape[-1]), ids_BS, boxes_BSQ)
+        boxes = everywhere.transpose(1, 2).reshape(-1, *self.edges, *self.grid)
+        for axis, (patch, reach) in enumerate(zip(self.patch, self.reach, strict=True)):
             voxel, token = 1 + axis, 4 + axis
-            before, own, after = torch.split(cubes, [self.reach, self.patch, self.reach], dim=voxel)
+            before, own, after = torch.split(boxes, [reach, patch, reach], dim=voxel)
             own, last = own.clone(), self.grid[axis] - 1
-            into_next = own.narrow(token, 1, last).narrow(voxel, 0, self.reach)
+            into_next = own.narrow(token, 1, last).narrow(voxel, 0, reach)
             into_next.add_(after.narrow(token, 0, last))
-            into_last = own.narrow(token, 0, last).narrow(voxel, self.patch - self.reach, self.reach)
+            into_last = own.narrow(token, 0, last).narrow(voxel, patch - reach, reach)
             into_last.add_(before.narrow(token, 1, last))
-            cubes = own
-        return tokens_at(cubes.flatten(1, 3).flatten(2).transpose(1, 2), ids_BS)
+            boxes = own
+        return tokens_at(boxes.flatten(1, 3).flatten(2).transpose(1, 2), ids_BS)
 
 
 _HEADS: dict[str, Callable[[ModelConfig], Head]] = {

@@ -1,6 +1,6 @@
 """The 3D masked autoencoder, its parts named as in facebookresearch/mae ``models_mae.py`` (arXiv 2111.06377).
 
-Shapes: B samples, P patch edge, V = P^3 voxels of a patch, L tokens of the grid, N visible, S to predict (all hidden
+Shapes: B samples, V voxels of a patch, L tokens of the grid, N visible, S to predict (all hidden
 ones or some), D width (encoder), E width (decoder), H heads, d width of a head. Only `maesil.kernels` reads the int16
 volume: no float volume and no targets are built here.
 """
@@ -130,7 +130,7 @@ class MaskedAutoencoder(ReconstructionModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width, decoder_width = config.width, config.decoder_width
-        self.patch_embed = nn.Linear(config.patch**3, width)
+        self.patch_embed = nn.Linear(config.patch_voxels, width)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -158,7 +158,7 @@ class MaskedAutoencoder(ReconstructionModel):
     @property
     def latent_per_voxel(self) -> float:
         """Numbers of the latent code for each voxel, nothing being hidden."""
-        return self.config.width / self.config.patch**3
+        return self.config.width / self.config.patch_voxels
 
     def auxiliary_weight(self, progress: float) -> float:
         """Return the weight of the loss that keeps the channels of the latent apart."""

@@ -1,7 +1,7 @@
 """What a model is given: crops, what of them is hidden, and how their HU become numbers.
 
 One object, so that the visible patches and the targets of the loss are always cut from the same voxels, with the same
-mirroring and the same window. Shapes: B samples, Z Y X voxels, P patch edge, V = P^3, L tokens, N visible, M hidden,
+mirroring and the same window. Shapes: B samples, Z Y X voxels, V voxels of a patch, L tokens, N visible, M hidden,
 S predicted.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from maesil import kernels
 from maesil.models.masking import Masks
-from maesil.types import Intensity
+from maesil.types import Edges, Intensity
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class MaskedInput:
     masks: Masks
     """Over the tokens of the mirrored crops."""
     intensity: Intensity
-    patch: int
-    """Edge of a patch (voxels)."""
+    patch: Edges
+    """Edges of a patch (voxels)."""
     flip_B3: Tensor | None = None
     """bool: which axes z, y, x are mirrored."""
     window_B2: Tensor | None = None
@@ -39,8 +39,8 @@ class MaskedInput:
     """Standard normal numbers ``[B, ...]`` for a model whose training draws some, see `ReconstructionModel`."""
     origin_B3: Tensor | None = None
     """int64: first voxel (z, y, x) of each crop in ``volume_BZYX``, where that is larger than a crop."""
-    crop: int | None = None
-    """Edge of the crops (voxels); None: the whole volume."""
+    crop: Edges | None = None
+    """Edges of the crops (voxels); None: the whole volume."""
     pictured: slice | None = field(default_factory=lambda: slice(None))
     """Of which crops a model with a picture head draws pictures; None: of none."""
 

@@ -1,6 +1,6 @@
 """Between volumes and patches, and between HU and the numbers a model sees.
 
-Shapes: B samples, Z Y X voxels, P patch edge, V = P^3 voxels of a patch, L tokens of the grid,
+Shapes: B samples, Z Y X voxels, V voxels of a patch (one edge, or three z, y, x), L tokens of the grid,
 S of them chosen, E channels of a token.
 """
 
@@ -9,28 +9,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from maesil.types import Intensity, Zyx
+from maesil.types import Edges, Intensity, Zyx, zyx
 
 
-def patchify(volume_BZYX: Tensor, patch: int) -> Tensor:
-    """Cut volumes into patches: ``[B, L, P^3]``, tokens and voxels in the order of `maesil.kernels`."""
-    B, Z, Y, X = volume_BZYX.shape
-    cut = volume_BZYX.reshape(B, Z // patch, patch, Y // patch, patch, X // patch, patch)
-    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, -1, patch**3)
+def patchify(volume_BZYX: Tensor, patch: Edges) -> Tensor:
+    """Cut volumes into patches: ``[B, L, V]``, tokens and voxels in the order of `maesil.kernels`."""
+    (B, Z, Y, X), (PZ, PY, PX) = volume_BZYX.shape, zyx(patch)
+    cut = volume_BZYX.reshape(B, Z // PZ, PZ, Y // PY, PY, X // PX, PX)
+    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(B, -1, PZ * PY * PX)
 
 
-def unpatchify(tokens_BLV: Tensor, grid: Zyx, patch: int) -> Tensor:
-    """Put patches ``[B, L, P^3]`` together again: ``[B, Z, Y, X]``, the inverse of `patchify`."""
-    B, (gz, gy, gx) = len(tokens_BLV), grid
-    cut = tokens_BLV.reshape(B, gz, gy, gx, patch, patch, patch)
-    return cut.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, gz * patch, gy * patch, gx * patch)
+def unpatchify(tokens_BLV: Tensor, grid: Zyx, patch: Edges) -> Tensor:
+    """Put patches ``[B, L, V]`` together again: ``[B, Z, Y, X]``, the inverse of `patchify`."""
+    B, (gz, gy, gx), (PZ, PY, PX) = len(tokens_BLV), grid, zyx(patch)
+    cut = tokens_BLV.reshape(B, gz, gy, gx, PZ, PY, PX)
+    return cut.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, gz * PZ, gy * PY, gx * PX)
 
 
-def expand_cells(cells: Tensor, edge: int) -> Tensor:
-    """Repeat each cell of the last three axes ``edge`` times along z, y, x: from cells or tokens to voxels."""
-    for axis in (-3, -2, -1):
+def expand_cells(cells: Tensor, edges: Edges) -> Tensor:
+    """Repeat each cell of the last three axes so often along z, y, x: from cells or tokens to voxels."""
+    for axis, edge in zip((-3, -2, -1), zyx(edges), strict=True):
         cells = cells.repeat_interleave(edge, dim=axis)
     return cells
+
+
+def halvings(patch: Edges) -> list[Zyx]:
+    """Return the steps by which convolutions come from voxels to patches, finest first: a factor 1 or 2 an axis.
+
+    Axes with fewer voxels are halved last, so that voxels that are thicker along one axis become cubes on the way.
+    """
+    steps = [edge.bit_length() - 1 for edge in zyx(patch)]
+    most = max(steps)
+    factors = [[2 if most - stage <= of_axis else 1 for of_axis in steps] for stage in range(most)]
+    return [(z, y, x) for z, y, x in factors]
 
 
 def to_hu(values: Tensor, intensity: Intensity) -> Tensor:

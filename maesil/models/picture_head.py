@@ -27,7 +27,7 @@ class PictureHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        voxels, hidden = config.patch**3, 2 * config.decoder_width
+        voxels, hidden = config.patch_voxels, 2 * config.decoder_width
         self.faces = Faces(config)
         seen = self.faces.width + config.decoder_width
         self.see = nn.ModuleList(nn.Linear(seen, hidden) for _ in range(self.ROUNDS))

@@ -1,7 +1,7 @@
 """A masked autoencoder of axial slices: what MAESIL argues against, with everything else equal.
 
-Each slice of a crop is an image of its own, cut into P x P patches; the tokens hidden in 3D hide, in each of their P
-slices, the patch at their place. Shapes: B crops, Z slices, n = B * Z images, P patch edge, g = P^2 pixels of a patch,
+Each slice of a crop is an image of its own, cut into patches; the tokens hidden in 3D hide, in each of their PZ
+slices, the patch at their place. Shapes: B crops, Z slices, n = B * Z images, PZ slices and g pixels of a patch,
 L tokens of the crop, l of a slice, N visible tokens of a slice, S tokens of the crop to predict, D and E widths.
 """
 
@@ -26,7 +26,7 @@ class SliceMaskedAutoencoder(ReconstructionModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        pixels, width, decoder_width = config.patch**2, config.width, config.decoder_width
+        pixels, width, decoder_width = _pixels(config), config.width, config.decoder_width
         self.patch_embed = nn.Linear(pixels, width)
         self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -49,17 +49,17 @@ class SliceMaskedAutoencoder(ReconstructionModel):
     @property
     def latent_per_voxel(self) -> float:
         """Numbers of the latent code for each voxel, nothing being hidden."""
-        return self.config.width / self.config.patch**2
+        return self.config.width / _pixels(self.config)
 
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
-        P, gz = self.config.patch, self.config.grid[0]
+        PZ, gz = self.config.patch_zyx[0], self.config.grid[0]
         masks = self._masks_of_layers(inputs.masks)
         patches = inputs.visible_patches(inputs.input_dtype(self.patch_embed.weight))
-        # Visible tokens come in the order of the grid and equally many a layer: [B, gz, N, P, g] to [n, N, g].
-        images_nNg = patches.reshape(len(patches), gz, -1, P, P * P).transpose(2, 3).flatten(0, 2)
-        pred_nlg = self._reconstruct(images_nNg, _for_each_slice(masks, P))
-        voxels = pred_nlg.reshape(-1, gz, P, *pred_nlg.shape[1:]).transpose(2, 3).flatten(3).flatten(1, 2)
+        # Visible tokens come in the order of the grid and equally many a layer: [B, gz, N, PZ, g] to [n, N, g].
+        images_nNg = patches.reshape(len(patches), gz, -1, PZ, _pixels(self.config)).transpose(2, 3).flatten(0, 2)
+        pred_nlg = self._reconstruct(images_nNg, _for_each_slice(masks, PZ))
+        voxels = pred_nlg.reshape(-1, gz, PZ, *pred_nlg.shape[1:]).transpose(2, 3).flatten(3).flatten(1, 2)
         return Prediction(tokens_at(voxels, inputs.targets))
 
     def _reconstruct(self, images_nNg: Tensor, masks: Masks) -> Tensor:
@@ -67,7 +67,7 @@ class SliceMaskedAutoencoder(ReconstructionModel):
         for block in self.blocks:
             tokens = self.through(block, tokens)
         # A crop's tokens are those of all its slices.
-        latent = self.latent(self.norm(tokens).unflatten(0, (-1, self.config.crop)).flatten(1, 2))
+        latent = self.latent(self.norm(tokens).unflatten(0, (-1, self.config.crop_zyx[0])).flatten(1, 2))
         visible = self.decoder_embed(latent.reshape(tokens.shape))
         tokens = kernels.unshuffle_tokens(visible, self.mask_token, self.decoder_pos_embed, masks.ids_restore)
         for block in self.decoder_blocks:
@@ -81,6 +81,12 @@ class SliceMaskedAutoencoder(ReconstructionModel):
         hidden = masks.mask > 0 if visible < self.config.tokens else torch.zeros_like(masks.mask, dtype=torch.bool)
         # Layers hide equally many (`RunConfig` sees to it), so shapes say how many: no GPU is asked and waited for.
         return masks_of_equal_count(hidden.reshape(len(hidden) * gz, -1), (self.config.tokens - visible) // gz)
+
+
+def _pixels(config: ModelConfig) -> int:
+    """Return the pixels of a patch in one slice."""
+    _, y, x = config.patch_zyx
+    return y * x
 
 
 def _for_each_slice(masks: Masks, slices: int) -> Masks:

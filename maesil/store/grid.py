@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from maesil.store.records import Volume
-from maesil.types import Zyx
+from maesil.types import Edges, Zyx, zyx
 
 
 def tile_start(volume: Volume, index: Zyx) -> Zyx:
@@ -30,6 +30,12 @@ def tiles_under(volume: Volume, start: Zyx, size: Zyx) -> Iterator[Zyx]:
         for s, n, g in zip(start, size, volume.grid, strict=True)
     ]
     yield from product(*touched)
+
+
+def box_at(start: Zyx, size: Edges) -> tuple[slice, slice, slice]:
+    """Return the slices along z, y, x of a box."""
+    z, y, x = (slice(s, s + n) for s, n in zip(start, zyx(size), strict=True))
+    return z, y, x
 
 
 def copy_overlap(source: np.ndarray, source_at: Zyx, out: np.ndarray, out_at: Zyx) -> None:

@@ -41,7 +41,7 @@ def _preset(stores: Sequence[Path], device: torch.device) -> tuple[str, str]:
         return "tiny", "training is on a CPU"
     opened = [Store.open(path) for path in stores]
     edge = min(store.superpatch for store in opened)
-    if any(store.superpatch % PRESETS["base"].model.crop for store in opened):
+    if any(store.superpatch < max(PRESETS["base"].model.crop_zyx) for store in opened):
         return "tiny", f"the superpatches of the store have an edge of {edge} voxels"
     volumes = sum(len(store.volumes()) for store in opened)
     name = "base" if volumes >= _MANY_VOLUMES else "small"

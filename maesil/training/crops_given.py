@@ -11,7 +11,7 @@ from maesil.data.sources import Sources
 from maesil.data.split import Split
 from maesil.errors import UsageError
 from maesil.text import counted
-from maesil.types import MAP_CELL
+from maesil.types import MAP_CELL, edges_told
 
 _NAMED = 5
 
@@ -43,12 +43,13 @@ def _told(group: str, sources: Sources, config: RunConfig) -> str:
 
 
 def _reasons(group: str, sources: Sources, config: RunConfig) -> Iterator[str]:
-    crop = config.model.crop
+    crop = edges_told(config.model.crop)
     for _, volume in sources.volumes([group]):
         size = " x ".join(map(str, volume.shape))
+        short = any(n < edge for n, edge in zip(volume.shape, config.model.crop_zyx, strict=True))
         why = f"no crop of {crop} holds a body share of {config.train.min_body}"
         if min(volume.shape) < MAP_CELL:
             why = f"thinner than {MAP_CELL} voxels, so no patch of it would count"
-        elif min(volume.shape) < crop and config.train.thin != "pad":
+        elif short and config.train.thin != "pad":
             why = f"thinner than a crop of {crop}; train.thin=pad fills it up"
         yield f"volume {volume.volume_id[:8]} of {size} voxels: {why}"

@@ -23,7 +23,7 @@ from maesil.errors import UsageError
 from maesil.models.latent import LatentStatistics, mean_over_crop, shuffled
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_noise, draw_targets, make_masks
-from maesil.models.patches import to_hu, unpatchify
+from maesil.models.patches import expand_cells, to_hu, unpatchify
 from maesil.training.checkpoint import save_checkpoint
 from maesil.training.learner import Learner, MicroBatch
 from maesil.types import HuArray, Intensity, Window
@@ -154,7 +154,7 @@ class Trainer(Learner):
             tokens_BLV = self.final_model.eval().predict_all(inputs)
         self.model.train()
         prediction = unpatchify(to_hu(tokens_BLV.float(), self.intensity), grid, inputs.patch)[0].cpu().numpy()
-        hidden = unpatchify(inputs.masks.mask[..., None].expand(-1, -1, inputs.patch**3), grid, inputs.patch)
+        hidden = expand_cells(inputs.masks.mask.view(-1, *grid), inputs.patch)
         path.parent.mkdir(parents=True, exist_ok=True)
         window, title = self.intensity.window, f"step {self.step}"
         save_reconstruction(path, hu, hidden[0].cpu().numpy() > 0, prediction, window, title=title)

@@ -160,7 +160,8 @@ def test_files_that_are_no_configuration_are_named(tmp_path):
 def test_crops_must_fit_the_superpatches_of_the_store():
     require_tile(ModelConfig(crop=64), 128, "S")
     require_tile(ModelConfig(crop=128), 128, "S")
-    for crop, tile in ((128, 64), (48, 128)):
+    require_tile(ModelConfig(crop=(64, 96, 96), patch=(4, 8, 8)), 128, "S")
+    for crop, tile in ((128, 64), ((32, 64, 136), 128)):
         with pytest.raises(UsageError, match=rf"S: its superpatches have an edge of {tile}"):
             require_tile(replace(ModelConfig(), crop=crop), tile, "S")
 

@@ -22,7 +22,7 @@ SPECS = st.builds(
     PatchSpec,
     batch=st.integers(1, 3),
     grid=st.tuples(*[st.integers(1, 3)] * 3),
-    patch=st.sampled_from([2, 2, 4, 6, 8, 10]),
+    patch=st.sampled_from([2, 4, 6, 8, 10, (2, 4, 8), (4, 8, 8), (8, 2, 6), (1, 3, 4)]),
     share=st.sampled_from([0.0, 0.25, 0.6, 1.0]),  # 0: one token
     margin=st.none() | st.tuples(*[st.integers(0, 9)] * 3),
     flip=st.booleans(),
@@ -53,6 +53,12 @@ def test_patches_of_the_paper_mirrored_in_a_larger_scan(margin):
     spec = PatchSpec(patch=8, grid=(2, 2, 2), margin=margin, flip=True, per_sample_window=True, seed=3)
     check_gather(spec)
     check_loss(spec)
+
+
+def test_patches_that_are_no_cubes_mirrored_in_a_larger_scan():
+    spec = PatchSpec(patch=(4, 8, 2), grid=(3, 2, 4), margin=(3, 8, 5), flip=True, per_sample_window=True, seed=3)
+    check_gather(spec)
+    check_loss(spec, norm_patch=True)
 
 
 def test_patches_larger_than_a_tile():

@@ -29,6 +29,7 @@ def look_up():
     check_gather(PatchSpec(batch=3, grid=(2, 3, 2), patch=6, flip=True, seed=4))
     check_gather(PatchSpec(batch=1, grid=(1, 2, 3), patch=8, share=1.0, seed=5))
     check_gather(PatchSpec(batch=2, grid=(1, 1, 2), patch=8, apart=3, seed=6))
+    check_gather(PatchSpec(batch=2, grid=(3, 2, 4), patch=(4, 8, 2), margin=(3, 8, 5), flip=True, seed=7))
 
 
 def compare():
@@ -49,9 +50,12 @@ def put_back():
 BUGS = [
     (look_up, "voxels", "gz - 1 - iz", "iz"),
     (look_up, "voxels", "gx - 1 - ix", "ix"),
-    (look_up, "voxels", "P - 1 - y, y)", "y, y)"),
-    (look_up, "voxels", "P - 1 - x, x)", "x, x)"),
+    (look_up, "voxels", "PY - 1 - y, y)", "y, y)"),
+    (look_up, "voxels", "PX - 1 - x, x)", "x, x)"),
     (look_up, "voxels", "tl.flip(rows, 1)", "rows"),
+    (look_up, "voxels", "iz * PZ", "iz * PX"),
+    (look_up, "voxels", "EDGE_Y // PY", "EDGE_Y // PX"),
+    (look_up, "voxels", "voxel // PX % PY", "voxel // PX % PX"),
     (look_up, "voxels", "token // gx % gy", "token // gy % gx"),
     (look_up, "voxels", "tl.load(origin + sample * 3 + 1)", "tl.load(origin + sample * 3)"),
     (look_up, "voxels", "offset + x0[:, None]", "offset + (x0 // UNIT * UNIT)[:, None]"),

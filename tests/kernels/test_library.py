@@ -36,7 +36,7 @@ def operator_calls(dtype=torch.float32):
     """Each operator with arguments that use all it has."""
     volume, ids, options = lookup_case()
     windows = torch.tensor([[-900.0, 500.0], [-100.0, 400.0]])
-    lookup = (2, (4, 4, 6), (0.0, 1.0), windows, 0.3, 0.2)
+    lookup = ((2, 2, 2), (4, 4, 6), (0.0, 1.0), windows, 0.3, 0.2)
     placed = (options["origin"], options["flip"])
     pred, weight = draw(2, 5, 8, dtype=dtype), torch.rand(2, 5)
     visible, mask, codes = draw(2, 2, 3, dtype=dtype), draw(3, dtype=dtype), draw(5, 3, dtype=dtype)

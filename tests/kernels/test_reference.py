@@ -14,19 +14,20 @@ WINDOW, MEAN, STD = (-1000.0, 1000.0), 0.3, 0.2
 
 
 def loop_patches(volume, ids, patch, size, origin=None, flip=None, window=WINDOW):
-    """Cut, mirror, then walk the grid voxel by voxel: [B, N, P^3] float64."""
+    """Cut, mirror, then walk the grid voxel by voxel: [B, N, V] float64; a patch is one edge, or three."""
     batch, tokens = ids.shape
-    out = np.empty((batch, tokens, patch**3))
+    pz, py, px = patch if isinstance(patch, tuple) else (patch,) * 3
+    out = np.empty((batch, tokens, pz * py * px))
     for b in range(batch):
         start = (0, 0, 0) if origin is None else origin[b]
         box = volume[b][tuple(slice(int(s), int(s) + n) for s, n in zip(start, size, strict=True))]
         if flip is not None:
             box = np.flip(box, [axis for axis in range(3) if flip[b][axis]])
         lo, hi = window if isinstance(window, tuple) else (float(w) for w in window[b])
-        corners = list(itertools.product(*(range(0, n, patch) for n in size)))
+        corners = list(itertools.product(*(range(0, n, step) for n, step in zip(size, (pz, py, px), strict=True))))
         for n in range(tokens):
             z, y, x = corners[int(ids[b, n])]
-            hu = box[z : z + patch, y : y + patch, x : x + patch].astype(np.float64).reshape(-1)
+            hu = box[z : z + pz, y : y + py, x : x + px].astype(np.float64).reshape(-1)
             out[b, n] = ((np.clip(hu, lo, hi) - lo) / (hi - lo) - MEAN) / STD
     return out
 
@@ -34,12 +35,27 @@ def loop_patches(volume, ids, patch, size, origin=None, flip=None, window=WINDOW
 def random_case(seed, shape=(8, 12, 16), size=(8, 8, 12), patch=4, keep=5, batch=3):
     rng = np.random.default_rng(seed)
     volume = rng.integers(-1024, 3072, (batch, *shape)).astype(np.int16)
-    tokens = int(np.prod([n // patch for n in size]))
+    tokens = int(np.prod(np.array(size) // patch))
     ids = np.stack([rng.permutation(tokens)[:keep] for _ in range(batch)])
     origin = np.stack([rng.integers(0, np.array(shape) - size + 1) for _ in range(batch)])
     flip = rng.integers(0, 2, (batch, 3)).astype(bool)
     window = np.stack([rng.uniform(-900, -100, batch), rng.uniform(100, 900, batch)], axis=1)
     return volume, ids, origin, flip, window
+
+
+@pytest.mark.parametrize("patch", [(2, 4, 8), (4, 8, 2), (8, 2, 4)])
+def test_patches_that_are_no_cubes_are_those_of_the_loop(patch):
+    shape, size = (20, 18, 30), (16, 16, 24)
+    volume, ids, origin, flip, windows = random_case(5, shape, size, patch)
+    options = {
+        "patch_size": patch, "window": torch.from_numpy(windows), "mean": MEAN, "std": STD, "size": size,
+        "origin": torch.from_numpy(origin), "flip": torch.from_numpy(flip),
+    }  # fmt: skip
+    found = kernels.gather_patches(torch.from_numpy(volume), torch.from_numpy(ids), dtype=torch.float64, **options)
+    expected = loop_patches(volume, ids, patch, size, origin, flip, windows)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-12)
+    loss = kernels.masked_reconstruction_loss(found + 0.5, torch.from_numpy(volume), torch.from_numpy(ids), **options)
+    assert loss.item() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("seed", range(4))

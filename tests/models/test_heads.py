@@ -7,7 +7,7 @@ from torch.nn import functional
 from maesil.config.schema import HEADS, MaskConfig, ModelConfig
 from maesil.evaluation.metrics import BorderSums
 from maesil.models.faces import Known, neighbours, sharing_out, voxels_of_faces
-from maesil.models.heads import Cubes, make_head
+from maesil.models.heads import Boxes, make_head
 from maesil.models.masking import make_masks
 from maesil.models.patches import patchify, tokens_at, unpatchify
 
@@ -30,14 +30,14 @@ def smooth_volume(samples=1):
 
 
 def test_faces_are_the_outermost_layers_of_a_patch():
-    patch = torch.randn(5, 5, 5)
-    faces = patch.flatten()[voxels_of_faces(5, 2)]
+    patch = torch.randn(4, 5, 6)
+    faces = [patch.flatten()[side] for sides in voxels_of_faces((4, 5, 6), 2) for side in sides]
     expected = [
-        patch[:2], patch[3:].flip(0), patch[:, :2].movedim(1, 0), patch[:, 3:].flip(1).movedim(1, 0),
-        patch[:, :, :2].movedim(2, 0), patch[:, :, 3:].flip(2).movedim(2, 0),
+        patch[:2], patch[2:].flip(0), patch[:, :2].movedim(1, 0), patch[:, 3:].flip(1).movedim(1, 0),
+        patch[:, :, :2].movedim(2, 0), patch[:, :, 4:].flip(2).movedim(2, 0),
     ]  # fmt: skip
     for face, want in zip(faces, expected, strict=True):
-        assert torch.equal(face, want.reshape(2, 25))
+        assert torch.equal(face, want.reshape(2, -1))
 
 
 def test_neighbours_are_those_of_the_grid():
@@ -52,20 +52,24 @@ def test_neighbours_are_those_of_the_grid():
             assert beside[token, side] == ((z * 3 + y) * 4 + x if there else token)
 
 
-def test_cubes_cut_from_one_volume_blend_back_into_it():
-    """The weights of overlapping cubes add up to 1, at the faces of the crop too."""
-    cubes, volume = Cubes(CONFIG), smooth_volume(2)
-    padded = functional.pad(volume[:, None], (cubes.reach,) * 6)[:, 0]
-    cut = padded.unfold(1, cubes.edge, 8).unfold(2, cubes.edge, 8).unfold(3, cubes.edge, 8)
-    blended = cubes.blend(cut.reshape(2, 64, -1), all_tokens(2), nothing_known(2))
-    torch.testing.assert_close(blended, patchify(volume, 8))
+@pytest.mark.parametrize("patch", [8, (4, 8, 16)])
+def test_boxes_cut_from_one_volume_blend_back_into_it(patch):
+    """The weights of overlapping boxes add up to 1, at the faces of the crop too."""
+    boxes, volume = Boxes(ModelConfig(crop=32, patch=patch)), smooth_volume(2)
+    cut = functional.pad(volume[:, None], [reach for reach in boxes.reach[::-1] for _ in range(2)])[:, 0]
+    for axis in range(3):
+        cut = cut.unfold(axis + 1, boxes.edges[axis], boxes.patch[axis])
+    tokens = torch.arange(cut[0, ..., 0, 0, 0].numel()).expand(2, -1)
+    known = Known(torch.zeros(2, 0, 512), torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0) > 0)
+    blended = boxes.blend(cut.reshape(2, tokens.shape[1], -1), tokens, known)
+    torch.testing.assert_close(blended, patchify(volume, patch))
 
 
-def test_cubes_that_disagree_are_faded_not_cut():
-    cubes = Cubes(CONFIG)
-    levels = torch.zeros(1, 64, cubes.edge**3)
+def test_boxes_that_disagree_are_faded_not_cut():
+    boxes = Boxes(CONFIG)
+    levels = torch.zeros(1, 64, 10**3)
     levels[:, 32:] = 1.0
-    along_z = unpatchify(cubes.blend(levels, all_tokens(), nothing_known()), GRID, 8)[0, :, 16, 16]
+    along_z = unpatchify(boxes.blend(levels, all_tokens(), nothing_known()), GRID, 8)[0, :, 16, 16]
     assert (along_z.diff() >= 0).all() and along_z.diff().max() < 0.6
     assert along_z[8:15].eq(0).all() and along_z[17:].eq(1).all()
 

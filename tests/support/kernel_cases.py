@@ -32,7 +32,7 @@ class Patches:
 
     @property
     def pred_shape(self) -> tuple[int, ...]:
-        return (*self.ids.shape, self.options["patch_size"] ** 3)
+        return (*self.ids.shape, math.prod(reference.edges_of(self.options["patch_size"])))
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PatchSpec:
 
     batch: int = 2
     grid: tuple[int, int, int] = (2, 3, 2)
-    patch: int = 4
+    patch: int | tuple[int, int, int] = 4
     share: float = 0.5
     """Of the tokens, those wanted."""
     margin: tuple[int, int, int] | None = None
@@ -62,7 +62,7 @@ class PatchSpec:
 def make_patches(spec: PatchSpec, device: str) -> Patches:
     """Draw a case from its specification."""
     generator = torch.Generator().manual_seed(spec.seed)
-    edges = tuple(n * spec.patch for n in spec.grid)
+    edges = tuple(n * edge for n, edge in zip(spec.grid, reference.edges_of(spec.patch), strict=True))
     shape = tuple(edge + extra for edge, extra in zip(edges, spec.margin or (0, 0, 0), strict=True))
     tokens = math.prod(spec.grid)
     ids = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(spec.batch)])
