@@ -166,9 +166,9 @@ def _markdown(card: dict[str, Any]) -> str:
     spacing = "; ".join(map(str, card["input"]["spacing_zyx_mm"])) or "not recorded"
     lines = [
         f"# Encoder of kind {model['kind']}, made by maesil {card['maesil']} ({card['paper']})", "",
-        f"* Input: int16 HU `[B, Z, Y, X]`, cubes of {model['crop']} voxels, spacing z, y, x (mm): {spacing};"
+        f"* Input: int16 HU `[B, Z, Y, X]`, {_box_told(model['crop'])} voxels, spacing z, y, x (mm): {spacing};"
         f" {card['input']['outside_scan_hu']} outside the scan",
-        f"* Output: one token of {card['output']['width']} numbers for each {model['patch']}^3 voxels",
+        f"* Output: one token of {card['output']['width']} numbers for each {_patch_told(model['patch'])} voxels",
         f"* A value is ((clip(HU, {lo:g}, {hi:g}) - {lo:g}) / {hi - lo:g} - {intensity['mean']:.6g}) / "
         f"{intensity['std']:.6g}",
         f"* Trained for {card['training']['steps_done']} steps on {card['training']['patients']} patients, mask "
@@ -181,6 +181,14 @@ def _markdown(card: dict[str, Any]) -> str:
         _score_table(card["scores"]),
     ]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _box_told(crop: int | list[int]) -> str:
+    return f"cubes of {crop}" if isinstance(crop, int) else f"crops of {' x '.join(map(str, crop))} (z, y, x)"
+
+
+def _patch_told(patch: int | list[int]) -> str:
+    return f"{patch}^3" if isinstance(patch, int) else f"{' x '.join(map(str, patch))} (z, y, x)"
 
 
 def _score_table(scores: list[dict[str, Any]]) -> str:

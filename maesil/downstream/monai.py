@@ -1,8 +1,9 @@
 """An encoder's weights in MONAI's ``ViT`` (and so in ``UNETR``, whose ``vit`` it is). MONAI itself is not imported.
 
-What has to agree: ``patch_size``, ``hidden_size``, ``mlp_dim = 4 * hidden_size``, ``num_layers``, ``num_heads``,
-``qkv_bias=True``, ``proj_type="perceptron"``, ``img_size`` = the crop. MONAI flattens a patch and the grid in the order
-of the array's axes, so images must lie there as ``[B, 1, Z, Y, X]``, windowed and normalised beforehand.
+What has to agree: ``patch_size`` and ``img_size`` = the crop, three edges each (z, y, x), ``hidden_size``,
+``mlp_dim = 4 * hidden_size``, ``num_layers``, ``num_heads``, ``qkv_bias=True``, ``proj_type="perceptron"``. MONAI
+flattens a patch and the grid in the order of the array's axes, so images must lie there as ``[B, 1, Z, Y, X]``,
+windowed and normalised beforehand.
 """
 
 from __future__ import annotations
@@ -51,6 +52,14 @@ def load_into_monai_vit(encoder: Encoder, vit: nn.Module) -> nn.Module:
         raise UsageError(
             f"expected a MONAI ViT of num_heads={encoder.config.heads}, found {heads}; see docs/how-to/use-encoder.md "
             "for the arguments"
+        )
+    # Nor the shape of a patch, where several have as many voxels.
+    axes = [getattr(module, "axes_lengths", {}) for module in vit.modules()]
+    patches = {(one["p1"], one["p2"], one["p3"]) for one in axes if "p3" in one}
+    if patches and patches != {encoder.config.patch_zyx}:
+        raise UsageError(
+            f"expected a MONAI ViT of patch_size={encoder.config.patch_zyx}, found {', '.join(map(str, patches))}; see "
+            "docs/how-to/use-encoder.md for the arguments"
         )
     wrong = [name for name, value in state.items() if name not in own or own[name].shape != value.shape]
     # Newer MONAI makes layers of cross attention in every block and leaves them out unless asked for.

@@ -27,7 +27,7 @@ def main(names: list[str]) -> None:
         preset = PRESETS[name]
         model = make_model(preset.model)
         model.init_weights(torch.Generator().manual_seed(0))
-        crop = (preset.model.crop,) * 3
+        crop = preset.model.crop_zyx
         volume = torch.randint(-1024, 1500, (1, *crop), generator=torch.Generator().manual_seed(1)).short()
         masks = make_masks(preset.mask, preset.model.grid, [0])
         inputs = MaskedInput(volume, masks, Intensity((-1000.0, 1000.0), 0.4, 0.3), preset.model.patch, pictured=None)

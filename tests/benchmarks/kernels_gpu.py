@@ -275,7 +275,7 @@ def whole_step(smoke: bool, device: str) -> Iterator[dict[str, object]]:
 def training_step(batch: int, compiled: bool, smoke: bool, device: str) -> Call:
     """Set up a model and an optimiser, and return one step of them, on the same batch every time."""
     config = ModelConfig(crop=16, width=16, depth=1, decoder_width=16) if smoke else PRESETS["base"].model
-    volume = torch.randint(-1024, 3072, (batch, *(config.crop,) * 3), dtype=torch.int16, device=device)
+    volume = torch.randint(-1024, 3072, (batch, *config.crop_zyx), dtype=torch.int16, device=device)
     masks = make_masks(MaskConfig(), config.grid, range(batch), device)
     weight = torch.rand(masks.ids_masked.shape, device=device)
     intensity = Intensity((-1000.0, 1000.0), 0.3, 0.2)

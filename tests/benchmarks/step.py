@@ -75,7 +75,7 @@ def widths_for_all(model: ModelConfig) -> ModelConfig:
 def voxels(config: ModelConfig, batch: int, device: torch.device) -> Tensor:
     """Make int16 HU ``[B, c, c, c]``."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(-1024, 3072, (batch, *(config.crop,) * 3), generator=generator).short().to(device)
+    return torch.randint(-1024, 3072, (batch, *config.crop_zyx), generator=generator).short().to(device)
 
 
 def part_of(config: RunConfig, volume: Tensor) -> MicroBatch:
@@ -114,7 +114,7 @@ def monai(config: RunConfig, device: torch.device) -> Row:
 
     sizes = config.model
     model = MaskedAutoEncoderViT(
-        in_channels=1, img_size=(sizes.crop,) * 3, patch_size=(sizes.patch,) * 3, hidden_size=sizes.width,
+        in_channels=1, img_size=sizes.crop_zyx, patch_size=sizes.patch_zyx, hidden_size=sizes.width,
         mlp_dim=4 * sizes.width, num_layers=sizes.depth, num_heads=sizes.heads, masking_ratio=0.75,
         decoder_hidden_size=sizes.decoder_width, decoder_mlp_dim=4 * sizes.decoder_width,
         decoder_num_layers=sizes.decoder_depth, decoder_num_heads=sizes.decoder_heads, spatial_dims=3,

@@ -114,6 +114,16 @@ def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
         ("model.crop=8", "at least two patches"),
         ("model.patch=6", "a multiple or a divisor of 8"),
         ("model.patch=0", "a multiple or a divisor of 8"),
+        ("model.patch=8,8,6", "8x8x6: expected a multiple or a divisor of 8"),
+        ("model.crop=64,64", "three for z, y, x, as 64,96,96"),
+        ("model.crop=64,64,64,64", "three for z, y, x"),
+        ("model.crop=64,64,true", "three for z, y, x"),
+        ("model.crop=64,96,big", "three for z, y, x"),
+        ("model.crop=64x96", "three for z, y, x"),
+        ("model.crop=64,60,64", "64x60x64: expected a multiple of 8"),
+        ("model.patch=8,8,32 model.crop=64,64,48", "a multiple of 32, at least two patches of 32"),
+        ("model.head=interpolate model.patch=2,8,8", "a power of 2, at least 4"),
+        ("model.kind=ae model.patch=8,8,24 model.crop=96", "8x8x24: expected a power of 2"),
         ("model.width=100", "a multiple of 64"),
         ("model.decoder_width=4", "8 to 63"),
         ("model.depth=0", "at least 1"),
@@ -155,6 +165,23 @@ def test_files_that_are_no_configuration_are_named(tmp_path):
     (tmp_path / "flat.toml").write_text("train = 3\n", encoding="utf-8")
     with pytest.raises(UsageError, match="expected a table"):
         load_config(None, tmp_path / "flat.toml")
+
+
+@pytest.mark.parametrize("given", ["64,96,96", "[64, 96, 96]", "64x96x96"])
+def test_a_crop_takes_three_edges_and_is_written_as_it_is_read(given, tmp_path):
+    config = load_config("tiny", None, [f"model.crop={given}", "model.patch=4x8x8"])
+    assert (config.model.crop, config.model.patch) == ((64, 96, 96), (4, 8, 8))
+    assert (config.model.grid, config.model.tokens, config.model.patch_voxels) == ((16, 12, 12), 2304, 256)
+    (tmp_path / "c.toml").write_text(to_toml(config), encoding="utf-8")
+    assert "crop = [64, 96, 96]\npatch = [4, 8, 8]\n" in to_toml(config)
+    assert load_config("tiny", tmp_path / "c.toml") == config
+
+
+def test_a_cube_is_one_number_however_it_is_given():
+    config = load_config("tiny", None, ["model.crop=64,64,64", "model.patch=8x8x8"])
+    assert config == load_config("tiny") and "crop = 64\npatch = 8\n" in to_toml(config)
+    with pytest.raises(UsageError, match=r"model\.crop=\(64, 64\): expected one edge"):
+        ModelConfig(crop=(64, 64))
 
 
 def test_crops_must_fit_the_superpatches_of_the_store():

@@ -7,6 +7,7 @@ that is worth its registers: ``MAESIL_RENEW_GOLDEN=1 pytest tests/kernels/test_a
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +17,17 @@ import torch
 from support.ahead_of_time import MachineCode, compiled_for, read
 
 from maesil.kernels import gather, loss, unshuffle
+from maesil.kernels.reference import Size, edges_of
 
 GOLDEN = Path(__file__).with_name("registers.json")
 SLACK = 1.25
 """How much more another version of the compiler may use."""
 
 
-def patch_calls(patch: int, dtype: torch.dtype, edge: int = 96) -> dict[str, Callable[[], object]]:
+def patch_calls(patch: Size, dtype: torch.dtype, edge: int = 96) -> dict[str, Callable[[], object]]:
     """Gather and loss as training calls them, on scans whose edge is divisible by 8."""
-    tokens, batch = (edge // patch) ** 3, 2
+    voxels, batch = math.prod(edges_of(patch)), 2
+    tokens = edge**3 // voxels
     volume = torch.zeros(batch, edge, edge, edge, dtype=torch.int16)
     ids = torch.zeros(batch, tokens // 2, dtype=torch.int64)
     whole = {"patch_size": patch, "window": (-1000.0, 1000.0), "mean": 0.3, "std": 0.2}
@@ -32,7 +35,7 @@ def patch_calls(patch: int, dtype: torch.dtype, edge: int = 96) -> dict[str, Cal
     flipped = {**whole, "flip": torch.zeros(batch, 3, dtype=torch.bool)}
     placed = {**flipped, "origin": torch.zeros(batch, 3, dtype=torch.int64), "size": edge // 2}
     placed["window"] = torch.zeros(batch, 2)
-    pred = torch.zeros(*ids.shape, patch**3, dtype=dtype)
+    pred = torch.zeros(*ids.shape, voxels, dtype=dtype)
     error = {"norm_patch": False, "eps": 1e-6, "weight": torch.zeros(ids.shape)}
     normed = {**error, "norm_patch": True}
     one = torch.ones(())
@@ -123,9 +126,11 @@ def test_registers_stay_within_the_golden_file(codes):
     assert over == {}
 
 
-@pytest.mark.parametrize(("patch", "dtype"), [(4, torch.float32), (6, torch.bfloat16), (16, torch.float32)])
+@pytest.mark.parametrize(
+    ("patch", "dtype"), [(4, torch.float32), (6, torch.bfloat16), (16, torch.float32), ((4, 8, 8), torch.bfloat16)]
+)
 def test_other_patches_do_not_spill_either(patch, dtype):
-    calls = patch_calls(patch, dtype, edge=48 if patch < 16 else 96)
+    calls = patch_calls(patch, dtype, edge=96 if patch == 16 else 48)
     names = ("gather mirrored", "loss backward normed")
     assert spilled(compile_all({name: calls[name] for name in names}, 90)) == []
 
