@@ -182,6 +182,24 @@ def test_every_model_predicts_learns_and_sees_no_hidden_voxel(name):
     assert measure_cost(model, RunConfig(config), inputs.intensity).gflop > 0
 
 
+@pytest.mark.parametrize("kind", ["maesil", "mae2d", "ae", "vae"])
+def test_an_encoder_gives_the_latent_tokens_of_its_model(kind):
+    config, seen = replace(SMALL, crop=(16, 48, 32), kind=kind), []
+    model = make_model(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    intensity = Intensity((-500.0, 700.0), 0.4, 0.3)
+    volume = torch.randint(-1024, 1500, (2, *config.crop_zyx), generator=torch.Generator().manual_seed(1)).short()
+    masks = make_masks(MaskConfig(kind="none"), config.grid, [0, 1])
+    with torch.no_grad(), model.eval().latent_changed(lambda tokens: (seen.append(tokens), tokens)[1]):
+        model(MaskedInput(volume, masks, intensity, config.patch))
+        tokens = encoder_of(model, intensity)(volume)
+    latent = seen[0]
+    if kind == "mae2d":  # slice by slice: a token is the mean over the slices of its patch
+        gz, gy, gx = config.grid
+        latent = latent.reshape(2, gz, 4, gy * gx, -1).mean(dim=2).flatten(1, 2)
+    torch.testing.assert_close(tokens, latent, atol=1e-5, rtol=1e-5)
+
+
 def test_an_evaluation_hides_whole_patches_and_the_baselines_fill_them(world):
     folder, store = world
     trained, reader, volume = load_run(folder / "run"), SuperpatchReader(store), store.volumes()[0]

@@ -8,7 +8,7 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, psnr, region_voxels, ssim, ssim_map
-from maesil.models.patches import expand_cells
+from maesil.models.patches import expand_cells, unpatchify
 
 WINDOW = (-1000.0, 1000.0)
 WIDTH = 2000.0
@@ -179,6 +179,29 @@ def test_border_ratio_of_a_known_grid():
     same = BorderSums(patch=8, crop=16, window=WINDOW)
     same.add(stepped, stepped, everywhere)
     assert same.ratio == pytest.approx(1.0) and same.seam_ratio == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_borders_and_seams_lie_where_patches_and_crops_of_three_edges_end(axis):
+    patch, crop, shape = (4, 8, 2), (8, 24, 12), (16, 48, 24)
+    number, view = torch.arange(shape[axis]), [1, 1, 1]
+    view[axis] = -1
+    steps = (number // patch[axis] * 50 + number // crop[axis] * 100).float().view(view).expand(shape)
+    borders = BorderSums(patch=patch, crop=crop, window=(-1000.0, 3000.0))
+    borders.add(torch.zeros(shape), steps, torch.ones(shape, dtype=torch.bool))
+    area = math.prod(shape) / shape[axis]
+    ends, cuts = shape[axis] // patch[axis] - 1, shape[axis] // crop[axis] - 1
+    assert borders._sums[:, 0].tolist() == [0.0, area * 50 * (ends - cuts), area * 150 * cuts]
+
+
+def test_patch_rmse_of_patches_of_three_edges():
+    patch, shape = (4, 8, 2), (8, 16, 6)
+    reference = torch.zeros(shape)
+    levels = torch.arange(1.0, 13.0)
+    predicted = unpatchify(levels[None, :, None].expand(1, 12, 64), (2, 2, 3), patch)[0]
+    everything = torch.ones(shape, dtype=torch.bool)
+    found = patch_rmse(reference, predicted, everything, everything, WINDOW, patch=patch)
+    assert torch.allclose(found, levels.double())
 
 
 def test_border_ratio_needs_both_sides():

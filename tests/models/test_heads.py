@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
 from maesil.config.schema import HEADS, MaskConfig, ModelConfig
 from maesil.evaluation.metrics import BorderSums
-from maesil.models.faces import Known, neighbours, sharing_out, voxels_of_faces
+from maesil.models.faces import Faces, Known, neighbours, sharing_out, voxels_of_faces
 from maesil.models.heads import Boxes, make_head
 from maesil.models.masking import make_masks
 from maesil.models.patches import patchify, tokens_at, unpatchify
@@ -101,6 +103,37 @@ def test_untrained_heads_leave_less_of_a_grid_than_the_linear_one(name):
         return sums.ratio
 
     assert border_ratio(name) < border_ratio("linear")
+
+
+@pytest.mark.parametrize("patch", [8, (4, 8, 16)])
+def test_the_mismatch_is_the_neighbour_s_nearest_layer_less_the_patch_s_own(patch):
+    config, volume = ModelConfig(crop=32, patch=patch), smooth_volume()
+    tokens, faces = torch.arange(config.tokens)[None], Faces(config)
+    nothing = Known(torch.zeros(1, 0, config.patch_voxels), torch.zeros(1, 0, dtype=torch.int64), torch.zeros(1, 0) > 0)
+    found, states = faces.mismatch(patchify(volume, patch), tokens, nothing)
+    number = torch.arange(config.tokens).reshape(config.grid)
+    for axis, edge in enumerate(config.patch_zyx):
+        along = volume[0].movedim(axis, 0)
+        for index, one in enumerate(number.movedim(axis, 0)):
+            first, last = index * edge, (index + 1) * edge - 1
+            for side, (own, beyond) in enumerate(((first, first - 1), (last, last + 1))):
+                there = 0 <= beyond < len(along)
+                step = along[beyond] - along[own] if there else torch.zeros_like(along[0])
+                shape = [n for other, n in enumerate(config.patch_zyx) if other != axis]
+                expected = step.reshape(one.shape[0], shape[0], one.shape[1], shape[1]).transpose(1, 2).flatten(2)
+                assert torch.equal(found[axis][0, one, side], expected)
+                assert (states[0, one, 2 * axis + side, 0] == there).all()
+
+
+@pytest.mark.parametrize("patch", [8, (4, 8, 16)])
+def test_a_visible_token_reaches_into_no_other(patch):
+    config = ModelConfig(crop=32, patch=patch)
+    boxes, visible = Boxes(config), torch.tensor([[config.tokens // 2]])
+    tokens = torch.arange(config.tokens)[None]
+    levels = (tokens == visible).float()[..., None].expand(-1, -1, math.prod(boxes.edges))
+    blended = boxes.blend(levels, tokens, Known(torch.zeros(1, 1, config.patch_voxels), visible, torch.ones(1, 1) > 0))
+    others = tokens[0] != visible[0]
+    assert (blended[0, others] == 0).all() and (blended[0, ~others] > 0).all()
 
 
 @pytest.mark.parametrize("name", HEADS)
