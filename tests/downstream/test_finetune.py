@@ -209,8 +209,8 @@ def test_steps_of_fine_tuning_are_those_of_their_definition(world):
     for _ in islice(train_segmenter(ours, reader, labels, Task(places, (), ""), budget, 3), 4):
         pass
     optimizer, parameters = torch.optim.AdamW(theirs.parameters(), weight_decay=0.01), list(theirs.parameters())
-    for step, warm in enumerate((0.5, 1.0, 1.0, 1.0)):
-        optimizer.param_groups[0]["lr"] = 0.01 * min(warm, (1 + np.cos(np.pi * step / 20)) / 2)
+    for step, rate in enumerate((0.5, 1.0, 1.0, (1 + np.cos(np.pi / 18)) / 2)):  # two steps up, 18 down
+        optimizer.param_groups[0]["lr"] = 0.01 * rate
         hu, truth = _batch(reader, labels, _draw(places, 3, step, 1), 32)
         gradients = torch.autograd.grad(segmentation_loss(theirs(hu), truth), parameters)
         norm = sum(one.square().sum() for one in gradients).sqrt()

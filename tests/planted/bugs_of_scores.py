@@ -138,7 +138,7 @@ DOWNSTREAM = [
          "test_only_unseen_patients_are_scored_and_nobody_is_in_both_parts"),
         ("inside = one.valid > 0", "inside = one.valid >= 0",
          "test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled"),
-        ("rate = min((step + 1) / warmup,", "rate = max((step + 1) / warmup,",
+        ("learning_rate(step, budget))", "learning_rate(step + 1, budget))",
          "test_steps_of_fine_tuning_are_those_of_their_definition"),
         ("clip_grad_norm_(model.parameters(), 1.0)", "clip_grad_norm_(model.parameters(), 1e9)",
          "test_steps_of_fine_tuning_are_those_of_their_definition"),

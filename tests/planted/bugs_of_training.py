@@ -148,7 +148,7 @@ TRAINING = [
          "test_buffers_of_the_average_are_those_of_the_model"),
         ('"weight_decay": 0.0}', '"weight_decay": weight_decay}',
          "test_a_step_without_gradient_decays_matrices_by_lr_times_decay_alone"),
-        ("config.lr * (step + 1) / warmup", "config.lr * step / warmup",
+        ("schedule.lr * (step + 1) / warmup", "schedule.lr * step / warmup",
          "test_learning_rate_rises_then_falls_along_a_cosine"),
         ('and "blocks." in name', "and True", "test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest"),
         ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"',
