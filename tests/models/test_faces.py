@@ -29,6 +29,12 @@ def world():
     return torch.where(hidden > 0, predicted, true), tokens_at(patchify(predicted, 4), masks.ids_masked), masks, known
 
 
+def mismatch(pred_BSV, ids_BS, known):
+    """At all six faces, ``[B, S, 6, F]``, and the states of the neighbours."""
+    faces, states = Faces(CONFIG).mismatch(pred_BSV, ids_BS, known)
+    return torch.cat(faces, dim=2), states
+
+
 def layer(shown, axis, place, token):
     """The face of P x P voxels of a token's column at a place along an axis."""
     parts = [slice(4 * i, 4 * i + 4) for i in token]
@@ -38,7 +44,7 @@ def layer(shown, axis, place, token):
 
 def test_the_mismatch_is_what_the_neighbour_shows_beside_the_face_less_the_face(world):
     shown, pred_BSV, masks, known = world
-    found, states = Faces(CONFIG).mismatch(pred_BSV, masks.ids_masked, known)
+    found, states = mismatch(pred_BSV, masks.ids_masked, known)
     for sample in range(2):
         for number, token in enumerate(masks.ids_masked[sample].tolist()):
             place = (token // 16, token // 4 % 4, token % 4)
@@ -60,9 +66,9 @@ def test_where_predictions_meet_nothing_is_left_to_share_out(world):
     """Half of a step on each side: voxels at the border between two predicted patches come close to each other."""
     _, pred_BSV, masks, known = world
     faces = Faces(CONFIG)
-    before, states = faces.mismatch(pred_BSV, masks.ids_masked, known)
+    before, states = mismatch(pred_BSV, masks.ids_masked, known)
     met = faces.meet(pred_BSV, masks.ids_masked, known)
-    after, _ = faces.mismatch(met, masks.ids_masked, known)
+    after, _ = mismatch(met, masks.ids_masked, known)
     between = (states[..., 0] - states[..., 1])[..., None].expand_as(before) > 0
     assert after[between].abs().mean() < 0.6 * before[between].abs().mean()
     # Nothing is moved towards a true patch.
@@ -75,7 +81,7 @@ def test_of_a_patch_that_is_to_be_predicted_the_truth_is_not_used():
     masks = make_masks(MaskConfig(kind="none"), GRID, [0])
     pred_BSV, true = torch.randn(1, 64, 64), torch.randn(1, 64, 64)
     unusable = torch.zeros(1, 64) > 0
-    found = [Faces(CONFIG).mismatch(pred_BSV, masks.ids_masked, Known(one, masks.ids_keep, unusable))
+    found = [mismatch(pred_BSV, masks.ids_masked, Known(one, masks.ids_keep, unusable))
              for one in (true, true + 1)]  # fmt: skip
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert not found[0][1][..., 1].any()
