@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from maesil.errors import InterruptedRun
@@ -12,13 +12,14 @@ from maesil.ingest.header import InstanceHeader
 from maesil.ingest.isolated import hu_digests
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.passes import Digests, by_file, decoded_bytes, decoded_here
+from maesil.progress import Report
 
 FEW = 32
 """So many files are decoded here sooner than workers start."""
 
 
 @contextmanager
-def comparing(options: IngestOptions, progress: Callable[[str, int, int | None], None]) -> Iterator[Digests]:
+def comparing(options: IngestOptions, progress: Report) -> Iterator[Digests]:
     """Yield what gives digests of slices: a few files are decoded here, many by workers; the stage is ``compare``.
 
     A worker is told a file and numbers of frames, and nothing else of a slice: identities stay in this process.

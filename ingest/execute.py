@@ -114,6 +114,18 @@ class OnDask:
         return self._client.submit(task, *arguments, pure=False, key=f"{task.__name__}-{os.urandom(8).hex()}-{number}")
 
 
+def in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
+    """Yield results by their numbers: what is done early waits for those before it."""
+    early: dict[int, Any] = {}
+    due = 0
+    for number, result in results:
+        early[number] = result
+        while due in early:
+            yield due, early.pop(due)
+            due += 1
+    yield from sorted(early.items())  # a run that was asked to end leaves some out
+
+
 @contextmanager
 def executor(workers: int | None, *, scheduler: str | None = None, task_bytes: int = 0) -> Iterator[Executor]:
     """Yield an executor: on a running scheduler, in this process (0 workers), or on a cluster of one's own.

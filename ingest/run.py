@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from maesil.errors import InterruptedRun, MaesilError, NoInputError, Refused, UsageError
+from maesil.errors import InterruptedRun, NoInputError, Refused, UsageError
 from maesil.files import require_writable
 from maesil.ingest import stop
 from maesil.ingest.compare import comparing
-from maesil.ingest.execute import Executor, executor
-from maesil.ingest.failures import MAY_PASS, as_refusal, json_ready
+from maesil.ingest.earlier import EarlierRuns, Hashed
+from maesil.ingest.execute import Executor, executor, in_order
+from maesil.ingest.failures import MAY_PASS, as_refusal
 from maesil.ingest.isolated import source_hash
+from maesil.ingest.ledger import Ledger
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
-from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, without_paths, write_id_map
+from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, write_id_map
 from maesil.ingest.scan import scan
 from maesil.ingest.source_cache import SourceCache
 from maesil.ingest.stack import SeriesRules
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
+from maesil.progress import Report
 from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
@@ -34,32 +35,18 @@ from maesil.text import counted, printable
 
 __all__ = ["IngestOptions", "ingest"]
 
-Progress = Callable[[str, int, int | None], None]
-"""Called with (stage, done, total or None); stages are ``scan``, ``compare``, ``hash`` and ``build``."""
-
-
-@dataclass(frozen=True)
-class _Hashed:
-    """A plan whose identity is known."""
-
-    plan: VolumePlan
-    volume_id: str
-    source_hash: str
-    """Empty where nothing depends on it yet: it is then made while the voxels are read."""
-    files: str
-    """What the file system said of the source before it was read."""
-
 
 def ingest(
     sources: Sequence[Path],
     out: Path,
     recipe: Recipe | None = None,
     options: IngestOptions | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Report = lambda stage, done, total: None,
 ) -> Summary:
     """Turn all CT at or below the sources into volumes of the store at ``out``.
 
     Volumes already there from the same source and recipe are left alone: an interrupted run goes on where it stopped.
+    Stages of ``progress`` are ``scan``, ``compare``, ``hash`` and ``build``.
     `NoInputError` if a source is missing or holds no CT; `UsageError` if the store has another recipe or key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
@@ -83,7 +70,7 @@ def ingest(
         return _Run(store, recipe, key, options, workers, progress, sources).carry_out(plan)
 
 
-def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptions, progress: Progress) -> Plan:
+def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptions, progress: Report) -> Plan:
     looked_at = 0
 
     def on_file(path: Path) -> None:
@@ -136,20 +123,8 @@ def _loudest_first(verdicts: Sequence[FileVerdict]) -> list[FileVerdict]:
     return sorted(verdicts, key=lambda verdict: verdict.status == "ignored")
 
 
-def _in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
-    """Yield results by their numbers: what is done early waits for those before it."""
-    early: dict[int, Any] = {}
-    due = 0
-    for number, result in results:
-        early[number] = result
-        while due in early:
-            yield due, early.pop(due)
-            due += 1
-    yield from sorted(early.items())  # a run that was asked to end leaves some out
-
-
 class _Run:
-    """One ingest into an open store; collects the summary as it goes."""
+    """One ingest into an open store; what becomes of each file is written into a ledger."""
 
     def __init__(
         self,
@@ -158,7 +133,7 @@ class _Run:
         key: IdentityKey,
         options: IngestOptions,
         workers: Executor,
-        progress: Progress,
+        progress: Report,
         sources: Sequence[Path],
     ) -> None:
         self.store = store
@@ -167,8 +142,8 @@ class _Run:
         self.options = options
         self.workers = workers
         self.progress = progress
-        self.summary = Summary(sources=tuple(sources), whole=options.mirror)
-        self.refused: set[str] = set()
+        self.ledger = Ledger(store, recipe, key, Summary(sources=tuple(sources), whole=options.mirror))
+        self.earlier = EarlierRuns(store, recipe, options)
         self.memory = SourceCache(key, options.cache_folder)
 
     def carry_out(self, plan: Plan) -> Summary:
@@ -176,52 +151,20 @@ class _Run:
             return self._carry_out(plan)
 
     def _carry_out(self, plan: Plan) -> Summary:
-        self.summary.damaged_files = plan.damaged_files
-        refused: dict[tuple[Path, str, str], str] = {}
-        for series in plan.refused:
-            volume_id = self.key.hash("volume", series.identity)
-            self._quarantine(volume_id, series.refusal, series.paths, {"files": len(series.paths)})
-            refused |= {(path, series.refusal.code, series.refusal.detail): volume_id for path in series.paths}
-        for verdict in plan.verdicts:
-            known = refused.get((verdict.path, verdict.code, verdict.detail), verdict.volume_id)
-            self.summary.files.append(replace(verdict, volume_id=known))
+        self.ledger.open_with(plan)
         hashed = self._hash(self._of_this_partition(plan.volumes))
         stale = self._leave_fresh_alone(hashed)
         self._build(stale)
-        if self.options.mirror:
-            self._forget_absent()
+        if self.options.mirror and not stop.requested():  # else not all of them were looked at
+            self.ledger.forget_absent()
         if not index_is_current(self.store):
             write_index(self.store)
         if stop.requested():
             raise InterruptedRun("ended on request: running volumes were finished; the same command goes on")
-        self.summary.files = one_per_file(self.summary.files)
-        self._require_all_accounted_for(plan)
-        self._compare_with_store()
+        self.ledger.close(plan)
         if self.options.id_map is not None:
             write_id_map(self.options.id_map, [(item.volume_id, item.plan) for item in hashed])
-        return self.summary
-
-    def _forget_absent(self) -> None:
-        """Make the store hold what these sources alone would have made."""
-        if stop.requested():  # not all of them were looked at
-            return
-        known = {volume.volume_id for volume in self.summary.volumes}
-        for volume in self.store.volumes():
-            if volume.volume_id not in known:
-                self.store.forget(volume.volume_id)
-        for record in self.store.quarantined():
-            if record["volume_id"] not in self.refused:
-                self.store.release(record["volume_id"])
-
-    def _compare_with_store(self) -> None:
-        known = {volume.volume_id for volume in self.summary.volumes}
-        live = self.store.volumes()
-        self.summary.absent = sum(volume.volume_id not in known for volume in live)
-        self.summary.outdated = [volume.volume_id for volume in self.store.outdated()]
-        same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
-        for volume in live:
-            same[volume.pixels].append(volume.volume_id)
-        self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
+        return self.ledger.summary
 
     def _of_this_partition(self, plans: Sequence[VolumePlan]) -> list[VolumePlan]:
         """Return the volumes that fall to this part of the work: by a hash, whatever else is there."""
@@ -233,19 +176,10 @@ class _Run:
             if int(self.key.hash("partition", plan.identity or plan.source.name), 16) % count == number % count:
                 mine.append(plan)
             else:
-                self._verdict(plan, "skipped", "other_partition", None)
+                self.ledger.verdict(plan, "skipped", "other_partition", None)
         return mine
 
-    def _require_all_accounted_for(self, plan: Plan) -> None:
-        """Every file found must have met exactly one verdict: a lost volume must never pass for a finished run."""
-        expected = sorted({*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)})
-        if sorted(verdict.path for verdict in self.summary.files) != expected:
-            raise MaesilError(
-                f"expected a verdict on each of {len(expected)} files, found {len(self.summary.files)}; "
-                "run the same command again, and report this"
-            )
-
-    def _hash(self, plans: Sequence[VolumePlan]) -> list[_Hashed]:
+    def _hash(self, plans: Sequence[VolumePlan]) -> list[Hashed]:
         """Give every plan its identity; from memory where the files have not changed."""
         # Asked before anything is read: what changes meanwhile must look changed to the next run.
         files = [self.memory.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
@@ -258,12 +192,12 @@ class _Run:
             self.progress("hash", done, len(todo))
             plan = plans[todo[number]]
             if isinstance(result, Exception):
-                self._refuse(plan, self._provisional_id(plan), as_refusal(result))
+                self.ledger.refuse(plan, self.ledger.provisional_id(plan), as_refusal(result))
             else:
                 known[todo[number]] = result
                 self.memory.put(files[todo[number]], result)
         return [
-            _Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n], files[n])
+            Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n], files[n])
             for n in sorted(known)
         ]
 
@@ -274,79 +208,60 @@ class _Run:
         volume_id = self.key.hash("volume", plan.identity)
         return volume_id not in refused and self.store.live(volume_id) is None
 
-    def _leave_fresh_alone(self, hashed: Sequence[_Hashed]) -> list[_Hashed]:
+    def _leave_fresh_alone(self, hashed: Sequence[Hashed]) -> list[Hashed]:
         """Return what must be built; duplicates, fresh volumes and known refusals are dealt with here."""
-        stale: list[_Hashed] = []
+        stale: list[Hashed] = []
         seen: set[str] = set()
         keep_first = self.options.duplicates == "keep-first"
         holders = {volume.source_hash: volume.volume_id for volume in self.store.volumes()}
         refusals = {record["volume_id"]: record for record in self.store.quarantined()}
         for item in hashed:
             if item.volume_id in seen:
-                self._verdict(item.plan, "skipped", "duplicate_volume", item.volume_id)
+                self.ledger.verdict(item.plan, "skipped", "duplicate_volume", item.volume_id)
                 continue
             seen.add(item.volume_id)
             live = self.store.live(item.volume_id)
             refusal = refusals.get(item.volume_id, {})
-            if self._is_fresh(live, item):
+            if self.earlier.made(live, item):
                 assert live is not None
-                self.summary.fresh.append(self._regrouped(live, item))
-                self._release(item)
-                self._verdict(item.plan, "used", "fresh", item.volume_id)
-            elif keep_first and (holder := self._copied_before(refusal, item)):
-                self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
+                self.ledger.summary.fresh.append(self._regrouped(live, item))
+                self.ledger.release(item.plan, item.volume_id)
+                self.ledger.verdict(item.plan, "used", "fresh", item.volume_id)
+            elif keep_first and (holder := self.earlier.copied(refusal, item)):
+                self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holder)
                 continue
-            elif self._refused_before(refusal, item):
-                self.summary.refused_volumes += 1
-                self.refused.add(item.volume_id)
-                self._verdict(item.plan, "quarantined", refusal["code"], item.volume_id, refusal["detail"])
+            elif self.earlier.refused(refusal, item):
+                self.ledger.refused_before(item.plan, item.volume_id, refusal)
             elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
-                self._verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
+                self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
                 continue
             else:
                 stale.append(item)
             holders.setdefault(item.source_hash, item.volume_id)
         return stale
 
-    def _is_fresh(self, live: Volume | None, item: _Hashed) -> bool:
-        if live is None or self.options.force:
-            return False
-        return (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash)
-
-    def _refused_before(self, refusal: dict[str, Any], item: _Hashed) -> bool:
-        if (refusal.get("source_hash"), refusal.get("recipe_hash")) != (item.source_hash, self.recipe.hash):
-            return False
-        again = (*MAY_PASS, "duplicate_pixels", *self.options.retry_quarantined)
-        return not self.options.force and refusal["code"] not in again and "all" not in again
-
-    def _copied_before(self, refusal: dict[str, Any], item: _Hashed) -> str:
-        """Return the volume that an earlier run found to hold the pixels of this source, if it still does."""
-        if refusal.get("code") != "duplicate_pixels" or refusal.get("source_hash") != item.source_hash:
-            return ""
-        holder = self.store.live(refusal["numbers"]["same_as"])
-        return holder.volume_id if holder and holder.recipe_hash == self.recipe.hash else ""
-
-    def _build(self, stale: Sequence[_Hashed]) -> None:
+    def _build(self, stale: Sequence[Hashed]) -> None:
         orders = [(item.plan.source, self._order(item)) for item in stale]
         keep_first = self.options.duplicates == "keep-first"
         holders = {volume.pixels: volume.volume_id for volume in self.store.volumes()} if keep_first else {}
         results = self.workers.run(build, orders)
         # Which of two copies is kept must not depend on which worker was faster.
-        for done, (number, result) in enumerate(_in_order(results) if keep_first else results, start=1):
+        for done, (number, result) in enumerate(in_order(results) if keep_first else results, start=1):
             item = stale[number]
             if isinstance(result, Exception):
                 refusal = as_refusal(result)
-                self._refuse(item.plan, item.volume_id, refusal, item.source_hash or self._hash_refused(item, refusal))
+                found = item.source_hash or self._hash_refused(item, refusal)
+                self.ledger.refuse(item.plan, item.volume_id, refusal, found)
             elif keep_first and holders.setdefault(result.pixels, item.volume_id) != item.volume_id:
-                self._leave_out(item, result, holders[result.pixels])
+                self.ledger.leave_out(item.plan, item.volume_id, result, holders[result.pixels])
             else:
                 self.memory.put(item.files, result.source_hash)
-                self.summary.committed.append(self.store.commit(result, anew=self.options.force))
-                self._release(item)
-                self._verdict(item.plan, "used", "committed", item.volume_id)
+                self.ledger.summary.committed.append(self.store.commit(result, anew=self.options.force))
+                self.ledger.release(item.plan, item.volume_id)
+                self.ledger.verdict(item.plan, "used", "committed", item.volume_id)
             self.progress("build", done, len(stale))
 
-    def _hash_refused(self, item: _Hashed, refusal: Refused) -> str:
+    def _hash_refused(self, item: Hashed, refusal: Refused) -> str:
         """Return the hash of a source that was refused while it was read, so that the next run leaves it alone."""
         if refusal.code in MAY_PASS:
             return ""
@@ -356,26 +271,7 @@ class _Run:
             return found
         return ""
 
-    def _leave_out(self, item: _Hashed, copy: Volume, holder: str) -> None:
-        """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
-        self.store.storage.remove(copy.prefix)
-        self._verdict(item.plan, "skipped", "duplicate_pixels", holder)
-        document = {"volume_id": item.volume_id, "code": "duplicate_pixels", "detail": f"the pixels of {holder}"}
-        more = {"numbers": {"same_as": holder}, "recipe_hash": self.recipe.hash, "source_hash": copy.source_hash}
-        self.store.quarantine(item.volume_id, document | more | {"files": len(item.plan.source.paths)})
-
-    def _release(self, item: _Hashed) -> None:
-        """Drop the records of earlier refusals of what is a volume now."""
-        self.store.release(item.volume_id)
-        if item.plan.identity is None:
-            self.store.release(self._provisional_id(item.plan))
-
-    def _provisional_id(self, plan: VolumePlan) -> str:
-        """Return the id under which a source is refused whose content, its identity, could not be read."""
-        several = f" {plan.source.planes}" if plan.source.kind == "nifti" and plan.source.planes else ""
-        return self.key.hash("volume", plan.identity or plan.source.name + several)
-
-    def _group(self, item: _Hashed) -> str:
+    def _group(self, item: Hashed) -> str:
         """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
         patient, study = item.plan.patient, item.plan.study
         if not patient and self.options.group:
@@ -386,12 +282,12 @@ class _Run:
             return self.key.hash("patient", patient)
         return self.key.hash("study", study) if study else item.volume_id
 
-    def _regrouped(self, live: Volume, item: _Hashed) -> Volume:
+    def _regrouped(self, live: Volume, item: Hashed) -> Volume:
         """Return a fresh volume under the group it now belongs to: voxels stay, the record alone is new."""
         group = self._group(item)
         return live if live.group == group else self.store.commit(replace(live, group=group), anew=True)
 
-    def _order(self, item: _Hashed) -> BuildOrder:
+    def _order(self, item: Hashed) -> BuildOrder:
         return BuildOrder(
             store=self.store.path,
             recipe=self.recipe,
@@ -401,22 +297,3 @@ class _Run:
             source_path=self.key.hash("path", str(Path(item.plan.source.name).absolute())),
             threads=self.workers.threads,
         )
-
-    def _refuse(self, plan: VolumePlan, volume_id: str, refusal: Refused, source_hash: str = "") -> None:
-        more = {"files": len(plan.source.paths), "source_hash": source_hash}
-        self._quarantine(volume_id, refusal, plan.source.paths, more)
-        self._verdict(plan, "quarantined", refusal.code, volume_id, refusal.detail)
-
-    def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
-        self.summary.refused_volumes += 1
-        self.refused.add(volume_id)
-        detail = without_paths(refusal.detail, paths)
-        numbers = {
-            name: without_paths(value, paths) if isinstance(value, str) else value
-            for name, value in json_ready(refusal.numbers).items()
-        }
-        document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
-        self.store.quarantine(volume_id, document | {"recipe_hash": self.recipe.hash} | more)
-
-    def _verdict(self, plan: VolumePlan, status: str, code: str, volume_id: str | None, detail: str = "") -> None:
-        self.summary.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)

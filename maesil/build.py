@@ -15,9 +15,10 @@ from maesil.ingest.options import IngestOptions
 from maesil.ingest.privacy import load_or_create_key
 from maesil.ingest.report import write_report
 from maesil.ingest.report_folder import FILES, read_noted
-from maesil.ingest.run import Progress, ingest
+from maesil.ingest.run import ingest
 from maesil.ingest.scan import find_files
 from maesil.ingest.summary import Summary
+from maesil.progress import Report
 from maesil.store.index import index_is_current, patients
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
@@ -40,7 +41,7 @@ def ingest_into_cache(
     *,
     name: str | None = None,
     catalogue: Catalogue | None = None,
-    progress: Progress = lambda stage, done, total: None,
+    progress: Report = lambda stage, done, total: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Cached:
     """Find the store of these sources and this recipe in the catalogue, or build it; two processes build it once.
@@ -75,7 +76,7 @@ def _build(
     recipe: Recipe,
     options: IngestOptions,
     now: str,
-    progress: Progress,
+    progress: Report,
     say: Callable[[str], None],
 ) -> tuple[Entry, Summary]:
     before = entry.built

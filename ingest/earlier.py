@@ -1,0 +1,54 @@
+"""What earlier runs into the same store have made of a source: a volume, a refusal, or the copy of another volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from maesil.ingest.failures import MAY_PASS
+from maesil.ingest.options import IngestOptions
+from maesil.ingest.plan import VolumePlan
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.store import Store
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """A plan whose identity is known."""
+
+    plan: VolumePlan
+    volume_id: str
+    source_hash: str
+    """Empty where nothing depends on it yet: it is then made while the voxels are read."""
+    files: str
+    """What the file system said of the source before it was read."""
+
+
+@dataclass(frozen=True)
+class EarlierRuns:
+    """The records of a store, asked whether they still hold for a source."""
+
+    store: Store
+    recipe: Recipe
+    options: IngestOptions
+
+    def made(self, live: Volume | None, item: Hashed) -> bool:
+        """Return whether the live volume is what would be made again."""
+        if live is None or self.options.force:
+            return False
+        return (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash)
+
+    def refused(self, refusal: dict[str, Any], item: Hashed) -> bool:
+        """Return whether this very source was refused, and would be again."""
+        if (refusal.get("source_hash"), refusal.get("recipe_hash")) != (item.source_hash, self.recipe.hash):
+            return False
+        again = (*MAY_PASS, "duplicate_pixels", *self.options.retry_quarantined)
+        return not self.options.force and refusal["code"] not in again and "all" not in again
+
+    def copied(self, refusal: dict[str, Any], item: Hashed) -> str:
+        """Return the volume that was found to hold the pixels of this source, if it still does; else nothing."""
+        if refusal.get("code") != "duplicate_pixels" or refusal.get("source_hash") != item.source_hash:
+            return ""
+        holder = self.store.live(refusal["numbers"]["same_as"])
+        return holder.volume_id if holder and holder.recipe_hash == self.recipe.hash else ""

@@ -1,0 +1,122 @@
+"""The ledger of an ingest: one verdict on every file, the refused sources, and what the store holds beside them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from maesil.errors import MaesilError, Refused
+from maesil.ingest.failures import json_ready
+from maesil.ingest.plan import Plan, VolumePlan
+from maesil.ingest.privacy import IdentityKey, without_paths
+from maesil.ingest.summary import Summary
+from maesil.ingest.verdict import FileVerdict, one_per_file
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.store import Store
+
+
+class Ledger:
+    """What becomes of the files of a run, as it becomes known. Refusals go into the store's quarantine at once."""
+
+    def __init__(self, store: Store, recipe: Recipe, key: IdentityKey, summary: Summary) -> None:
+        self.summary = summary
+        self._store, self._recipe, self._key = store, recipe, key
+        self._refused: set[str] = set()
+        """Ids of the sources that this run refused, or found refused."""
+
+    def open_with(self, plan: Plan) -> None:
+        """Write down what the plan has decided already."""
+        self.summary.damaged_files = plan.damaged_files
+        refused: dict[tuple[Path, str, str], str] = {}
+        for series in plan.refused:
+            volume_id = self._key.hash("volume", series.identity)
+            self._quarantine(volume_id, series.refusal, series.paths, {"files": len(series.paths)})
+            refused |= {(path, series.refusal.code, series.refusal.detail): volume_id for path in series.paths}
+        for verdict in plan.verdicts:
+            known = refused.get((verdict.path, verdict.code, verdict.detail), verdict.volume_id)
+            self.summary.files.append(replace(verdict, volume_id=known))
+
+    def verdict(self, plan: VolumePlan, status: str, code: str, volume_id: str | None, detail: str = "") -> None:
+        """Give all files of a volume one verdict."""
+        self.summary.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)
+
+    def refuse(self, plan: VolumePlan, volume_id: str, refusal: Refused, source_hash: str = "") -> None:
+        """Put a source into quarantine."""
+        more = {"files": len(plan.source.paths), "source_hash": source_hash}
+        self._quarantine(volume_id, refusal, plan.source.paths, more)
+        self.verdict(plan, "quarantined", refusal.code, volume_id, refusal.detail)
+
+    def refused_before(self, plan: VolumePlan, volume_id: str, record: dict[str, Any]) -> None:
+        """Leave a source in quarantine, by the record of an earlier run."""
+        self.summary.refused_volumes += 1
+        self._refused.add(volume_id)
+        self.verdict(plan, "quarantined", record["code"], volume_id, record["detail"])
+
+    def leave_out(self, plan: VolumePlan, volume_id: str, copy: Volume, holder: str) -> None:
+        """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
+        self._store.storage.remove(copy.prefix)
+        self.verdict(plan, "skipped", "duplicate_pixels", holder)
+        document = {"volume_id": volume_id, "code": "duplicate_pixels", "detail": f"the pixels of {holder}"}
+        more = {"numbers": {"same_as": holder}, "recipe_hash": self._recipe.hash, "source_hash": copy.source_hash}
+        self._store.quarantine(volume_id, document | more | {"files": len(plan.source.paths)})
+
+    def release(self, plan: VolumePlan, volume_id: str) -> None:
+        """Drop the records of earlier refusals of what is a volume now."""
+        self._store.release(volume_id)
+        if plan.identity is None:
+            self._store.release(self.provisional_id(plan))
+
+    def provisional_id(self, plan: VolumePlan) -> str:
+        """Return the id under which a source is refused whose content, its identity, could not be read."""
+        several = f" {plan.source.planes}" if plan.source.kind == "nifti" and plan.source.planes else ""
+        return self._key.hash("volume", plan.identity or plan.source.name + several)
+
+    def forget_absent(self) -> None:
+        """Make the store hold what these sources alone would have made."""
+        known = {volume.volume_id for volume in self.summary.volumes}
+        for volume in self._store.volumes():
+            if volume.volume_id not in known:
+                self._store.forget(volume.volume_id)
+        for record in self._store.quarantined():
+            if record["volume_id"] not in self._refused:
+                self._store.release(record["volume_id"])
+
+    def close(self, plan: Plan) -> None:
+        """Bring the verdicts down to one per file, see that none is missing, and look at the rest of the store."""
+        self.summary.files = one_per_file(self.summary.files)
+        self._require_all_accounted_for(plan)
+        self._compare_with_store()
+
+    def _require_all_accounted_for(self, plan: Plan) -> None:
+        """Every file found must have met exactly one verdict: a lost volume must never pass for a finished run."""
+        expected = sorted({*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)})
+        if sorted(verdict.path for verdict in self.summary.files) != expected:
+            raise MaesilError(
+                f"expected a verdict on each of {len(expected)} files, found {len(self.summary.files)}; "
+                "run the same command again, and report this"
+            )
+
+    def _compare_with_store(self) -> None:
+        known = {volume.volume_id for volume in self.summary.volumes}
+        live = self._store.volumes()
+        self.summary.absent = sum(volume.volume_id not in known for volume in live)
+        self.summary.outdated = [volume.volume_id for volume in self._store.outdated()]
+        same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for volume in live:
+            same[volume.pixels].append(volume.volume_id)
+        self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
+
+    def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
+        self.summary.refused_volumes += 1
+        self._refused.add(volume_id)
+        detail = without_paths(refusal.detail, paths)
+        numbers = {
+            name: without_paths(value, paths) if isinstance(value, str) else value
+            for name, value in json_ready(refusal.numbers).items()
+        }
+        document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
+        self._store.quarantine(volume_id, document | {"recipe_hash": self._recipe.hash} | more)
