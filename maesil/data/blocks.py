@@ -29,25 +29,27 @@ class CropBuffer(NamedTuple):
     """uint8 ``[k, k, k]``: share inside the patient's body."""
 
 
-def work_of_visit(draws: Sequence[Draw], buffers: Sequence[CropBuffer]) -> Iterator[Callable[[], None]]:
-    """Yield what fills a visit's crops, a buffer each, one call a superpatch: in any order, on any threads.
+def work_of_visit(
+    readers: Sequence[SuperpatchReader], draws: Sequence[Draw], buffers: Sequence[CropBuffer]
+) -> Iterator[Callable[[], None]]:
+    """Yield what fills a visit's crops, a buffer each, one call per superpatch: in any order, on any threads.
 
     No two calls write the same voxel. The crops lie within the grid of superpatches, as a sampler draws them.
     """
-    reader, volume = draws[0].reader, draws[0].volume
+    reader, volume = readers[draws[0].store], draws[0].volume
     touching: dict[Zyx, list[tuple[Zyx, HuArray]]] = defaultdict(list)
     for draw, buffer in zip(draws, buffers, strict=True):
         for index in tiles_under(volume, draw.origin, buffer.hu.shape):
             touching[index].append((draw.origin, buffer.hu))
-    yield partial(_read_maps, draws, buffers)
+    yield partial(_read_maps, reader, draws, buffers)
     for index, crops in touching.items():
         yield partial(_cut_crops, reader, volume, index, crops)
 
 
-def _read_maps(draws: Sequence[Draw], buffers: Sequence[CropBuffer]) -> None:
+def _read_maps(reader: SuperpatchReader, draws: Sequence[Draw], buffers: Sequence[CropBuffer]) -> None:
     for draw, buffer in zip(draws, buffers, strict=True):
         for name, cells in (("valid", buffer.valid), ("body", buffer.body)):
-            draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, buffer.hu.shape, cells)
+            reader.read_map_region(draw.volume.volume_id, name, draw.origin, buffer.hu.shape, cells)
 
 
 def _cut_crops(reader: SuperpatchReader, volume: Volume, index: Zyx, crops: Sequence[tuple[Zyx, HuArray]]) -> None:

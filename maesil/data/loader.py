@@ -112,7 +112,7 @@ class CropLoader:
                 steps = range(step, min(stop, step + self._sampler.crops_per_visit - turn))
                 draws = [self._sampler.draw(later, sample) for later in steps]
                 buffers = [self._places[later % len(self._ring)][place] for later in steps]
-                reading = [self._pool.submit(work) for work in work_of_visit(draws, buffers)]
+                reading = [self._pool.submit(work) for work in work_of_visit(self._sampler.readers, draws, buffers)]
                 visits[number] = _Visit(number, steps, draws, reading)
 
 

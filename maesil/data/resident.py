@@ -81,7 +81,8 @@ class ResidentLoader:
         self._scans[z, y, x] = torch.from_numpy(hu).to(self._device)
 
     def _cells(self, draw: Draw, name: str) -> MapArray:
-        return draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, self._sampler.crop)
+        reader = self._sampler.readers[draw.store]
+        return reader.read_map_region(draw.volume.volume_id, name, draw.origin, self._sampler.crop)
 
     def _place(self, draw: Draw) -> list[int]:
         return [a + b for a, b in zip(self._first[draw.volume.volume_id], draw.origin, strict=True)]

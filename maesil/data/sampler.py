@@ -33,7 +33,8 @@ _EPOCH, _VISIT, _SAMPLE = range(3)
 class Draw:
     """What one sample of one step is: a crop, how it is mirrored, and the seed of its mask."""
 
-    reader: SuperpatchReader
+    store: int
+    """Which of the sampler's readers reads it."""
     volume: Volume
     origin: Zyx
     """First voxel of the crop in the volume; multiples of 8."""
@@ -52,7 +53,7 @@ class Draw:
 class _Block:
     """The crops of a volume that begin in one superpatch."""
 
-    reader: SuperpatchReader
+    store: int
     volume: Volume
     index: Zyx
 
@@ -71,11 +72,12 @@ class CropSampler:
         self.across = config.offsets == "across"
         self.crops_per_visit = config.crops_per_visit if self.across else 1
         self._config, self.flips = config, tuple(axis in config.flips for axis in "zyx")
+        self.readers = sources.readers
         self._blocks: list[_Block] = []
         weights = []
         for reader, volume in sources.volumes(groups):
             for patch in volume.superpatches:
-                block = _Block(reader, volume, patch.index)
+                block = _Block(self.readers.index(reader), volume, patch.index)
                 if weight := int(self._crops(block)[1].sum()):
                     self._blocks.append(block)
                     weights.append(weight)
@@ -85,7 +87,7 @@ class CropSampler:
                 "lower train.min_body, set train.thin=pad where scans are thinner than a crop, or train on other stores"
             )
         self._weights = sources.by_weight(
-            [(block.reader, weight) for block, weight in zip(self._blocks, weights, strict=True)]
+            [(self.readers[block.store], weight) for block, weight in zip(self._blocks, weights, strict=True)]
         )
         # A few epochs and visits are in use at any time; drawing one anew gives the same.
         self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
@@ -100,7 +102,9 @@ class CropSampler:
     @property
     def volumes(self) -> list[tuple[SuperpatchReader, Volume]]:
         """The volumes that crops come from."""
-        return list({block.volume.volume_id: (block.reader, block.volume) for block in self._blocks}.values())
+        return list(
+            {block.volume.volume_id: (self.readers[block.store], block.volume) for block in self._blocks}.values()
+        )
 
     @property
     def epoch_steps(self) -> float:
@@ -115,7 +119,7 @@ class CropSampler:
         flip_z, flip_y, flip_x = (on and bool(flip_raw >> axis & 1) for axis, on in enumerate(self.flips))
         shift = (lo_raw / 2**63 - 1, hi_raw / 2**63 - 1)
         origin = self._origins(visit)[turn]
-        return Draw(block.reader, block.volume, origin, visit, (flip_z, flip_y, flip_x), mask_raw >> 1, shift)
+        return Draw(block.store, block.volume, origin, visit, (flip_z, flip_y, flip_x), mask_raw >> 1, shift)
 
     def visit(self, step: int, sample: int) -> tuple[int, int]:
         """Return the visit that place ``sample`` of the batch is at in ``step``, and how many crops it has cut."""
@@ -156,7 +160,8 @@ class CropSampler:
         z, y, x = (min(e, block.volume.tile + edge - MAP_CELL) for e, edge in pairs)
         if any(e < edge for e, edge in zip((z, y, x), self.crop, strict=True)):
             return np.empty((0, 3), dtype=np.int64), np.empty(0, dtype=np.int64)
-        sums = window_sums(block.reader.read_map_region(block.volume.volume_id, "body", start, (z, y, x)), self.cells)
+        body = self.readers[block.store].read_map_region(block.volume.volume_id, "body", start, (z, y, x))
+        sums = window_sums(body, self.cells)
         cells = np.argwhere(sums >= least_body(block.volume, self.crop, self._config))
         return cells, sums[tuple(cells.T)]
 

@@ -33,12 +33,12 @@ def crops_and_work(sampler, visit, filled_with):
         CropBuffer(np.full((CROP,) * 3, filled_with, np.int16), *np.full((2, k, k, k), filled_with, np.uint8))
         for _ in draws
     ]
-    return draws, buffers, list(work_of_visit(draws, buffers))
+    return draws, buffers, list(work_of_visit(sampler.readers, draws, buffers))
 
 
-def assert_crops_are_as_read_alone(draws, buffers):
+def assert_crops_are_as_read_alone(sampler, draws, buffers):
     for draw, buffer in zip(draws, buffers, strict=True):
-        alone = read_crop(draw.reader, draw.volume.volume_id, draw.origin, CROP)
+        alone = read_crop(sampler.readers[draw.store], draw.volume.volume_id, draw.origin, CROP)
         for name in ("hu", "valid", "body"):
             np.testing.assert_array_equal(getattr(buffer, name), getattr(alone, name))
 
@@ -49,7 +49,7 @@ def test_in_any_order_the_crops_are_as_each_read_by_itself(sampler, visit, data,
     assert len({draw.visit for draw in draws}) == 1
     for fill in data.draw(st.permutations(work)):
         fill()
-    assert_crops_are_as_read_alone(draws, buffers)
+    assert_crops_are_as_read_alone(sampler, draws, buffers)
 
 
 def test_on_many_threads_the_crops_are_as_each_read_by_itself(sampler):
@@ -57,7 +57,7 @@ def test_on_many_threads_the_crops_are_as_each_read_by_itself(sampler):
         for visit in range(30):
             draws, buffers, work = crops_and_work(sampler, visit, 77)
             list(pool.map(lambda fill: fill(), work))
-            assert_crops_are_as_read_alone(draws, buffers)
+            assert_crops_are_as_read_alone(sampler, draws, buffers)
 
 
 def test_each_voxel_is_written_by_one_piece_of_work(sampler):

@@ -51,10 +51,10 @@ def test_batches_hold_the_voxels_and_maps_of_their_draws(path, offsets, crop):
             assert batch.hu.dtype is torch.int16
             assert batch.draws == tuple(sampler.draw(step, sample) for sample in range(3))
             for b, draw in enumerate(batch.draws):
-                hu = draw.reader.read_region(draw.volume.volume_id, draw.origin, size)
+                hu = sampler.readers[draw.store].read_region(draw.volume.volume_id, draw.origin, size)
                 np.testing.assert_array_equal(batch.hu[b].numpy(), hu)
                 for name in ("valid", "body"):
-                    cells = draw.reader.read_map_region(draw.volume.volume_id, name, draw.origin, size)
+                    cells = sampler.readers[draw.store].read_map_region(draw.volume.volume_id, name, draw.origin, size)
                     np.testing.assert_array_equal(getattr(batch, name)[b].numpy(), cells)
                 assert batch.flip[b].tolist() == list(draw.flip)
 
@@ -274,7 +274,7 @@ class Crops(torch.utils.data.Dataset):
     def __len__(self): return 24
     def __getitem__(self, number):
         draw = sampler.draw(number, 0)
-        return torch.from_numpy(draw.reader.read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)))
+        return torch.from_numpy(sampler.readers[draw.store].read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)))
 with CropLoader(sampler, batch=3) as loader:
     batches = loader.batches(0, 100)
     next(batches)

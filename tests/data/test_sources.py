@@ -196,7 +196,9 @@ def test_weights_are_the_shares_of_the_crops_that_stores_give(tmp_path):
             Store.open(path).fingerprint: weight for path, weight in zip(stores, weights, strict=True)
         }
         sampler = CropSampler(sources, sources.groups, 16, TrainConfig())
-        drawn = [sampler.draw(step, sample).reader.storage.root for step in range(400) for sample in range(8)]
+        drawn = [
+            sources.readers[sampler.draw(step, sample).store].storage.root for step in range(400) for sample in range(8)
+        ]
         assert abs(drawn.count(stores[0]) / len(drawn) - weights[0] / 4) < 0.06
 
 

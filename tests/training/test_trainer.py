@@ -67,14 +67,15 @@ def test_a_patch_counts_if_it_is_valid_as_a_whole_where_the_model_sees_it(traine
         prepared = dealt(trainer, step=step)
         (micro_batch,) = prepared.micro_batches
         for number, draw in enumerate(prepared.draws):
+            reader = trainer.sampler.readers[draw.store]
             axes = [axis for axis, on in enumerate(draw.flip) if on]
-            valid = np.flip(voxels(draw.reader, draw.volume, draw.origin, "valid"), axes).copy()
+            valid = np.flip(voxels(reader, draw.volume, draw.origin, "valid"), axes).copy()
             whole = (patchify(torch.from_numpy(valid)[None], 4) == 1).all(dim=-1).double()
             expected = whole.gather(1, micro_batch.inputs.masks.ids_masked[number : number + 1])[0]
             torch.testing.assert_close(micro_batch.weight_BS[number].double(), expected, rtol=0, atol=1e-6)
             mask = make_masks(CONFIG.mask, CONFIG.model.grid, [draw.mask_seed]).mask[0]
             assert torch.equal(micro_batch.inputs.masks.mask[number], mask)
-            hu = np.flip(draw.reader.read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)), axes).copy()
+            hu = np.flip(reader.read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)), axes).copy()
             lo, hi = (end + 0.2 * 2000 * by for end, by in zip((-1000, 1000), draw.window_shift, strict=True))
             windowed = (np.clip(hu.astype(float), lo, hi) - lo) / (hi - lo)
             value = torch.from_numpy((windowed - trainer.intensity.mean) / trainer.intensity.std)
