@@ -274,7 +274,8 @@ class Crops(torch.utils.data.Dataset):
     def __len__(self): return 24
     def __getitem__(self, number):
         draw = sampler.draw(number, 0)
-        return torch.from_numpy(sampler.readers[draw.store].read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)))
+        reader = sampler.readers[draw.store]
+        return torch.from_numpy(reader.read_region(draw.volume.volume_id, draw.origin, (16, 16, 16)))
 with CropLoader(sampler, batch=3) as loader:
     batches = loader.batches(0, 100)
     next(batches)
