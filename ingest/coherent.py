@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
+from maesil.ingest.planes import strided
+from maesil.types import Planes
 
 _LINES = 32
 """At most so many lines of voxels are looked at, along each of the two other axes."""
@@ -26,7 +28,7 @@ _RECURRING = 0.4
 _NOTICEABLE_HU = 10.0
 
 
-def incoherent(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
+def incoherent(hu: Planes, valid: Planes) -> Iterator[Refused]:
     """Yield why the slices of a volume ``[z, y, x]`` along one of its axes cannot be of one scan."""
     for axis in range(3):
         lines, known = _sampled(hu, axis).astype(np.float32), _sampled(valid, axis).astype(bool)
@@ -35,11 +37,11 @@ def incoherent(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Re
             yield from _woven(lines, known, axis)
 
 
-def _sampled(array: NDArray[Any], axis: int) -> NDArray[Any]:
+def _sampled(volume: Planes, axis: int) -> NDArray[Any]:
     """Return evenly spread lines of voxels along an axis, ``[slice, line]``."""
-    moved = np.moveaxis(array, axis, 0)
-    rows, columns = (max(1, n // _LINES) for n in moved.shape[1:])
-    return moved[:, rows // 2 :: rows, columns // 2 :: columns].reshape(len(moved), -1)
+    steps = [max(1, n // _LINES) for n in volume.shape]
+    z, y, x = (slice(None) if a == axis else slice(step // 2, None, step) for a, step in enumerate(steps))
+    return np.moveaxis(strided(volume, (z, y, x)), axis, 0).reshape(volume.shape[axis], -1)
 
 
 def _jumps(lines: NDArray[np.float32], known: NDArray[np.bool_], axis: int) -> Iterator[Refused]:

@@ -15,15 +15,16 @@ import numpy as np
 from maesil.errors import Refused
 from maesil.ingest.dicom import pixel_digest, read_slices_hu
 from maesil.ingest.nifti import read_nifti
+from maesil.ingest.planes import like
 from maesil.ingest.scanned import Allocate, Scanned, plain_arrays
 from maesil.ingest.source import Source
 
 
-def source_hash(source: Source) -> str:
+def source_hash(source: Source, allocate: Allocate = plain_arrays) -> str:
     """Return a SHA-256 (hex) over all that decides the voxels: a rename changes nothing, one edited pixel does."""
     if source.kind == "slices":
         return _hash_of_slices(source, {})
-    return _hash_of_scan(source, read(source))
+    return _hash_of_scan(source, read(source, allocate))
 
 
 def read(source: Source, allocate: Allocate = plain_arrays) -> Scanned:
@@ -54,8 +55,9 @@ def _hash_of_slices(source: Source, digests: dict[Path, bytes]) -> str:
 def _hash_of_scan(source: Source, scan: Scanned) -> str:
     digest = hashlib.sha256(str(scan.shape).encode())
     digest.update(np.ascontiguousarray(scan.affine).tobytes())
-    digest.update(scan.hu.data)
-    digest.update(scan.valid.data)
+    for volume in (scan.hu, scan.valid):
+        for plane in volume:
+            digest.update(np.ascontiguousarray(plane).data)
     digest.update(repr(source.planes).encode() if source.planes else b"")  # which volume of several
     return digest.hexdigest()
 
@@ -92,7 +94,7 @@ def with_missing_slices(scan: Scanned, source: Source) -> Scanned:
     there = [z for z, plane in enumerate(source.planes) if plane is not None]
     if source.kind == "nifti" or len(there) == len(source.planes):
         return scan
-    filled = np.zeros(scan.hu.shape, dtype=bool)
+    filled = like(scan.hu, bool)
     for below, above in pairwise(there):
         for z in range(below + 1, above):
             share = np.float32((z - below) / (above - below))

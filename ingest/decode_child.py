@@ -18,26 +18,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest import decode
 from maesil.ingest.dicom import hu_digests
 from maesil.ingest.isolated import map_shared, receive, send
-from maesil.ingest.scanned import SCANNED_BYTES
+from maesil.ingest.planes import TemporaryFile
+from maesil.ingest.scanned import SCANNED_BYTES, scanned_on_disk
 from maesil.ingest.source import Source
-from maesil.types import Zyx
+from maesil.types import Planes, Zyx
 
 _PR_SET_PDEATHSIG = 1
 
 
 class _Shared:
-    """Shared memory for one volume."""
+    """Room for one volume: shared memory, or the file that the other side sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, descriptor: int | None) -> None:
+        self.file = None if descriptor is None else TemporaryFile(descriptor)
         self.descriptor: int | None = None
 
-    def allocate(self, shape: Zyx) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def allocate(self, shape: Zyx) -> tuple[Planes, Planes]:
+        if self.file is not None:
+            return scanned_on_disk(self.file, None, shape)
         voxels = int(np.prod([int(n) for n in shape]))
         self.descriptor = os.memfd_create("volume", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, SCANNED_BYTES * voxels)
@@ -61,10 +64,10 @@ def main(descriptor: int, parent: int) -> None:
     connection = socket.socket(fileno=descriptor)
     while True:
         try:
-            request, _ = receive(connection)
+            request, room = receive(connection)
         except (EOFError, OSError):
             return
-        shared = _Shared()
+        shared = _Shared(room)
         send(connection, _answer(request, shared), shared.descriptor)
         shared.close()
 
@@ -94,7 +97,7 @@ def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
         return {"hashes": [digest.hex() for digest in hu_digests(Path(request["path"]), request["frames"])]}
     source = _source(request["source"])
     if request["task"] == "source_hash":
-        return {"hash": decode.source_hash(source)}
+        return {"hash": decode.source_hash(source, shared.allocate)}
     scan, found = decode.read_hashed(source, shared.allocate, request["hash"])
     affine = np.asarray(scan.affine).tolist()
     return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source, "hash": found}

@@ -7,6 +7,8 @@ import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
+from maesil.ingest.planes import any_of, count, different_values, each
+from maesil.types import Planes
 
 FAR_BELOW_AIR_HU = -1500
 _PACKED = 0.5
@@ -15,61 +17,60 @@ _AIR_HU = -500
 _JUMP_HU = 2500.0
 
 
-def padding_among(hu: NDArray[np.float32], low: NDArray[np.bool_], valid: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return which of the valid voxels far below air (``low``, ``[z, y, x]``) are padding.
+def padding_among(hu: Planes, low: Planes, valid: Planes) -> Planes | None:
+    """Return which of the valid voxels far below air (``low``, ``[z, y, x]``) are padding; None if none are.
 
     Padding hangs together with the margin of its slice, or is one number within air. What else there is, noise of air
     or streaks beside metal, stays; `Refused` with ``wrapped`` where it drops from tissue or metal as neither does.
     """
     if not _is_packed(low):
         _check_scattered(hu, low, low, valid)
-        return np.zeros_like(low)
-    inner = _apart_from_margin(low)
-    if inner.any():
+        return None
+    inner = each(_apart_from_margin, low)
+    if any_of(inner):
         beside_air = _check_scattered(hu, inner, low, valid)
-        return low if beside_air and np.unique(hu[inner]).size == 1 else low & ~inner
-    return low
+        if not beside_air or different_values(hu, inner, 1) > 1:
+            low = each(lambda all_low, apart: all_low & ~apart, low, inner)
+    return low if any_of(low) else None
 
 
-def _is_packed(low: NDArray[np.bool_]) -> bool:
-    return bool((low[:, :, :-1] & low[:, :, 1:]).sum() > _PACKED * low.sum())
+def _is_packed(low: Planes) -> bool:
+    pairs = sum(int(np.count_nonzero(plane[:, :-1] & plane[:, 1:])) for plane in low)
+    return pairs > _PACKED * count(low)
 
 
-def _check_scattered(
-    hu: NDArray[np.float32], region: NDArray[np.bool_], low: NDArray[np.bool_], valid: NDArray[np.bool_]
-) -> bool:
+def _check_scattered(hu: Planes, region: Planes, low: Planes, valid: Planes) -> bool:
     """Return whether a region lies in air; `Refused` where its neighbours are dense and far above it."""
     jumps: list[NDArray[np.float32]] = []
     beside: list[NDArray[np.float32]] = []
-    for z in np.flatnonzero(region.any(axis=(1, 2))):
-        known = valid[z] & ~low[z]
+    for plane, apart, below, inside in zip(hu, region, low, valid, strict=True):
+        if not apart.any():
+            continue
+        known = inside & ~below
         for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
             for here, there in ((one, other), (other, one)):
-                pairs = region[z][here] & known[there]
-                beside.append(hu[z][there][pairs])
-                jumps.append(hu[z][there][pairs] - hu[z][here][pairs])
+                pairs = apart[here] & known[there]
+                beside.append(plane[there][pairs])
+                jumps.append(plane[there][pairs] - plane[here][pairs])
     around, jump = np.concatenate(beside), np.concatenate(jumps)
     if not around.size or np.median(around) <= _AIR_HU:
         return True
     if (typical := float(np.median(jump))) > _JUMP_HU:
-        count = int(region.sum())
-        text = f"{count} voxels lie {typical:.0f} HU below the tissue or metal around them"
-        raise Refused("wrapped", f"{text}: values ran over the end of their words", voxels=count, below=typical)
+        voxels = count(region)
+        text = f"{voxels} voxels lie {typical:.0f} HU below the tissue or metal around them"
+        raise Refused("wrapped", f"{text}: values ran over the end of their words", voxels=voxels, below=typical)
     return False
 
 
 def _apart_from_margin(low: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the voxels of a mask that do not hang together with the margin of their slice."""
-    inner = np.zeros_like(low)
-    for z in np.flatnonzero(low.any(axis=(1, 2))):
-        if _leads_out(low[z]):
-            continue
-        marker = low[z].copy()
-        marker[1:-1, 1:-1] = False
-        images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (marker, low[z])]
-        reached = sitk.BinaryReconstructionByDilation(*images, backgroundValue=0, foregroundValue=1)
-        inner[z] = low[z] & (sitk.GetArrayViewFromImage(reached) == 0)
-    return inner
+    """Return the voxels of the mask of one slice that do not hang together with its margin."""
+    if not low.any() or _leads_out(low):
+        return np.zeros_like(low)
+    marker = low.copy()
+    marker[1:-1, 1:-1] = False
+    images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (marker, low)]
+    reached = sitk.BinaryReconstructionByDilation(*images, backgroundValue=0, foregroundValue=1)
+    return np.asarray(low & (sitk.GetArrayViewFromImage(reached) == 0))
 
 
 def _leads_out(plane: NDArray[np.bool_]) -> bool:

@@ -24,11 +24,15 @@ from typing import Any
 import numpy as np
 
 from maesil.errors import Refused
-from maesil.ingest.scanned import SCANNED_BYTES, Scanned
+from maesil.ingest.planes import TemporaryFile, temporary_file
+from maesil.ingest.scanned import SCANNED_BYTES, Scanned, scanned_on_disk
 from maesil.ingest.source import Source
+from maesil.types import Planes
 
 MEMORY_BYTES = 1 << 29
 """What a child may take beside the voxels that the plan knows of."""
+_COPIES_OF_A_SLICE = 16
+"""So many times a slice is in memory where the voxels lie on disk: encoded, as stored, in double precision, as HU."""
 SECONDS = 120.0
 SECONDS_PER_BYTE = 1e-6
 CPU_SHARE = 0.5
@@ -41,30 +45,45 @@ def read(source: Source) -> Scanned:
     return read_hashed(source, "known")[0]
 
 
-def read_hashed(source: Source, known: str = "") -> tuple[Scanned, str]:
-    """Return the decoded source and its hash: the known one, or else one of the very bytes that were decoded."""
-    request = {"task": "read", "source": _document(source), "hash": known}
-    answer, descriptor = _child().ask(request, source.decoded_bytes)
-    assert descriptor is not None
+def read_hashed(source: Source, known: str = "", folder: Path | None = None) -> tuple[Scanned, str]:
+    """Return the decoded source and its hash: the known one, or else one of the very bytes that were decoded.
+
+    The voxels of a long source lie in a temporary file in ``folder``, those of others in memory.
+    """
+    file = _file_for(source, folder)
+    answer, descriptor = _child().ask({"task": "read", "source": _document(source), "hash": known}, source, file)
     shape, affine = answer["shape"], np.asarray(answer["affine"], dtype=np.float64)
-    voxels = int(np.prod(shape))
-    with contextlib.closing(os.fdopen(descriptor, "rb")):
-        memory = map_shared(descriptor, SCANNED_BYTES * voxels)
-    hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
-    valid = np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
+    hu, valid = _received(descriptor, shape) if file is None else scanned_on_disk(file, folder, shape)
     return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"]), str(answer["hash"])
 
 
-def source_hash(source: Source) -> str:
+def source_hash(source: Source, folder: Path | None = None) -> str:
     """Return the hash of a source, as `maesil.ingest.decode.source_hash`."""
-    answer, _ = _child().ask({"task": "source_hash", "source": _document(source)}, source.decoded_bytes)
+    request = {"task": "source_hash", "source": _document(source)}
+    answer, _ = _child().ask(request, source, _file_for(source, folder))
     return str(answer["hash"])
 
 
 def hu_digests(path: Path, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
     """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
-    answer, _ = _child().ask({"task": "hu_digests", "path": str(path), "frames": list(frames)}, decoded_bytes)
+    file = Source("slices", (path,), decoded_bytes=decoded_bytes)
+    answer, _ = _child().ask({"task": "hu_digests", "path": str(path), "frames": list(frames)}, file)
     return [bytes.fromhex(digest) for digest in answer["hashes"]]
+
+
+def _file_for(source: Source, folder: Path | None) -> TemporaryFile | None:
+    """Return the file that takes the voxels of a long source."""
+    return temporary_file(folder) if folder is not None and source.is_long else None
+
+
+def _received(descriptor: int | None, shape: Sequence[int]) -> tuple[Planes, Planes]:
+    """Return HU and valid voxels that came through shared memory."""
+    assert descriptor is not None
+    voxels = int(np.prod(shape))
+    with contextlib.closing(os.fdopen(descriptor, "rb")):
+        memory = map_shared(descriptor, SCANNED_BYTES * voxels)
+    hu = np.frombuffer(memory, dtype=np.float32, count=voxels).reshape(shape)
+    return hu, np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
 
 
 def map_shared(descriptor: int, size: int) -> mmap.mmap:
@@ -93,18 +112,22 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def ask(self, request: dict[str, Any], decoded_bytes: int) -> tuple[dict[str, Any], int | None]:
+    def ask(
+        self, request: dict[str, Any], source: Source, file: TemporaryFile | None = None
+    ) -> tuple[dict[str, Any], int | None]:
         """Return the child's answer and, where it sends one, the descriptor of shared memory with the voxels.
 
-        Raises what the child raised; `Refused` if it died or took more than its limits.
+        With a ``file`` it writes the voxels there. Raises what the child raised; `Refused` if it died or took more than
+        its limits.
         """
-        wall = SECONDS + SECONDS_PER_BYTE * decoded_bytes
-        limits = {"memory_bytes": MEMORY_BYTES + 3 * decoded_bytes, "cpu_seconds": int(CPU_SHARE * wall)}
+        wall = SECONDS + SECONDS_PER_BYTE * source.decoded_bytes
+        voxels = 3 * source.decoded_bytes if file is None else _COPIES_OF_A_SLICE * source.slice_bytes
+        limits = {"memory_bytes": MEMORY_BYTES + voxels, "cpu_seconds": int(CPU_SHARE * wall)}
         with self._lock:
             connection = self._connected()
             connection.settimeout(wall)
             try:
-                send(connection, {**request, "limits": limits})
+                send(connection, {**request, "limits": limits}, None if file is None else file.fileno())
                 answer, descriptor = receive(connection)
             except TimeoutError:
                 self.stop()

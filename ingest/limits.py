@@ -9,7 +9,10 @@ from maesil.errors import Refused
 
 MAX_EDGE = 8192
 """Rows or columns."""
-MAX_VOXELS = 2**30
+MAX_VOXELS = 2**33
+"""More than any scanner makes: 8192 slices of 1024 x 1024, or 2048 of 2048 x 2048."""
+WHOLE_VOXELS = 2**28
+"""A volume of more voxels lies in a temporary file while it is made, and not in memory."""
 MIN_SPACING_MM, MAX_SPACING_MM = 0.01, 100.0
 
 

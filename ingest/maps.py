@@ -7,14 +7,12 @@ padding and air would decide every loss and every score.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
 from maesil.ingest.separable import apply_maps
-from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
+from maesil.types import MAP_CELL, MapArray, Planes, Spacing
 
 _TISSUE_ABOVE_HU = -400
 _COARSE_MM = 3.1
@@ -22,12 +20,12 @@ _OPENING_MM = 6.0
 _FULL = 255
 
 
-def valid_map(valid: NDArray[np.bool_]) -> MapArray:
+def valid_map(valid: Planes) -> MapArray:
     """Return the share, 0..255, of valid voxels in each cell; voxels beyond the volume count as not valid."""
     return _quantise(_block_mean(valid, (MAP_CELL,) * 3))
 
 
-def body_map(hu: HuArray, valid: MapArray, spacing: Spacing) -> MapArray:
+def body_map(hu: Planes, valid: MapArray, spacing: Spacing) -> MapArray:
     """Return the share, 0..255, of body in each cell: the largest piece of tissue, table removed, lungs filled.
 
     Found on voxels merged to about 3 mm, which is as fine as shares of 8^3 cells need.
@@ -107,7 +105,7 @@ def fill_slice_by_slice(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(pieces[1::2, 1:-1, 1:-1] != pieces[0, 0, 0])
 
 
-def _block_mean(values: NDArray[Any], block: tuple[int, ...], beyond: str = "constant") -> NDArray[np.float32]:
+def _block_mean(values: Planes, block: tuple[int, ...], beyond: str = "constant") -> NDArray[np.float32]:
     """Return the means of blocks; beyond the volume lie zeros, or (``edge``) its outermost voxels again."""
     z, y, x = (_pooling(size, edge, beyond) for size, edge in zip(values.shape, block, strict=True))
     return apply_maps((z, y, x), values)

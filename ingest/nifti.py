@@ -21,12 +21,13 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from maesil.errors import Refused
+from maesil.errors import DISK_FULL, Refused
 from maesil.ingest.limits import check_voxels
 from maesil.ingest.nifti_geometry import affine_of
 from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
 from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
 from maesil.ingest.stand_in import stand_in_for
+from maesil.types import Planes, Zyx
 
 _MAX_VOLUMES = 64
 """The whole file is read for each of them."""
@@ -36,16 +37,6 @@ _MAX_NON_FINITE_SHARE = 0.5
 _MAX_TRAILING_BYTES = 1 << 26
 _BLOCK = 1 << 20
 _MAGIC_SINGLE = (b"n+1", b"n+2")
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """What a file holds, not yet converted."""
-
-    header: Any
-    voxels: NDArray[Any]
-    """In the file's own dtype, axes ``k j i`` (and more)."""
-    notes: set[str]
 
 
 def image_of_pair(header: Path) -> Path | None:
@@ -59,12 +50,57 @@ def image_of_pair(header: Path) -> Path | None:
     return None
 
 
+@dataclass
+class _Stored:
+    """What a file holds: its header, and its voxels as a stream."""
+
+    header: Any
+    notes: set[str]
+    stream: IO[bytes]
+    begun: bytes
+    """Bytes of voxels that were read already."""
+    left: int
+    """Bytes of voxels that were not taken yet."""
+
+    def take(self, voxels: int) -> NDArray[Any]:
+        """Return the next voxels, in the file's own type."""
+        dtype = self.header.get_data_dtype()
+        data = np.empty(voxels * dtype.itemsize, dtype=np.uint8)
+        begun, self.begun = self.begun[: len(data)], self.begun[len(data) :]
+        data[: len(begun)] = np.frombuffer(begun, dtype=np.uint8)
+        empty = memoryview(data.data)[len(begun) :]
+        self.left -= len(data)
+        while len(empty):
+            if not (count := self.stream.readinto(empty[: 64 * _BLOCK])):  # type: ignore[attr-defined]
+                raise EOFError(f"{len(empty) + self.left} bytes of voxels are missing")
+            empty = empty[count:]
+        return data.view(dtype)
+
+    def pass_over(self, voxels: int) -> None:
+        """Read on past so many voxels."""
+        while voxels:
+            some = min(voxels, _BLOCK)
+            self.take(some)
+            voxels -= some
+
+    def finish(self) -> None:
+        """Read the stream to its end, where a checksum may stand; `Refused` if much more is there."""
+        self.pass_over(self.left // self.header.get_data_dtype().itemsize)
+        trailing, more = _read_to_end(self.stream)
+        whole = math.prod(int(n) for n in self.header.get_data_shape()) * self.header.get_data_dtype().itemsize
+        if "zero_dimension" in self.notes and more >= whole:
+            raise Refused("not_3d", "the length of a fourth axis is 0, and more than one volume of voxels is there")
+        self.notes |= trailing
+
+
 @dataclass(frozen=True)
 class Claim:
     """What a header claims."""
 
     decoded_bytes: int = 0
     """Memory the voxels take while they are read."""
+    slice_bytes: int = 0
+    """Of this what one slice takes."""
     volumes: int = 1
     """Along the fourth axis: time, phases."""
 
@@ -80,7 +116,8 @@ def claim_of(path: Path) -> Claim:
     shape = [int(n) for n in header.get_data_shape()]
     several = len(shape) > 3 and shape[3] <= _MAX_VOLUMES and math.prod(shape[4:]) == 1
     bytes_of_a_voxel = int(header.get_data_dtype().itemsize) + SCANNED_BYTES
-    return Claim(math.prod(shape) * bytes_of_a_voxel, shape[3] if several else 1)
+    whole, of_a_slice = math.prod(shape) * bytes_of_a_voxel, math.prod(shape[:2]) * bytes_of_a_voxel
+    return Claim(whole, of_a_slice, shape[3] if several else 1)
 
 
 def read_nifti(
@@ -91,32 +128,31 @@ def read_nifti(
     ``volume`` is its number where the file holds several along a fourth axis; ``prefer`` (``sform`` or ``qform``)
     decides where the two place the volume differently.
     """
-    stored = _read(path)
+    with _refused_by_code(), _opened(path) as stored:
+        hu, valid, non_finite = _hu(stored, volume, allocate)
+        stored.finish()
     affine = affine_of(stored.header, stored.notes, prefer)
     source: dict[str, Any] = {
         "kind": "nifti",
         "dtype": str(stored.header.get_data_dtype().newbyteorder("=")),
         "version": "2" if isinstance(stored.header, nib.Nifti2Header) else "1",
     }
-    hu, valid = _hu(stored, volume, allocate)
-    for layer, inside in zip(hu, valid, strict=True):
-        np.less(np.abs(layer), _IMPOSSIBLE, out=inside)  # False for NaN too
-    if not valid.all():
-        share = 1 - float(valid.mean())
+    if non_finite:
+        share = non_finite / math.prod(hu.shape)
         if share > _MAX_NON_FINITE_SHARE:
             raise Refused("non_finite", f"{share:.0%} of the voxels are NaN or infinite", share=share)
         stored.notes.add("non_finite_voxels")
-        source["non_finite_voxels"] = int(hu.size - np.count_nonzero(valid))
-        hu[~valid] = 0
+        source["non_finite_voxels"] = non_finite
     return Scanned(hu=hu, valid=valid, affine=affine, notes=tuple(sorted(stored.notes)), source=source)
 
 
-def _read(path: Path) -> _Stored:
-    """Return header and voxels; the whole stream was read and its checksum holds."""
+@contextlib.contextmanager
+def _refused_by_code() -> Iterator[None]:
+    """Make a refusal of whatever goes wrong while a file is read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # nibabel warns of odd values; what matters is checked here
-            return _read_single_or_pair(path)
+            yield
     except (HeaderDataError, WrapStructError, ValueError, KeyError, OverflowError) as error:
         raise Refused("not_nifti", f"expected NIfTI, found something else ({error})") from error
     except FileNotFoundError as error:
@@ -124,21 +160,26 @@ def _read(path: Path) -> _Stored:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise Refused("damaged_file", f"the file cannot be read to its end ({error}); it was cut or altered") from error
     except OSError as error:  # its full text names the path
+        if error.errno in DISK_FULL:  # no fault of the file: there is no room for its voxels
+            raise
         raise Refused("unreadable", f"the file cannot be read ({error.strerror or 'input/output error'})") from error
 
 
-def _read_single_or_pair(path: Path) -> _Stored:
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[_Stored]:
+    """Yield a file, its header read and its stream where the voxels begin."""
     with _unpacked(path) as stream:
         head = stream.read(540)
         header, notes = _parse(head)
         if bytes(header["magic"])[:3] in _MAGIC_SINGLE:
-            return _voxels(header, path, stream, head, notes)
+            yield _at_voxels(header, path, stream, head, notes)
+            return
         _read_to_end(stream)
     image = image_of_pair(path)
     if image is None:
         raise Refused("damaged_file", "expected the .img file of this header beside it, found none")
     with _unpacked(image) as stream:
-        return _voxels(header, image, stream, b"", notes)
+        yield _at_voxels(header, image, stream, b"", notes)
 
 
 @contextlib.contextmanager
@@ -178,30 +219,20 @@ def _refuse_what_is_no_nifti(head: bytes) -> None:
     raise Refused("not_nifti", f"expected the header size 348 or 540 at the start, found {found}")
 
 
-def _voxels(header: Any, path: Path, stream: IO[bytes], head: bytes, notes: set[str]) -> _Stored:
-    """Read the voxels of a stream of which ``head`` was read."""
+def _at_voxels(header: Any, path: Path, stream: IO[bytes], head: bytes, notes: set[str]) -> _Stored:
+    """Bring a stream of which ``head`` was read to where its voxels begin."""
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
     least = int(header["sizeof_hdr"]) + 4 if head else 0
     if offset == 0 and not any(head[least - 4 : least]):
         offset = least  # left out, and no extension in between: there is one place they can begin
     if offset < least:
         raise Refused("not_nifti", f"expected the voxels behind the header, found vox_offset {offset}")
-    size = int(np.prod([int(n) for n in shape])) * dtype.itemsize
+    size = math.prod(int(n) for n in shape) * dtype.itemsize
     if is_bomb(file_on_disk(path).stat().st_size, offset + size):
         raise Refused("size_limit", f"the file claims {size} bytes of voxels, too many for its own size: not CT")
-    data = np.empty(size, dtype=np.uint8)
-    begun = head[offset : offset + size]  # the voxels of a small NIfTI-1 may begin within what was read already
     _skip(stream, max(0, offset - len(head)))
-    data[: len(begun)] = np.frombuffer(begun, dtype=np.uint8)
-    filled = memoryview(data.data)[len(begun) :]
-    while len(filled):
-        if not (count := stream.readinto(filled[: 64 * _BLOCK])):  # type: ignore[attr-defined]
-            raise EOFError(f"{len(filled)} bytes of voxels are missing")
-        filled = filled[count:]
-    trailing, more = _read_to_end(stream)
-    if "zero_dimension" in notes and more >= size:
-        raise Refused("not_3d", "the length of a fourth axis is 0, and more than one volume of voxels is there")
-    return _Stored(header, data.view(dtype).reshape(tuple(shape)[::-1]), notes | trailing)
+    # The voxels of a small NIfTI-1 may begin within what was read already.
+    return _Stored(header, notes, stream, head[offset : offset + size], size)
 
 
 def _skip(stream: IO[bytes], count: int) -> None:
@@ -229,24 +260,42 @@ def _read_to_end(stream: IO[bytes]) -> tuple[set[str], int]:
     return set(), _MAX_TRAILING_BYTES - left
 
 
-def _hu(stored: _Stored, volume: int | None, allocate: Allocate) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return the scaled data as float32 ``[z, y, x]``, and an array for their validity."""
-    voxels = stored.voxels
-    while voxels.ndim > 3 and voxels.shape[0] == 1:
-        voxels = voxels[0]
-    if voxels.ndim == 4 and volume is not None:
-        voxels = voxels[volume]
-    if voxels.ndim != 3:
-        expected = f"one 3D volume or up to {_MAX_VOLUMES} along a fourth axis"
-        raise Refused("not_3d", f"expected {expected}, found shape {voxels.shape[::-1]}")
-    if min(voxels.shape) < 2:
-        raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {voxels.shape[::-1]}")
+def _hu(stored: _Stored, volume: int | None, allocate: Allocate) -> tuple[Planes, Planes, int]:
+    """Return the scaled data as float32 ``[z, y, x]``, which of them are finite, and how many are not.
+
+    Slice by slice, so that a long scan takes no more memory than a short one.
+    """
+    shape, before = _shape_of(stored.header, volume)
     try:
         slope, inter = stored.header.get_slope_inter()
     except HeaderDataError as error:
         raise Refused("bad_rescale", f"expected a finite scl_slope and scl_inter ({error})") from error
-    hu, valid = allocate((voxels.shape[0], voxels.shape[1], voxels.shape[2]))
-    for z, layer in enumerate(voxels):  # layer by layer: double precision for a whole volume takes much memory
+    hu, valid = allocate(shape)
+    stored.pass_over(before * math.prod(shape))
+    non_finite = 0
+    scaled = np.empty(shape[1:], dtype=np.float32)
+    for z in range(len(hu)):
+        layer = stored.take(math.prod(shape[1:])).reshape(shape[1:])
         with np.errstate(all="ignore"):
-            hu[z] = layer if slope is None else layer.astype(np.float64) * slope + inter
-    return hu, valid
+            scaled[...] = layer if slope is None else layer.astype(np.float64) * slope + inter
+        inside = np.abs(scaled) < _IMPOSSIBLE  # False for NaN too
+        non_finite += inside.size - int(np.count_nonzero(inside))
+        scaled[~inside] = 0
+        hu[z], valid[z] = scaled, inside
+    return hu, valid, non_finite
+
+
+def _shape_of(header: Any, volume: int | None) -> tuple[Zyx, int]:
+    """Return the voxels of one volume along ``k j i``, and how many volumes lie before it."""
+    shape = tuple(int(n) for n in header.get_data_shape())[::-1]
+    while len(shape) > 3 and shape[0] == 1:
+        shape = shape[1:]
+    before = 0
+    if len(shape) == 4 and volume is not None:
+        shape, before = shape[1:], volume
+    if len(shape) != 3:
+        expected = f"one 3D volume or up to {_MAX_VOLUMES} along a fourth axis"
+        raise Refused("not_3d", f"expected {expected}, found shape {shape[::-1]}")
+    if min(shape) < 2:
+        raise Refused("single_slice", f"expected at least 2 voxels on each axis, found shape {shape[::-1]}")
+    return (shape[0], shape[1], shape[2]), before

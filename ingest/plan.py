@@ -12,8 +12,12 @@ from maesil.ingest.scan import ScanResult
 from maesil.ingest.scanned import SCANNED_BYTES
 from maesil.ingest.siblings import Siblings, missing_slices, stand_ins
 from maesil.ingest.source import Source
+from maesil.ingest.source_file import MAX_RATIO, file_on_disk, is_bomb
 from maesil.ingest.stack import Outcome, SeriesRules, Stack
 from maesil.ingest.verdict import FileVerdict
+
+STORED_BYTES = 2
+"""A voxel takes as much in most files, before it is encoded."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
                 planes=((0, number),) if several else (),
                 notes=("one_of_several",) if several else (),
                 decoded_bytes=claim.decoded_bytes,
+                slice_bytes=claim.slice_bytes,
                 prefer=prefer_form,
             )
             plan.volumes.append(VolumePlan(source, identity=None, patient=f"file {path}" if several else None))
@@ -78,8 +83,10 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
 def _add(plan: Plan, key: Key, outcome: Outcome, patients: dict[str, str]) -> None:
     patient, study, series = key
     identity = _identity(patient, study, series, outcome.label) if study and series else None
-    if outcome.stack is not None:
-        source = _slices_source(outcome.stack, outcome.paths)
+    source = None if outcome.stack is None else _slices_source(outcome.stack, outcome.paths)
+    if source is not None and source.is_long and (doubt := _unpacks_to_more(source)) is not None:
+        source, outcome = None, replace(outcome, stack=None, refusal=doubt)
+    if source is not None:
         person = patients.get(patient, patient) or None
         plan.volumes.append(VolumePlan(source, identity, person, study, series))
         return
@@ -108,8 +115,24 @@ def _slices_source(stack: Stack, paths: tuple[Path, ...]) -> Source:
         technical["enhanced"] = True
     number = {path: n for n, path in enumerate(paths)}
     planes = tuple(None if header is None else (number[header.path], header.frame) for header in stack.slices)
-    decoded = first.rows * first.columns * len(planes) * SCANNED_BYTES
-    return Source("slices", paths, planes, stack.affine, stack.notes, technical, decoded)
+    slice_bytes = first.rows * first.columns * SCANNED_BYTES
+    source = Source(
+        "slices", paths, planes, stack.affine, stack.notes, technical, slice_bytes * len(planes), slice_bytes
+    )
+    if first.frame is None or not source.is_long:
+        return source
+    largest = max(file_on_disk(path).stat().st_size for path in paths)  # an object of many frames is read whole
+    return replace(source, slice_bytes=max(slice_bytes, largest))
+
+
+def _unpacks_to_more(source: Source) -> Refused | None:
+    """Return the refusal of a long source whose files are too small for the voxels that they claim."""
+    packed = sum(path.stat().st_size for path in {file_on_disk(path) for path in source.paths})
+    claimed = source.decoded_bytes // SCANNED_BYTES * STORED_BYTES
+    if not is_bomb(packed, claimed):
+        return None
+    text = f"expected at most {MAX_RATIO} times as many bytes of voxels as of files, found {claimed} and {packed}"
+    return Refused("size_limit", text)
 
 
 def _identity(*parts: str) -> str:

@@ -5,6 +5,7 @@ Air is -1000 HU and water 0 by definition; a scan of a person holds soft tissue 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import chain
@@ -18,9 +19,11 @@ from maesil.ingest.coherent import incoherent
 from maesil.ingest.extent import plane_note, size_doubts
 from maesil.ingest.far_below import FAR_BELOW_AIR_HU, padding_among
 from maesil.ingest.filled import filled_border
+from maesil.ingest.planes import any_of, count, different_values, each, every, face
 from maesil.ingest.scanned import Scanned
 from maesil.ingest.wrapped import wrapped
 from maesil.store.recipe import ACCEPTABLE
+from maesil.types import Planes
 
 _MAX_SAMPLES = 1_000_000
 _MAX_PADDING_VALUES = 2
@@ -53,7 +56,7 @@ def plausible(scan: Scanned, accept: Collection[str] = ()) -> Scanned:
     notes += _weighed(scan, accept)
     # Of numbers that are no HU, but wanted, the lowest and the highest mean air and metal.
     no_hu = set(notes) - {"accepted_odd_background", "accepted_implausible_size"}
-    filled = filled_border(scan.hu, scan.known, _ends(scan) if no_hu else ())
+    filled = filled_border(scan.hu, scan.known, _ends(scan.hu, scan.valid) if no_hu else ())
     if filled is not None:
         scan = _without(scan, filled)
         notes += [note for note in _weighed(scan, accept) if note not in notes]
@@ -75,17 +78,21 @@ def _accepted(doubt: Refused, accept: Collection[str]) -> list[str]:
     raise Refused(doubt.code, f"{doubt.detail}; --accept {doubt.code} takes it as it is", **doubt.numbers)
 
 
-def _ends(scan: Scanned) -> tuple[float, float]:
-    values = scan.hu[scan.valid]
-    return float(values.min()), float(values.max())
+def _ends(hu: Planes, valid: Planes) -> tuple[float, float]:
+    ends = [(plane[inside].min(), plane[inside].max()) for plane, inside in zip(hu, valid, strict=True) if inside.any()]
+    return float(min(low for low, _ in ends)), float(max(high for _, high in ends))
 
 
-def _without(scan: Scanned, filled: NDArray[np.bool_]) -> Scanned:
+def _without(scan: Scanned, filled: Planes) -> Scanned:
     """Return the scan without what was filled, which is neither measured nor interpolated."""
-    source = {**scan.source, "filled_border_voxels": int(np.count_nonzero(filled))}
-    between = None if scan.filled is None else scan.filled & ~filled
+    source = {**scan.source, "filled_border_voxels": count(filled)}
+    between = None if scan.filled is None else each(_and_not, scan.filled, filled)
     notes = (*scan.notes, "filled_border")
-    return replace(scan, valid=scan.valid & ~filled, filled=between, notes=notes, source=source)
+    return replace(scan, valid=each(_and_not, scan.valid, filled), filled=between, notes=notes, source=source)
+
+
+def _and_not(mask: NDArray[np.bool_], other: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return mask & ~other
 
 
 def without_undeclared_padding(scan: Scanned) -> Scanned:
@@ -95,33 +102,32 @@ def without_undeclared_padding(scan: Scanned) -> Scanned:
     it. `Refused` if no bone is left above them, or hardly any soft tissue: then HU were rescaled twice. What lies among
     air, as noise does, or beside metal, stays.
     """
-    if scan.hu.min() > FAR_BELOW_AIR_HU:
+    if min(float(plane.min()) for plane in scan.hu) > FAR_BELOW_AIR_HU:
         return scan
-    low = scan.valid & (scan.hu <= FAR_BELOW_AIR_HU)
-    if not low.any():
+    low = each(lambda hu, inside: inside & (hu <= FAR_BELOW_AIR_HU), scan.hu, scan.valid)
+    if not any_of(low):
         return scan
-    valid = scan.valid & ~low
-    left = _sample(scan.hu, valid)
-    top = float(np.percentile(left, 99.9)) if left.size else float(scan.hu[low].max())
+    left = _sample(scan.hu, each(_and_not, scan.valid, low))
+    top = float(np.percentile(left, 99.9)) if left.size else _ends(scan.hu, low)[1]
     soft = _share(left, -200, 300) if left.size else 0.0
-    one_constant = np.unique(scan.hu[low]).size <= _MAX_PADDING_VALUES
+    one_constant = different_values(scan.hu, low, _MAX_PADDING_VALUES) <= _MAX_PADDING_VALUES
     if top < _BONE_HU or not (one_constant or soft > _MIN_SOFT_BESIDE_ODD_PADDING):
-        share = float(low.mean())
+        share = count(low) / math.prod(low.shape)
         text = f"{share:.0%} of the voxels lie below {FAR_BELOW_AIR_HU} HU, p99.9 is {top:g}, {soft:.0%} is soft tissue"
         raise Refused("rescaled_twice", text, share=share, top=top, soft_tissue=soft)
     padding = padding_among(scan.hu, low, scan.valid)
-    if not padding.any():
+    if padding is None:
         return scan
-    return replace(scan, valid=scan.valid & ~padding, notes=(*scan.notes, "undeclared_padding"))
+    return replace(scan, valid=each(_and_not, scan.valid, padding), notes=(*scan.notes, "undeclared_padding"))
 
 
-def check_plausible(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
+def check_plausible(hu: Planes, valid: Planes) -> None:
     """Raise `Refused` unless the valid voxels look like HU of a body."""
     for doubt in _doubts(hu, valid):
         raise doubt
 
 
-def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
+def _doubts(hu: Planes, valid: Planes) -> Iterator[Refused]:
     """Yield every reason why valid voxels cannot be HU; the first is the plainest."""
     values = _sample(hu, valid)
     if not values.size:
@@ -148,7 +154,7 @@ def _doubts(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refus
     if least > -900 and floor > 0.05:
         text = f"{floor:.0%} of the voxels are exactly {least:g}, the smallest value: clipped to a window, or masked"
         yield Refused("windowed", text, share=floor, **numbers)
-    left_out = _sample(hu, ~valid)
+    left_out = _sample(hu, valid, outside=True)
     yield from _wrong_scale(values, left_out[left_out <= FAR_BELOW_AIR_HU], numbers)
     yield from wrapped(hu, valid)
     yield from incoherent(hu, valid)
@@ -201,12 +207,13 @@ def _wrong_scale(
 
 
 def _odd_background(
-    hu: NDArray[np.float32], valid: NDArray[np.bool_], values: NDArray[np.float32], numbers: dict[str, Any]
+    hu: Planes, valid: Planes, values: NDArray[np.float32], numbers: dict[str, Any]
 ) -> Iterator[Refused]:
     """All eight corners share a value that is not that of air, and air there is none: it was replaced, inside too."""
-    ends = np.ix_(*[(0, n - 1) for n in hu.shape])
-    background = float(hu[ends].flat[0])
-    if not valid[ends].all() or (hu[ends] != background).any() or background <= _AIR_BELOW_HU:
+    corners = [_corners(hu, end) for end in (0, -1)]
+    background = float(corners[0].flat[0])
+    known = all(_corners(valid, end).all() for end in (0, -1))
+    if not known or any((corner != background).any() for corner in corners) or background <= _AIR_BELOW_HU:
         return
     share = float((values == background).mean())
     if share > 0.05 and _share(values, *_AIR_HU) < _LITTLE_AIR:
@@ -214,9 +221,15 @@ def _odd_background(
         yield Refused("odd_background", text, share=share, background=background, **numbers)
 
 
-def _sample(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> NDArray[np.float32]:
-    stride = max(1, hu.size // _MAX_SAMPLES)
-    return hu.reshape(-1)[::stride][valid.reshape(-1)[::stride]]
+def _corners(volume: Planes, end: int) -> NDArray[Any]:
+    return np.asarray(face(volume, 0, end)[np.ix_((0, -1), (0, -1))])
+
+
+def _sample(hu: Planes, valid: Planes, *, outside: bool = False) -> NDArray[np.float32]:
+    """Return evenly spread voxels, those that are valid of them, or those that are not."""
+    stride = max(1, math.prod(hu.shape) // _MAX_SAMPLES)
+    pairs = zip(every(hu, stride), every(valid, stride), strict=True)
+    return np.concatenate([some[inside != outside] for some, inside in pairs])
 
 
 def _share(values: NDArray[np.float32], low: float, high: float) -> float:

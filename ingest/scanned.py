@@ -2,48 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from maesil.geometry import Affine
-from maesil.types import Zyx
+from maesil.ingest.planes import OnDisk, TemporaryFile, each
+from maesil.types import Planes, Zyx
 
 SCANNED_BYTES = 5
 """Memory a voxel takes in a `Scanned`: its HU and whether it is valid."""
 
-Allocate = Callable[[Zyx], tuple[NDArray[np.float32], NDArray[np.bool_]]]
-"""Gives the arrays a reader fills: HU, and which voxels are valid (all False at first)."""
+Allocate = Callable[[Zyx], tuple[Planes, Planes]]
+"""Gives the volumes a reader fills slice by slice: HU (float32), and which voxels are valid (bool, False at first)."""
 
 
-def plain_arrays(shape: Zyx) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def plain_arrays(shape: Zyx) -> tuple[Planes, Planes]:
     """Return arrays in this process's own memory."""
     return np.empty(shape, dtype=np.float32), np.zeros(shape, dtype=bool)
+
+
+def scanned_on_disk(file: TemporaryFile, folder: Path | None, shape: Sequence[int]) -> tuple[Planes, Planes]:
+    """Return the same in a temporary file of that folder, which is made as long as they need."""
+    z, y, x = (int(n) for n in shape)
+    os.ftruncate(file.fileno(), SCANNED_BYTES * z * y * x)
+    hu = OnDisk(file, folder or Path(), (z, y, x), np.float32)
+    return hu, OnDisk(file, folder or Path(), (z, y, x), bool, offset=hu.dtype.itemsize * z * y * x)
 
 
 @dataclass(frozen=True)
 class Scanned:
     """HU as the source states them, on the source's own grid."""
 
-    hu: NDArray[np.float32]
-    """HU ``[z, y, x]``; meaningless where neither valid nor filled."""
-    valid: NDArray[np.bool_]
-    """Measured: neither padding nor missing nor interpolated."""
+    hu: Planes
+    """HU ``[z, y, x]``, float32; meaningless where neither valid nor filled."""
+    valid: Planes
+    """Measured: neither padding nor missing nor interpolated (bool)."""
     affine: Affine
     """Voxel index to mm LPS; may be oblique or sheared."""
     notes: tuple[str, ...]
     source: dict[str, Any]
     """Technical description, allow-listed."""
-    filled: NDArray[np.bool_] | None = None
+    filled: Planes | None = None
     """Not measured but interpolated from measured neighbours; None where nothing is."""
 
     @property
-    def known(self) -> NDArray[np.bool_]:
+    def known(self) -> Planes:
         """Where HU mean something: measured or interpolated."""
-        return self.valid if self.filled is None else self.valid | self.filled
+        return self.valid if self.filled is None else each(np.logical_or, self.valid, self.filled)
 
     @property
     def shape(self) -> Zyx:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from maesil.geometry import Affine
+from maesil.ingest import limits
+from maesil.ingest.scanned import SCANNED_BYTES
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,16 @@ class Source:
     notes: tuple[str, ...] = ()
     technical: dict[str, Any] = field(default_factory=dict)
     decoded_bytes: int = 0
-    """How much memory reading it takes, as its headers say."""
+    """How much memory its voxels take, as its headers say."""
+    slice_bytes: int = 0
+    """Of this what one slice takes, or the largest object of several slices."""
     prefer: str = ""
     """``sform`` or ``qform``: decides where a NIfTI's two forms differ."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether its voxels belong on disk while a volume is made of them."""
+        return self.decoded_bytes > SCANNED_BYTES * limits.WHOLE_VOXELS
 
     @property
     def name(self) -> str:

@@ -5,13 +5,13 @@ Each function is idempotent, since Dask runs a task again when a worker is lost.
 
 from __future__ import annotations
 
+import math
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.geometry import spacing_of
@@ -19,17 +19,19 @@ from maesil.ingest import isolated
 from maesil.ingest.decode import with_missing_slices
 from maesil.ingest.maps import body_map, valid_map
 from maesil.ingest.plausible import plausible
-from maesil.ingest.resample import to_canonical, to_grid
+from maesil.ingest.planes import zeros
+from maesil.ingest.resample import OnGrid, on_grid, to_canonical
 from maesil.ingest.source import Source
 from maesil.store.recipe import REFUSABLE, Recipe
 from maesil.store.records import Volume
 from maesil.store.storage import Storage
 from maesil.store.writer import Image, write_attempt
-from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray
+from maesil.types import AIR_HU, MAP_CELL, MapArray, Planes
 
 _HISTOGRAM_OFFSET = 1 << 15
 _BYTES_OF_A_PROCESS = 300 << 20
 _COPIES = 5
+_SLICES = 160
 
 
 @dataclass(frozen=True)
@@ -47,22 +49,24 @@ class BuildOrder:
 
 
 def task_bytes(source: Source) -> int:
-    """Return about how much memory building a volume takes: that of its decoding, several times over."""
+    """Return about how much memory building a volume takes: that of its voxels, or of a slab, several times over."""
+    if source.is_long:
+        return _BYTES_OF_A_PROCESS + _SLICES * source.slice_bytes
     return _BYTES_OF_A_PROCESS + _COPIES * source.decoded_bytes
 
 
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
-    read, source_hash = isolated.read_hashed(source, order.source_hash)
+    read, source_hash = isolated.read_hashed(source, order.source_hash, order.store)
     scan = plausible(with_missing_slices(read, source), order.recipe.accept)
     notes = {*source.notes, *scan.notes}
     if unwanted := [note for note in REFUSABLE if note in order.recipe.refuse and note in notes]:
         raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
-    final = to_grid(canonical, order.recipe.spacing)
-    hu, clipped = _to_int16(final.hu, final.known, order.recipe.hu_range)
-    valid = valid_map(final.valid)
+    final = on_grid(canonical, order.recipe.spacing)
+    hu, measured, clipped = _to_int16(final, order.recipe.hu_range, order.store)
+    valid = valid_map(measured)
     spacing = spacing_of(final.affine)
     image = Image(hu=hu, affine=final.affine, valid=valid, body=body_map(hu, valid, spacing))
     attempt = uuid.uuid4().hex
@@ -80,8 +84,8 @@ def build(source: Source, order: BuildOrder) -> Volume:
         source_spacing=spacing_of(canonical.affine),
         tile=order.recipe.superpatch,
         codec=order.recipe.codec,
-        source=final.source,
-        hu=_statistics(hu, final.valid, image.body) | clipped,
+        source=canonical.source,
+        hu=_statistics(hu, measured, image.body) | clipped,
         notes=tuple(sorted({*source.notes, *final.notes})),
     )
     storage = Storage(order.store)
@@ -91,27 +95,27 @@ def build(source: Source, order: BuildOrder) -> Volume:
     return replace(record, superpatches=patches, documents=documents)
 
 
-def _to_int16(
-    hu: NDArray[np.float32], valid: NDArray[np.bool_], hu_range: tuple[int, int]
-) -> tuple[HuArray, dict[str, float]]:
-    """Round once and clip; return the voxels and the shares of valid ones that the clip moved."""
+def _to_int16(final: OnGrid, hu_range: tuple[int, int], folder: Path) -> tuple[Planes, Planes, dict[str, float]]:
+    """Round once and clip; return the voxels, which are measured, and the shares of known ones that the clip moved."""
     low, high = hu_range
-    out = np.empty(hu.shape, dtype=np.int16)
+    hu, measured = zeros(final.shape, np.int16, folder), zeros(final.shape, bool, folder)
     count = below = above = 0
-    for plane, inside, target in zip(hu, valid, out, strict=True):  # a plane stays in the processor's cache
+    planes = (plane for slab in final.slabs() for plane in zip(slab.hu, slab.known, slab.valid, strict=True))
+    for z, (plane, inside, valid) in enumerate(planes):  # a plane stays in the processor's cache
         rounded = np.rint(plane)
         if not inside.all():
             rounded[~inside] = AIR_HU
         count += int(np.count_nonzero(inside))
         below += int(np.count_nonzero(inside & (rounded < low)))
         above += int(np.count_nonzero(inside & (rounded > high)))
-        target[...] = np.clip(rounded, low, high, out=rounded)
-        target[~inside] = AIR_HU
+        clipped = np.clip(rounded, low, high, out=rounded).astype(np.int16)
+        clipped[~inside] = AIR_HU
+        hu[z], measured[z] = clipped, valid
     count = max(1, count)
-    return out, {"clipped_low_share": below / count, "clipped_high_share": above / count}
+    return hu, measured, {"clipped_low_share": below / count, "clipped_high_share": above / count}
 
 
-def _statistics(hu: HuArray, valid: NDArray[np.bool_], body: MapArray) -> dict[str, float]:
+def _statistics(hu: Planes, valid: Planes, body: MapArray) -> dict[str, float]:
     """Return exact statistics of the valid voxels, and the shares of valid and body voxels in the volume."""
     counts = np.zeros(2 * _HISTOGRAM_OFFSET, dtype=np.int64)  # int16 has few values: no sorting needed
     for plane, inside in zip(hu, valid, strict=True):
@@ -127,4 +131,5 @@ def _statistics(hu: HuArray, valid: NDArray[np.bool_], body: MapArray) -> dict[s
     mean = float((counts * values).sum() / total)
     statistics |= {"mean": mean, "std": float(np.sqrt((counts * (values - mean) ** 2).sum() / total))}
     body_voxels = float(body.sum(dtype=np.int64)) / 255 * MAP_CELL**3
-    return statistics | {"valid_share": total / hu.size, "body_share": body_voxels / hu.size}
+    size = math.prod(hu.shape)
+    return statistics | {"valid_share": total / size, "body_share": body_voxels / size}

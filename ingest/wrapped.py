@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from maesil.errors import Refused
+from maesil.types import Planes
 
 _WIDE, _NARROW = 1 << 16, 1 << 12
 """How far words of 16 and of 12 bits wrap (HU, at a slope of 1)."""
@@ -29,7 +30,7 @@ _SPECK_EDGES = 2.5
 """Edges in the plane for each voxel: a single one has 4, a solid piece far fewer."""
 
 
-def wrapped(hu: NDArray[np.float32], valid: NDArray[np.bool_]) -> Iterator[Refused]:
+def wrapped(hu: Planes, valid: Planes) -> Iterator[Refused]:
     """Yield why valid voxels ``[z, y, x]`` cannot all be HU: some wrapped."""
     low = min(float(plane.min(where=inside, initial=np.inf)) for plane, inside in zip(hu, valid, strict=True))
     high = max(float(plane.max(where=inside, initial=-np.inf)) for plane, inside in zip(hu, valid, strict=True))
@@ -48,7 +49,7 @@ def _refusal(count: int, bits: int) -> Refused:
     return Refused("wrapped", text, jumps=count, bits=bits)
 
 
-def _wrapped_12_bits(hu: NDArray[np.float32], valid: NDArray[np.bool_], low: float, high: float) -> Iterator[Refused]:
+def _wrapped_12_bits(hu: Planes, valid: Planes, low: float, high: float) -> Iterator[Refused]:
     """12 bits are also the range of a clipped CT: metal in air may jump as far, but ends at one number."""
     found = list(_jumps(hu, valid, low, high, _NARROW))
     upper, lower = (np.concatenate([each[n] for each in found] or [np.empty(0)]) for n in (0, 1))
@@ -64,7 +65,7 @@ def _wrapped_12_bits(hu: NDArray[np.float32], valid: NDArray[np.bool_], low: flo
 
 
 def _jumps(
-    hu: NDArray[np.float32], valid: NDArray[np.bool_], low: float, high: float, wrap: int
+    hu: Planes, valid: Planes, low: float, high: float, wrap: int
 ) -> Iterator[tuple[NDArray[Any], NDArray[Any], tuple[int, int, int]]]:
     """Yield for each slice with jumps their upper and lower values, and counts.
 

@@ -84,13 +84,19 @@ def reorient(volume: NDArray[Any], affine: Affine) -> tuple[NDArray[Any], Affine
     """Return a view of the volume with axes pointing to S, P, L, and its affine: no voxel value is touched."""
     order, flip = canonical_axes(affine)
     reordered = volume.transpose(order)
+    turned = reoriented(affine, order, flip, reordered.shape)
+    return reordered[tuple(slice(None, None, -1 if f else 1) for f in flip)], turned
+
+
+def reoriented(affine: Affine, order: Sequence[int], flip: Sequence[bool], shape: Sequence[int]) -> Affine:
+    """Return the affine of an array whose axes came into another ``order`` and this ``shape``, and then reversed."""
     turned = affine.copy()
-    turned[:3, :3] = affine[:3, order]
+    turned[:3, :3] = affine[:3, list(order)]
     for axis in range(3):
         if flip[axis]:
-            turned[:3, 3] += turned[:3, axis] * (reordered.shape[axis] - 1)
+            turned[:3, 3] += turned[:3, axis] * (shape[axis] - 1)
             turned[:3, axis] *= -1
-    return reordered[tuple(slice(None, None, -1 if f else 1) for f in flip)], turned
+    return turned
 
 
 def orthogonal_grid(shape: Zyx, affine: Affine, spacing: Spacing) -> tuple[Zyx, Affine]:

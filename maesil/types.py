@@ -5,8 +5,9 @@ Axes are ``z y x`` everywhere. Lengths are mm, intensities Hounsfield units (HU)
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,27 @@ Window = tuple[float, float]
 HuArray = NDArray[np.int16]
 MapArray = NDArray[np.uint8]
 FloatArray = NDArray[np.floating[Any]]
+
+
+class Planes(Protocol):
+    """A volume ``[z, y, x]`` of which slices are taken: an array, or something like it that lies on disk."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels along z, y, x."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of a voxel."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+    def __setitem__(self, index: Any, values: Any, /) -> None: ...
+
 
 AIR_HU = -1024
 """What stands outside the scan, and the fill value of every store (HU)."""

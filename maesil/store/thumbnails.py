@@ -20,7 +20,7 @@ from maesil.store.arrays import read_small_array
 from maesil.store.records import Volume
 from maesil.store.storage import Storage
 from maesil.store.store import ZARR_DOCUMENT, Store
-from maesil.types import MAP_CELL, HuArray, MapArray, Spacing
+from maesil.types import MAP_CELL, HuArray, MapArray, Planes, Spacing
 
 THUMBNAILS_KEY = "index/thumbnails.parquet"
 THUMBNAIL = "thumbnail"
@@ -94,18 +94,41 @@ def _readable(storage: Storage, volume: Volume) -> Thumbnail:
         return np.zeros((0, 0, 0), np.uint8)
 
 
-def thumbnail(hu: HuArray, body: MapArray, spacing: Spacing) -> Thumbnail:
+class _Box:
+    """A box of a volume, read layer by layer."""
+
+    def __init__(self, hu: Planes, box: tuple[slice, ...]) -> None:
+        self._hu, (self._z, *self._plane) = hu, (slice(*part.indices(n)) for part, n in zip(box, hu.shape, strict=True))
+        self.shape = tuple(part.stop - part.start for part in (self._z, *self._plane))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, layer: slice) -> HuArray:
+        start, stop, _ = layer.indices(len(self))
+        found: HuArray = self._hu[(slice(self._z.start + start, self._z.start + stop), *self._plane)]
+        return found
+
+    def box(self, inner: tuple[slice, ...]) -> _Box:
+        """Return a box within this one."""
+        outer = (self._z, *self._plane)
+        return _Box(
+            self._hu, tuple(slice(o.start + i.start, o.start + i.stop) for o, i in zip(outer, inner, strict=True))
+        )
+
+
+def thumbnail(hu: Planes, body: MapArray, spacing: Spacing) -> Thumbnail:
     """Return the thumbnail of a volume: int16 HU ``[z, y, x]``, its body map, and its spacing (mm)."""
     cells = _box(_planes(body > 0))
     if cells is None:
         return np.zeros((0, 0, 0), np.uint8)
-    near = hu[tuple(slice(part.start * MAP_CELL, part.stop * MAP_CELL) for part in cells)]
+    near = _Box(hu, tuple(slice(part.start * MAP_CELL, part.stop * MAP_CELL) for part in cells))
     masses = _masses(near, body[cells] > 0)
     box = _box(masses)
     if box is None:
         return np.zeros((0, 0, 0), np.uint8)
     edges = [_edges(mass[part], THUMBNAIL_MM / mm) for mass, part, mm in zip(masses, box, spacing, strict=True)]
-    means = averaged(near[box], edges)
+    means = averaged(near.box(box), edges)
     return np.asarray(np.rint(thumbnail_value(means)), dtype=np.uint8)
 
 
@@ -120,7 +143,7 @@ def _planes(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
     return mask.sum(axis=(1, 2)), mask.sum(axis=(0, 2)), mask.sum(axis=(0, 1))
 
 
-def _masses(hu: HuArray, body: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
+def _masses(hu: _Box, body: NDArray[np.bool_]) -> tuple[NDArray[np.int64], ...]:
     """Return the voxels of tissue, in cells of body, in each plane across each axis."""
     along_z = np.zeros(len(hu), dtype=np.int64)
     y, x = hu.shape[1:]
@@ -155,18 +178,18 @@ def _edges(mass: NDArray[np.int64], factor: float) -> NDArray[np.float64]:
     return np.asarray(centre + factor * np.arange(-below, above + 1), dtype=np.float64)
 
 
-def averaged(values: NDArray[Any], edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
+def averaged(values: NDArray[Any] | _Box, edges: Sequence[NDArray[np.float64]]) -> NDArray[np.float32]:
     """Return means between the borders given along each axis; voxels are shared out between cells.
 
     What lies beyond the window of HU counts as its end.
     """
-    means = values
-    for axis, borders in enumerate(edges):
+    means = _averaged_planes(values, edges[0])
+    for axis, borders in enumerate(edges[1:], start=1):
         means = np.moveaxis(_averaged_planes(np.moveaxis(means, axis, 0), borders), 0, axis)
     return means
 
 
-def _averaged_planes(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float32]:
+def _averaged_planes(values: NDArray[Any] | _Box, edges: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return means of planes between borders along the first axis.
 
     A layer of cells at a time, into memory that is used again: a float copy of a whole scan costs more than the rest.

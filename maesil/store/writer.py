@@ -34,7 +34,7 @@ from maesil.store.shard import (
 from maesil.store.storage import Storage
 from maesil.store.store import GROUP_DOCUMENT, ZARR_DOCUMENT
 from maesil.store.thumbnails import THUMBNAIL, THUMBNAIL_MM, Thumbnail, thumbnail
-from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
+from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Planes, Zyx
 
 _AIR_BELOW_HU = -900
 
@@ -43,7 +43,7 @@ _AIR_BELOW_HU = -900
 class Image:
     """A volume ready to be written: canonical axes, final grid."""
 
-    hu: HuArray
+    hu: Planes
     """int16 HU ``[z, y, x]``, -1024 wherever it is not valid."""
     affine: Affine
     valid: MapArray
@@ -147,7 +147,7 @@ class _Tiles:
 
     def _voxels(self, index: Zyx) -> HuArray:
         """Return a superpatch, air beyond the volume; it holds until this thread asks for the next."""
-        part = self.image.hu[tuple(slice(i * self._edge, (i + 1) * self._edge) for i in index)]
+        part: HuArray = self.image.hu[tuple(slice(i * self._edge, (i + 1) * self._edge) for i in index)]
         if part.shape == (self._edge,) * 3:
             return part
         padded = self._scratch.padded

@@ -19,6 +19,7 @@ from support.sources import Workplace, write_sources
 from maesil import errors
 from maesil.atomic import make_link
 from maesil.files import require_writable
+from maesil.ingest import limits
 
 Mount = Callable[..., Path]
 
@@ -99,6 +100,15 @@ def test_a_full_disk_ends_with_its_code_in_one_line(mount, source, size, inodes)
     *progress, line = told.splitlines()
     assert code == errors.EXIT_RESOURCES and line.startswith("error: ") and "the disk is full" in line
     assert all(line.startswith(("scan: ", "hash: ", "build: ")) for line in progress)
+
+
+@pytest.mark.parametrize("size", ["60k", "300k", "420k"])
+def test_a_disk_too_small_for_the_voxels_of_a_long_scan(mount, source, monkeypatch, size):
+    """While they are decoded, marked, or made ready to be written."""
+    monkeypatch.setattr(limits, "WHOLE_VOXELS", 1000)
+    place = mount("mount", "-t", "tmpfs", "-o", f"size={size}", "none", "PLACE")
+    code, _, told = run("ingest", source, "--out", place / "s.zarr", *options())
+    assert code == errors.EXIT_RESOURCES and "the disk is full" in told.splitlines()[-1]
 
 
 def test_what_cannot_be_written_is_told_by_its_option_before_the_work(mount, source, tmp_path):
