@@ -18,6 +18,7 @@ from pydicom.tag import Tag
 from pydicom.uid import UID
 
 from maesil.errors import Refused
+from maesil.ingest.cone_beam import is_cone_beam
 from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
 from maesil.ingest.technical import NAMING_TAGS, TECHNICAL_TAGS, technical_of
 from maesil.ingest.values import numbers_in, tags_of, texts_of, whole_number
@@ -130,7 +131,7 @@ class InstanceHeader:
     samples: int = 1
     """Values a pixel: 3 is a picture in colour."""
     remarks: tuple[str, ...] = ()
-    """Notes that the header alone gives rise to: burned-in text, a face, an animal."""
+    """Notes that the header alone gives rise to: burned-in text, a face, an animal, a cone beam."""
 
     def said(self, name: str) -> str:
         """Return what the header says of one of the attributes that tell passes apart; empty if nothing."""
@@ -256,6 +257,8 @@ def _remarks(texts: Mapping[str, str]) -> tuple[str, ...]:
         found.append("quadruped")
     elif (species and not species.startswith(_PEOPLE)) or (texts["PatientBreedDescription"] and not species):
         found.append("animal")
+    if is_cone_beam(texts):
+        found.append("cone_beam")
     return tuple(found)
 
 

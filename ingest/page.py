@@ -59,22 +59,22 @@ class RefusedSource:
 
 def page(
     summary: Summary,
-    store: Store,
-    reader: SuperpatchReader,
+    place: Path,
+    store: Store | None,
     sources: Mapping[str, Sequence[Path]],
     refused: Sequence[RefusedSource],
     runs: Sequence[Mapping[str, Any]],
 ) -> str:
     """Return the page of a store as HTML that needs no other file: this run, all volumes and refusals, all runs.
 
-    ``sources`` are the files of each volume by its id.
+    ``place`` is where the store lies, or would: there is none where nothing was found. ``sources`` are the files of each volume by its id.
     """
-    volumes = _in_order_of_interest(summary, store)
+    volumes = _in_order_of_interest(summary, store) if store else []
     where = {volume.volume_id: source_text(sources.get(volume.volume_id, ())) for volume in volumes}
     return rendered(
         "ingest.html",
-        name=printable(store.path.name),
-        conclusion=summary.conclusion(store.path),
+        name=printable(place.name),
+        conclusion=summary.conclusion(place),
         totals=_totals(summary),
         verdict_heads=_heads("verdict", "code", "files:n", "first of them, why"),
         verdicts=_verdict_rows(summary),
@@ -82,7 +82,7 @@ def page(
                             "valid:n", "body:n", "notes"),
         volumes=[_volume_row(volume, where[volume.volume_id]) for volume in volumes],
         refused=[_refused_card(source) for source in refused],
-        cards=_cards(volumes[:_MOST_PICTURES], where, reader),
+        cards=_cards(volumes[:_MOST_PICTURES], where, SuperpatchReader(store)) if store else [],
         more=counted(len(volumes) - _MOST_PICTURES, "volume") if len(volumes) > _MOST_PICTURES else "",
         run_heads=_heads("run (UTC)", "sources", "files:n", "made:n", "up to date:n", "refused:n"),
         runs=[_run_row(run) for run in reversed(runs)],

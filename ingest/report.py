@@ -17,9 +17,8 @@ from maesil.ingest import report_folder
 from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.report_folder import Noted
 from maesil.ingest.summary import Summary
-from maesil.store.reader import SuperpatchReader
 from maesil.store.remedies import remedy
-from maesil.store.store import Store
+from maesil.store.store import Store, is_store
 from maesil.text import printable
 from maesil.version import __version__
 
@@ -27,9 +26,10 @@ from maesil.version import __version__
 def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
     """Merge a run into the report of its store: the tables, the history, ``summary.json`` and ``index.html``.
 
-    All files are readable by their owner alone. UsageError where the folder is another store's.
+    All files are readable by their owner alone. UsageError where the folder is another store's. Where nothing was found
+    there may be no store: the report then tells of the files alone.
     """
-    store = Store.open(store_path)
+    store = Store.open(store_path) if is_store(store_path) or summary.found else None
     report_folder.require_place(folder, store_path)
     make_folder(folder)
     with report_folder.alone(folder):
@@ -41,7 +41,7 @@ def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
         write_whole(folder / report_folder.REFUSED, _quarantine_table(refused), private=True)
         write_json(folder / report_folder.SUMMARY, _without_files(summary), private=True)
         sources = report_folder.files_by_volume(rows)
-        text = page(summary, store, SuperpatchReader(store), sources, refused, runs)
+        text = page(summary, store_path, store, sources, refused, runs)
         write_whole(folder / report_folder.PAGE, text, private=True)
 
 
@@ -51,12 +51,12 @@ def note_phi_scan(folder: Path, phi_scan: Mapping[str, Any]) -> None:
     write_json(path, read_json(path) | {"phi_scan": dict(phi_scan)}, private=True)
 
 
-def _merge(folder: Path, summary: Summary, store: Store, run: str) -> list[Noted]:
+def _merge(folder: Path, summary: Summary, store: Store | None, run: str) -> list[Noted]:
     """Write the newest verdict on every file; those that no longer hold go to the table of earlier ones."""
     before = report_folder.known_verdicts(folder)
     now = [Noted(verdict, run) for verdict in summary.files]
-    known = {volume.volume_id for volume in (*store.volumes(), *store.outdated())}
-    known |= {record["volume_id"] for record in store.quarantined()}
+    known = {volume.volume_id for volume in (*store.volumes(), *store.outdated())} if store else set()
+    known |= {record["volume_id"] for record in store.quarantined()} if store else set()
     rows, replaced = report_folder.merged(before, now, known, whole=summary.whole)
     report_folder.add_earlier(folder, replaced)
     report_folder.write_noted(folder / report_folder.FILES, rows)
@@ -86,13 +86,13 @@ def _run_of(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "run" in found else None
 
 
-def refused_sources(store: Store, rows: Sequence[Noted]) -> list[RefusedSource]:
+def refused_sources(store: Store | None, rows: Sequence[Noted]) -> list[RefusedSource]:
     """Return all refused sources of a store with their files: those in its quarantine, and single damaged files."""
     files = report_folder.files_by_volume(rows)
     found = [
         RefusedSource(record["volume_id"], record["code"], record["detail"], tuple(files.get(record["volume_id"], ())),
                       record.get("numbers", {}), record.get("files"))
-        for record in store.quarantined()
+        for record in (store.quarantined() if store else ())
     ]  # fmt: skip
     damaged: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
     for verdict in (noted.verdict for noted in rows):

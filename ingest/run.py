@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from maesil.errors import InterruptedRun, NoInputError, Refused, UsageError
+from maesil.errors import InterruptedRun, Refused, UsageError
 from maesil.files import require_writable
 from maesil.ingest import stop
 from maesil.ingest.compare import comparing
@@ -23,7 +23,7 @@ from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_p
 from maesil.ingest.scan import scan
 from maesil.ingest.source_cache import SourceCache
 from maesil.ingest.stack import SeriesRules
-from maesil.ingest.summary import Summary
+from maesil.ingest.summary import NothingFound, Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
 from maesil.progress import Report
@@ -46,8 +46,8 @@ def ingest(
     """Turn all CT at or below the sources into volumes of the store at ``out``.
 
     Volumes already there from the same source and recipe are left alone: an interrupted run goes on where it stopped.
-    Stages of ``progress`` are ``scan``, ``compare``, ``hash`` and ``build``.
-    `NoInputError` if a source is missing or holds no CT; `UsageError` if the store has another recipe or key.
+    Stages of ``progress`` are ``scan``, ``compare``, ``hash`` and ``build``. `NoInputError` if a source is missing;
+    `NothingFound`, with the verdict on each file, if all hold no CT; `UsageError` if the store has another recipe or key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
     _require_sources(sources)
@@ -57,9 +57,9 @@ def ingest(
         require_map_place(options.id_map, out)
     plan = _scan_and_plan(sources, recipe, options, progress)
     if not plan.volumes and not plan.refused:
-        raise NoInputError(_nothing_found(sources, plan))
+        raise NothingFound(_nothing_found(sources, plan), _dry_summary(plan, sources, dry_run=options.dry_run))
     if options.dry_run:
-        return _dry_summary(plan, sources)
+        return _dry_summary(plan, sources, dry_run=True)
     key = load_or_create_key(options.key_file)
     store = Store.create(out, recipe, key.fingerprint, update=options.update)
     largest = max((task_bytes(item.source) for item in plan.volumes), default=0)
@@ -84,13 +84,14 @@ def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptio
         return make_plan(found, rules, prefer_form=recipe.prefer_form)
 
 
-def _dry_summary(plan: Plan, sources: Sequence[Path]) -> Summary:
+def _dry_summary(plan: Plan, sources: Sequence[Path], *, dry_run: bool) -> Summary:
+    """Return what a plan says before anything is made of it."""
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
     return Summary(
         files=one_per_file(plan.verdicts + used),
         sources=tuple(sources),
-        dry_run=True,
+        dry_run=dry_run,
         planned=names,
         refused_volumes=len(plan.refused),
         damaged_files=plan.damaged_files,
@@ -187,7 +188,7 @@ class _Run:
         refused = {record["volume_id"] for record in self.store.quarantined()}
         known |= {n: "" for n, plan in enumerate(plans) if n not in known and self._is_new(plan, refused)}
         todo = [n for n in range(len(plans)) if n not in known]
-        items = [(plans[n].source,) for n in todo]
+        items = [(plans[n].source, self.store.path) for n in todo]
         for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
             self.progress("hash", done, len(todo))
             plan = plans[todo[number]]
@@ -266,7 +267,7 @@ class _Run:
         if refusal.code in MAY_PASS:
             return ""
         with suppress(Refused, OSError):
-            found = source_hash(item.plan.source)
+            found = source_hash(item.plan.source, self.store.path)
             self.memory.put(item.files, found)
             return found
         return ""

@@ -9,11 +9,20 @@ from typing import Any
 
 from rich.table import Table
 
+from maesil.errors import NoInputError
 from maesil.ingest.verdict import STATUSES, FileVerdict
 from maesil.store.records import Volume
 from maesil.text import counted, printable
 
 _EXPLANATIONS_SHOWN = 8
+
+
+class NothingFound(NoInputError):
+    """An ingest whose sources hold nothing that could become a volume: what was found, and why it is none."""
+
+    def __init__(self, message: str, summary: Summary) -> None:
+        super().__init__(message)
+        self.summary = summary
 
 
 @dataclass
@@ -47,6 +56,11 @@ class Summary:
     def __repr__(self) -> str:
         files = ", ".join(f"{status}={count}" for status, count in self.counts.items())
         return f"Summary(committed={len(self.committed)}, fresh={len(self.fresh)}, files: {files})"
+
+    @property
+    def found(self) -> bool:
+        """Whether anything was found that could become a volume."""
+        return bool(self.committed or self.fresh or self.planned or self.refused_volumes)
 
     @property
     def volumes(self) -> list[Volume]:
@@ -109,7 +123,7 @@ class Summary:
             verb = "is" if len(self.fresh) == 1 else "are"
             text = f"nothing to do: {counted(len(self.fresh), 'volume')} {verb} up to date in {where}"
         else:
-            text = f"no volume was made in {where}"
+            text = f"no volume was made{f' in {where}' if self.found else ''}"
         text += f"; {self.refused_volumes} refused" if self.refused_volumes else ""
         return "; ".join([text, *self._remarks()])
 

@@ -13,7 +13,7 @@ import typer
 
 from maesil.cli.options import AsJson, words_of
 from maesil.cli.output import print_all
-from maesil.errors import EXIT_REFUSED, SecurityError, UsageError
+from maesil.errors import EXIT_REFUSED, NoInputError, SecurityError, UsageError
 from maesil.text import candidates, counted, printable
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
@@ -144,23 +144,49 @@ def ingest(
     if out is not None and name is not None:
         raise UsageError("--name: names a store of the cache; leave it out with --out")
     places = [local_path(source) for source in sources]
-    if out is None and not dry_run:
-        store, folder, summary = _into_cache(places, recipe, options, name, report)
-    else:
-        store = local_path(out or "the cache")
-        folder = report or default_folder(store)
-        summary = _into_store(places, store, recipe, options, folder)
+    try:
+        if out is None and not dry_run:
+            store, folder, summary = _into_cache(places, recipe, options, name, report)
+        else:
+            store = local_path(out or "the cache")
+            folder = report or default_folder(store)
+            summary = _into_store(places, store, recipe, options, folder)
+    except NoInputError as nothing:
+        _tell_nothing_found(nothing, None if out is None else local_path(out), report, dry_run, as_json)
+        raise
     search = _search_for_patients(store, folder, summary) if phi_scan and not dry_run else None
-    if as_json:
-        typer.echo(json.dumps(summary.document() | {"store": printable(store)}, indent=1))
-    else:
-        print_all(summary.table(), *summary.refusals(), summary.conclusion(store))
+    _tell(summary, store, as_json)
     if not dry_run:
         _say(f"report: {folder / 'index.html'}")
     if search is not None:
         _tell_search(store, search)
     if summary.refused_volumes + summary.damaged_files > max_refused:
         raise typer.Exit(EXIT_REFUSED)
+
+
+def _tell(summary: Any, store: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(summary.document() | {"store": printable(store)}, indent=1))
+    else:
+        print_all(summary.table(), *summary.refusals(), summary.conclusion(store))
+
+
+def _tell_nothing_found(
+    nothing: NoInputError, store: Path | None, report: Path | None, dry_run: bool, as_json: bool
+) -> None:
+    """Print what any run prints, and write its report: why each file that was found is no CT."""
+    from maesil.ingest.report import write_report
+    from maesil.ingest.report_folder import default_folder
+    from maesil.ingest.summary import NothingFound
+
+    if not isinstance(nothing, NothingFound):  # there is no such source
+        return
+    folder = report or (None if store is None else default_folder(store))
+    store = store or Path("the cache")
+    _tell(nothing.summary, store, as_json)
+    if nothing.summary.files and folder is not None and not dry_run:
+        write_report(folder, nothing.summary, store)
+        _say(f"report: {folder / 'index.html'}")
 
 
 def _into_store(places: list[Path], store: Path, recipe: Any, options: Any, report: Path) -> Any:

@@ -16,6 +16,7 @@ NOTES = {
     "animal": "the header names a species: this is an animal",
     "blank_series_uid": "the series UID was blanked; its slices were told apart by folder, geometry and acquisition",
     "burned_in_annotation": "the header says that text is burned into the pixels: look whether it names the patient",
+    "cone_beam": "the header names a cone-beam device or says CBCT: its numbers are HU only roughly",
     "coronal_slices": "its slices are coronal: likely a reformat, perhaps of another volume here",
     "filled_border": "a constant region at the border, where nothing was scanned, is air outside the valid region",
     "gaps_filled": "missing slices were interpolated (--fill-gaps); they are marked not valid",

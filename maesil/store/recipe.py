@@ -24,7 +24,7 @@ ACCEPTABLE: tuple[RefusalCode, ...] = (
 REFUSABLE: tuple[RefusalCode, ...] = (
     "lossy", "no_rescale_tags", "undeclared_padding", "filled_border", "sagittal_slices", "coronal_slices",
     "burned_in_annotation", "animal", "quadruped", "patient_id_varies", "study_uid_varies", "series_reunited",
-    "positions_rounded", "whole_words",
+    "positions_rounded", "whole_words", "cone_beam",
 )  # fmt: skip
 """Notes for which a user may refuse a volume."""
 _LARGEST_SUPERPATCH = 512

@@ -58,6 +58,7 @@ REMEDIES: dict[RefusalCode, str] = {
     "filled_border": "leave out `--refuse filled_border`, or find the scan before it was resampled",
     "sagittal_slices": "leave out `--refuse sagittal_slices`, or find the axial series",
     "coronal_slices": "leave out `--refuse coronal_slices`, or find the axial series",
+    "cone_beam": "leave out `--refuse cone_beam`, or find a CT of the same region",
     "burned_in_annotation": "leave out `--refuse burned_in_annotation` once you have seen the pixels",
     "modality_lut": _CONVERT,
     "not_hu": _CONVERT,

@@ -9,10 +9,12 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer
 from support.command_line import fails, run
@@ -130,7 +132,10 @@ def test_a_folder_without_ct(tmp_path, kind, dry):
     (tmp_path / "in").mkdir()
     if kind == "junk":
         (tmp_path / "in" / "notes.txt").write_text("x")
-    fails(errors.EXIT_NO_INPUT, *ingest(tmp_path / "in", tmp_path / "s.zarr", *dry))
+    code, _, told = run(*ingest(tmp_path / "in", tmp_path / "s.zarr", *dry))
+    *before, line = told.splitlines()
+    assert code == errors.EXIT_NO_INPUT and line.startswith("error: ")
+    assert [part.split(":")[0] for part in before if part.strip()] == ["report"] * (kind == "junk" and not dry)
     assert not (tmp_path / "s.zarr").exists()
 
 
@@ -493,3 +498,60 @@ def test_the_maker_of_the_scanner_may_share_words_with_a_patient_and_none_is_kep
         data.save_as(folder / path.name)
     assert run(*ingest(folder, tmp_path / "s.zarr"), "--phi-scan")[0] == 0
     assert not [path for path in (tmp_path / "s.zarr").rglob("*") if path.is_file() and b"obody" in path.read_bytes()]
+
+
+@pytest.fixture
+def nothing_read(tmp_path) -> Path:
+    """A zip member by a method that is not read, a link, a MetaImage and an NRRD; no CT beside them."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.mhd").write_text("ObjectType = Image\nNDims = 3\n")
+    (folder / "b.nrrd").write_text("NRRD0004\ntype: short\n")
+    (folder / "scan.dcm").symlink_to("/etc/hostname")
+    with zipfile.ZipFile(folder / "c.zip", "w") as archive:
+        archive.writestr("scan.dcm", b"x" * 200)
+    data = (folder / "c.zip").read_bytes()  # a method that zipfile does not write
+    data = data.replace(b"PK\3\4" + data[4:8] + b"\0\0", b"PK\3\4" + data[4:8] + b"\t\0", 1)
+    at = data.index(b"PK\1\2") + 10
+    (folder / "c.zip").write_bytes(data[:at] + b"\t\0" + data[at + 2 :])
+    return folder
+
+
+WAYS_OUT = {
+    "metaimage": "convert it to NIfTI", "nrrd": "convert it to NIfTI", "symlink": "--follow-links follows it",
+    "zip_method": "unpack the archive and name the folder",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["new", "store", "cache", "dry"])
+def test_a_run_that_found_nothing_tells_as_any_other(tmp_path, nothing_read, store, where):
+    """Table, JSON and report name each reason and its way out; a store that is there already keeps its own."""
+    out = tmp_path / "s.zarr"
+    if where == "store":
+        shutil.copytree(store, out)
+    more = {"cache": (), "dry": ("--out", out, "--dry-run")}.get(where, ("--out", out))
+    report = ("--report", tmp_path / "r") if where in ("cache", "store") else ()
+    code, table, told = run("ingest", nothing_read, *more, *report, "--workers", 0)
+    assert code == errors.EXIT_NO_INPUT and told.splitlines()[-1].startswith("error: ")
+    code, document, _ = run("ingest", nothing_read, *more, *report, "--workers", 0, "--json")
+    files = {file["code"]: file for file in json.loads(document)["files"]}
+    assert code == errors.EXIT_NO_INPUT and set(files) == {*WAYS_OUT, "archive"}
+    for reason, way_out in WAYS_OUT.items():
+        assert reason in table and way_out in files[reason]["detail"]
+    assert "no volume was made" in table or where == "dry"
+    folder = {"new": tmp_path / "s.report", "dry": tmp_path / "s.report"}.get(where, tmp_path / "r")
+    assert (folder / "index.html").exists() == (where != "dry")
+    if where != "dry":
+        page = (folder / "index.html").read_text()
+        assert all(reason in page for reason in WAYS_OUT)
+        rows = {row["code"]: row["path"] for row in pq.read_table(folder / "files.parquet").to_pylist()}
+        assert set(rows) == {*WAYS_OUT, "archive"}
+    assert out.exists() == (where == "store")
+
+
+def test_a_report_of_nothing_becomes_that_of_the_store(tmp_path, nothing_read, sources):
+    """The next run, with scans, writes into the same folder."""
+    run(*ingest(nothing_read, tmp_path / "s.zarr"))
+    assert run(*ingest(sources, tmp_path / "s.zarr"))[0] == 0
+    codes = {row["code"] for row in pq.read_table(tmp_path / "s.report" / "files.parquet").to_pylist()}
+    assert {"metaimage", "committed"} <= codes
