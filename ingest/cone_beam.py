@@ -1,7 +1,7 @@
 """Is a CT from a cone beam? Its numbers are HU only roughly, and no attribute of the CT image says so.
 
-Dental, interventional, intraoperative and radiotherapy devices write plain CT images. So the words of the header decide:
-what it calls the image or the protocol, and whose device it names. The list is ours, and not complete.
+Dental, interventional, intraoperative and radiotherapy devices write plain CT images. So the words of the header
+decide: what it calls the image or the protocol, and whose device it names. The list is ours, and not complete.
 """
 
 from __future__ import annotations

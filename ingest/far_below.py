@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from maesil.errors import Refused
 from maesil.ingest.planes import any_of, count, different_values, each
+from maesil.text import counted
 from maesil.types import Planes
 
 FAR_BELOW_AIR_HU = -1500
@@ -57,7 +58,7 @@ def _check_scattered(hu: Planes, region: Planes, low: Planes, valid: Planes) -> 
         return True
     if (typical := float(np.median(jump))) > _JUMP_HU:
         voxels = count(region)
-        text = f"{voxels} voxels lie {typical:.0f} HU below the tissue or metal around them"
+        text = f"{counted(voxels, 'voxel')}, {typical:.0f} HU below the tissue or metal around"
         raise Refused("wrapped", f"{text}: values ran over the end of their words", voxels=voxels, below=typical)
     return False
 

@@ -7,6 +7,7 @@ padding and air would decide every loss and every score.
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 import numpy as np
 import SimpleITK as sitk
 from numpy.typing import NDArray

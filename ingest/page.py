@@ -67,7 +67,8 @@ def page(
 ) -> str:
     """Return the page of a store as HTML that needs no other file: this run, all volumes and refusals, all runs.
 
-    ``place`` is where the store lies, or would: there is none where nothing was found. ``sources`` are the files of each volume by its id.
+    ``place`` is where the store lies, or would: there is none where nothing was found. ``sources`` are the files of
+    each volume by its id.
     """
     volumes = _in_order_of_interest(summary, store) if store else []
     where = {volume.volume_id: source_text(sources.get(volume.volume_id, ())) for volume in volumes}

@@ -20,6 +20,7 @@ from maesil.ingest.header import InstanceHeader, read_headers
 from maesil.ingest.source_file import check_member, is_there, members, open_source
 from maesil.ingest.stand_in import stand_in_for
 from maesil.ingest.verdict import FileVerdict
+from maesil.text import counted
 
 _SNIFF = 512
 _NIFTI_MAGIC_AT = {348: 344, 540: 4}
@@ -166,7 +167,7 @@ def _look_into_archive(path: Path, result: ScanResult) -> None:
             result.verdicts.append(FileVerdict(member, "quarantined", refusal.code, detail=refusal.detail))
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             result.verdicts.append(FileVerdict(member, "quarantined", "bad_archive", detail=str(error)))
-    detail = f"{len(found)} files in it, each with a verdict of its own"
+    detail = f"{counted(len(found), 'file')} in it, each with a verdict of its own"
     result.verdicts.append(FileVerdict(path, "ignored", "archive", detail=detail))
 
 

@@ -17,6 +17,7 @@ from maesil.ingest.passes import MIN_SLICES, Pass, Positions, along, by_header, 
 from maesil.ingest.slice_places import cut_at_jumps, is_time_series, place_numbers, side_by_side
 from maesil.ingest.slices import NOT_WANTED, check_slice, has_no_place
 from maesil.ingest.stack import Outcome, SeriesRules, outcome_of_stack, paths_of
+from maesil.text import counted
 
 _SEPARATE_SCANS_MM = 100.0
 _ORIENTATION_TOLERANCE = 1e-3
@@ -45,7 +46,7 @@ def outcomes_of_series(slices: Sequence[InstanceHeader], rules: SeriesRules | No
 
 
 def _fragment(label: str, part: list[InstanceHeader], wanted: list[InstanceHeader]) -> Outcome:
-    text = f"{len(part)} of {len(wanted)} slices of the series lie in a frame of reference of their own"
+    text = f"{counted(len(part), 'slice')} of {len(wanted)} in a frame of reference apart from the rest of the series"
     refusal = Refused("frame_of_reference", f"{text}: where they lie beside the others is not known", slices=len(part))
     return Outcome(paths_of(part), refusal=refusal, label=label)
 
@@ -160,7 +161,7 @@ def _outcomes_of_part(label: str, part: list[InstanceHeader], rules: SeriesRules
 def _no_volume(label: str, part: list[InstanceHeader]) -> Outcome:
     places = int(place_numbers(part).max()) + 1
     if len(part) >= MIN_SLICES:
-        text = f"{len(part)} images over time of {_places(places)}: bolus tracking or perfusion, no volume"
+        text = f"{counted(len(part), 'image')} over time of {_places(places)}: bolus tracking or perfusion, no volume"
         refusal = Refused("time_series", text)
     else:
         at = "" if places == len(part) else f" of {_places(places)}"

@@ -18,8 +18,8 @@ from maesil.geometry import spacing_of
 from maesil.ingest import isolated
 from maesil.ingest.decode import with_missing_slices
 from maesil.ingest.maps import body_map, valid_map
-from maesil.ingest.plausible import plausible
 from maesil.ingest.planes import zeros
+from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import OnGrid, on_grid, to_canonical
 from maesil.ingest.source import Source
 from maesil.store.recipe import REFUSABLE, Recipe

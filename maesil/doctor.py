@@ -17,6 +17,7 @@ from maesil.cache.memory import available_memory
 from maesil.kernels import what_triton_lacks
 from maesil.store.store import Store
 from maesil.store.summary import describe
+from maesil.text import counted
 
 _PACKAGES = ("maesil", "torch", "triton", "numpy", "zarr", "numcodecs", "SimpleITK", "pydicom", "dask", "monai")
 _NOT_INSTALLED = {"triton": "not installed; only a GPU has a use for it (extra gpu)"}
@@ -130,7 +131,8 @@ def _fits(store: Store) -> Iterator[Finding]:
     facts, memory = describe(store), available_memory()
     decoded, stored = facts["decoded_bytes"], facts["stored_bytes"]
     yield Finding(
-        "store", str(store.path), f"{len(facts['volumes'])} volumes, {facts['superpatches']} superpatches, "
+        "store", str(store.path), f"{counted(len(facts['volumes']), 'volume')}, "
+        f"{counted(facts['superpatches'], 'superpatch', 'superpatches')}, "
         f"{stored / _GB:.2f} GB on disk, {decoded / _GB:.2f} GB decoded",
         "" if facts["volumes"] else "maesil ingest SRC... --out STORE: it holds no volumes",
     )  # fmt: skip

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from maesil.text import counted
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 Report = Callable[[str, int, int | None], None]
@@ -17,8 +19,8 @@ Report = Callable[[str, int, int | None], None]
 
 @contextmanager
 def progress(labels: dict[str, str]) -> Iterator[Report]:
-    """Yield a reporter for the named stages; ``labels`` says what each counts, for example ``{"scan": "files"}``."""
-    console = Console(stderr=True)
+    """Yield a reporter for the named stages; ``labels`` says what each counts, for example ``{"scan": "file"}``."""
+    console = Console(stderr=True, soft_wrap=True)  # a line of a log is one line, however long
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bars:
@@ -32,7 +34,7 @@ def _bar_reporter(bars: Progress, labels: dict[str, str]) -> Report:
 
     def report(stage: str, done: int, total: int | None) -> None:
         if stage not in tasks:
-            tasks[stage] = bars.add_task(f"{stage} ({labels[stage]})", total=total)
+            tasks[stage] = bars.add_task(f"{stage} ({labels[stage]}s)", total=total)
         bars.update(tasks[stage], completed=done, total=total)
 
     return report
@@ -45,6 +47,7 @@ def _line_reporter(console: Console, labels: dict[str, str]) -> Report:
         nonlocal said
         if done == total or time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
             said = time.monotonic()
-            console.print(f"{stage}: {done}{f' of {total}' if total else ''} {labels[stage]}", highlight=False)
+            told = f"{done} of {counted(total, labels[stage])}" if total else counted(done, labels[stage])
+            console.print(f"{stage}: {told}", highlight=False)
 
     return report

@@ -13,6 +13,7 @@ import typer
 
 from maesil.cli.options import AsJson, Device, RunPath, StorePath
 from maesil.cli.output import print_all
+from maesil.text import counted
 
 LabelFolder = Annotated[
     Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; of one volume, a file.")
@@ -60,7 +61,7 @@ def features(
     for note in notes_on_spacing(run, Store.open(store)):
         typer.echo(note, err=True)
     rows = write_features(run, store, out, device=device)
-    typer.echo(f"{out}: {rows} superpatches")
+    typer.echo(f"{out}: {counted(rows, 'superpatch', 'superpatches')}")
 
 
 def probe(
@@ -151,7 +152,8 @@ def link_labels(
     for path, volumes in linked.shared:
         typer.echo(f"{path}: label of {volumes} volumes; right only if they are of one scan, else look at --image")
     without = f": {', '.join(linked.without[:3])}{', ...' * (len(linked.without) > 3)}" if linked.without else ""
-    typer.echo(f"{out}: labels of {linked.volumes} volumes, {len(linked.without)} volumes without{without}")
+    left = counted(len(linked.without), "volume")
+    typer.echo(f"{out}: labels of {counted(linked.volumes, 'volume')}, {left} without{without}")
 
 
 def register(app: typer.Typer) -> None:

@@ -18,7 +18,7 @@ from maesil.text import candidates, counted, printable
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
 
-_STAGES = {"scan": "files", "compare": "files", "hash": "sources", "build": "volumes"}
+_STAGES = {"scan": "file", "compare": "file", "hash": "source", "build": "volume"}
 
 Sources = Annotated[list[str], typer.Argument(metavar="SRC", help="Files or folders; searched all the way down.")]
 

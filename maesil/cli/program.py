@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from maesil.cli import cache, demo, doctor, downstream, evaluate, ingest, store, train
+from maesil.cli.metavars import readable
 from maesil.errors import (
     BROKEN,
     DISK_FULL,
@@ -35,6 +36,10 @@ _STARTS_OVER = "nothing was kept of it, the same command begins anew"
 
 class _ErrorMapping(TyperGroup):
     """Ends every foreseen error with one line on standard error and its documented exit code."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        readable(self)
 
     def invoke(self, ctx: Any) -> Any:
         try:

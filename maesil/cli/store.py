@@ -51,7 +51,7 @@ def store_verify(store: StoreName, as_json: AsJson = False) -> None:
     from maesil.store.verify import verify
 
     here = opened(store)
-    with progress({"verify": "volumes"}) as report:
+    with progress({"verify": "volume"}) as report:
         verified = verify(here, lambda done, total: report("verify", done, total))
     if as_json:
         typer.echo(json.dumps(asdict(verified), indent=1))

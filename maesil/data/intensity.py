@@ -14,6 +14,7 @@ from maesil.errors import NoInputError
 from maesil.store.grid import tile_start
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Superpatch, Volume
+from maesil.text import counted
 from maesil.types import MAP_CELL, Intensity, Window
 
 
@@ -35,7 +36,9 @@ def measure_intensity(sources: Sources, groups: Iterable[str], window: Window, w
     mean = float((histogram * values).sum() / count) if count else 0.0
     std = math.sqrt(float((histogram * (values - mean) ** 2).sum() / count)) if count else 0.0
     if std == 0:
-        raise NoInputError(f"the training volumes hold no contrast inside the window {window} HU: {count} valid voxels")
+        raise NoInputError(
+            f"the training volumes hold no contrast inside the window {window} HU: {counted(count, 'valid voxel')}"
+        )
     return Intensity(window=window, mean=mean, std=std)
 
 

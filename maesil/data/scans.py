@@ -22,6 +22,7 @@ from maesil.store.duplicates import merge_groups
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.store.thumbnails import Thumbnail, thumbnails
+from maesil.text import counted
 
 SCANS = "scans.parquet"
 EARLIER = "earlier"
@@ -70,7 +71,8 @@ class KnownScans:
         for name in ("volume_id", "source_hash", "pixels"):
             leaders = _joined(leaders, here, self.scans, name)
         blank = sum(not scan.thumbnail.size for scan in here)
-        told = f"{store.path}: {blank} of {len(here)} volumes hold no body by which a copy of a scan is recognised"
+        blank_ones = f"{blank} of {counted(len(here), 'volume')}"
+        told = f"{store.path}: no body by which a copy of a scan is recognised in {blank_ones}"
         return leaders, (*self.notes, *((told,) if blank else ()))
 
 
@@ -119,7 +121,7 @@ def known_scans(run_dirs: Sequence[Path]) -> KnownScans:
             )
         elif blank := sum(not scan.thumbnail.size for scan in found):
             notes.append(
-                f"{run_dir}: {blank} of its {len(found)} scans hold no body, so only exact copies are recognised"
+                f"{run_dir}: no body in {blank} of {counted(len(found), 'scan')}, so only exact copies are recognised"
             )
     return KnownScans(tuple(scans), tuple(notes))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from maesil.documents import as_json, read_json, write_json
 from maesil.errors import UsageError
+from maesil.text import counted
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def split_by_shares(patients: Mapping[str, str], shares: Sequence[float], seed: 
     ranked = _ranked(patients.values(), seed)
     counts = [max(1, math.floor(share * len(ranked) + 0.5)) if share else 0 for share in shares[1:]]
     if sum(counts) >= len(ranked):
-        raise UsageError(f"--shares: expected more patients than parts, found {len(ranked)} patients")
+        raise UsageError(f"--shares: expected more patients than parts, found {counted(len(ranked), 'patient')}")
     validation, test = counts
     held, tested = ranked[:validation], ranked[validation : validation + test]
     return _with_members(Split(tuple(ranked[validation + test :]), tuple(held), tuple(tested)), patients)

@@ -27,6 +27,7 @@ from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import CHECKPOINT, Run, load_run
 from maesil.types import Intensity
 from maesil.version import __version__
@@ -171,7 +172,8 @@ def _markdown(card: dict[str, Any]) -> str:
         f"* Output: one token of {card['output']['width']} numbers for each {_patch_told(model['patch'])} voxels",
         f"* A value is ((clip(HU, {lo:g}, {hi:g}) - {lo:g}) / {hi - lo:g} - {intensity['mean']:.6g}) / "
         f"{intensity['std']:.6g}",
-        f"* Trained for {card['training']['steps_done']} steps on {card['training']['patients']} patients, mask "
+        f"* Trained for {counted(card['training']['steps_done'], 'step')} on "
+        f"{counted(card['training']['patients'], 'patient')}, mask "
         f"`{card['training']['mask']['kind']}`",
         *[f"* Store fingerprint `{fingerprint}`" for fingerprint in card["stores"]["fingerprints"]],
         *[f"* Recipe `{recipe['hash']}`" for recipe in card["stores"]["recipes"]],

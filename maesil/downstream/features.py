@@ -70,7 +70,7 @@ def write_features(source: Path, store_path: Path, out: Path, *, device: str = "
     rows = 0
     with (
         whole_file(out) as partial,
-        progress({"features": "volumes"}) as report,
+        progress({"features": "volume"}) as report,
         pq.ParquetWriter(partial, schema.with_metadata(facts), compression="zstd") as writer,
     ):
         for number, volume in enumerate(volumes):

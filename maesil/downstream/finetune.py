@@ -40,6 +40,7 @@ from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.training.optim import learning_rate, set_learning_rate
 from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
@@ -206,7 +207,7 @@ def _compare(
     turns = [(seed + number, start) for number in range(budget.seeds) for start in STARTS]
     rows: list[dict[str, Any]] = []
     first = b""
-    with progress({"finetune": "steps"}) as report:
+    with progress({"finetune": "step"}) as report:
         for turn, (number, start) in enumerate(turns):
             model = _start(run, start, len(labels.classes), number, device)
             for step in train_segmenter(model, reader, labels, task, budget, number):
@@ -236,7 +237,7 @@ def choose_task(
     )
     test = [by_id[v] for name in scored for v in by_name[name]]
     train = [by_id[v] for name, patient in by_name.items() if name not in scored for v in patient]
-    told = f"{len(by_name) - len(scored)} patients learnt from, {len(scored)} others scored"
+    told = f"{counted(len(by_name) - len(scored), 'patient')} learnt from, {counted(len(scored), 'other')} scored"
     return _task(
         [p for v in train for p in _places(v, crop)], [p for v in test for p in _places(v, crop)], reader, crop, told
     )

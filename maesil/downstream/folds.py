@@ -13,6 +13,7 @@ import numpy as np
 
 from maesil.errors import UsageError
 from maesil.store.records import Volume
+from maesil.text import counted
 from maesil.types import Edges, Zyx, edges_told, zyx
 
 
@@ -42,8 +43,8 @@ def patients_of(
     unseen = [patient for patient in ranked if include_trained or patient not in trained]
     if not unseen:
         raise UsageError(
-            f"all {len(ranked)} labelled patients are among those that the encoder was trained on, so nobody is left "
-            "to score fairly; label others, or say --include-trained and take the scores as optimistic"
+            f"the encoder was trained on {counted(len(ranked), 'labelled patient')}, and there is no other, so nobody "
+            "is left to score fairly; label others, or say --include-trained and take the scores as optimistic"
         )
     seen = [patient for patient in ranked if patient not in unseen]
     return Patients(tuple(tuple(by_patient[p]) for p in unseen), tuple(tuple(by_patient[p]) for p in seen))

@@ -24,6 +24,7 @@ from maesil.documents import parsed_json
 from maesil.errors import NoInputError, UsageError
 from maesil.geometry import Affine, from_nifti
 from maesil.store.records import Volume
+from maesil.text import counted
 from maesil.types import Zyx
 
 LabelArray = NDArray[np.uint8]
@@ -85,7 +86,8 @@ def load_labels(source: Path, volumes: Sequence[Volume], scratch: Path, chosen: 
     renumber[numbers] = np.arange(1, len(numbers) + 1)
     for path in arrays.values():
         np.save(path, renumber[np.load(path)])
-    placed = f"{odd} label files have neither the shape of the scan nor of the volume; placed by their affines"
+    shapes = "of the shape of neither the scan nor the volume"
+    placed = f"{counted(odd, 'label file')} {shapes}, placed by the affine"
     notes = (_told(source, found, volumes), *(placed,) * (odd > 0))
     return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, notes, arrays)
 
@@ -152,7 +154,7 @@ def _require_no_dead_link(folder: Path) -> None:
 
 def _told(source: Path, found: dict[str, Path], volumes: Sequence[Volume]) -> str:
     """Say which volumes are labelled, and what in the folder is named after none."""
-    told = f"labels of {len(found)} of {len(volumes)} volumes"
+    told = f"labels of {len(found)} of {counted(len(volumes), 'volume')}"
     used = {path.name for path in found.values()} | {"classes.json"}
     names = sorted(path.name for path in source.iterdir()) if source.is_dir() else []
     if left := [name for name in names if name not in used and not name.startswith(".")]:

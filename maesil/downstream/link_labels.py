@@ -16,6 +16,7 @@ import pyarrow as pa
 from maesil.errors import NoInputError, UsageError
 from maesil.files import make_folder
 from maesil.ingest.report_folder import read_noted
+from maesil.text import counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def _label_paths(files: list[tuple[Path, str]], image: str, label: str) -> dict[
         raise UsageError(f"--image {image!r}, --label {label!r}: expected a regular expression ({error})") from error
     if not found:
         example = f", for example {files[0][0]}" if files else ""
-        raise UsageError(f"--image {image!r}: found in the path of none of {len(files)} used files{example}")
+        raise UsageError(f"--image {image!r}: found in the path of none of {counted(len(files), 'used file')}{example}")
     for volume_id, paths in found.items():
         if len(paths) > 1:
             one, other, *_ = sorted(map(str, paths))

@@ -192,7 +192,7 @@ def _look_at(
 ) -> dict[str, Patches]:
     """Return the patches of each labelled volume, by id."""
     model, found = next(iter(encoders.values())).config, {}
-    with progress({"probe": "volumes"}) as report:
+    with progress({"probe": "volume"}) as report:
         for number, volume in enumerate(labels.volumes):
             shares, usable = patch_classes(reader, volume, labels.of(volume), len(labels.classes), model)
             places = np.argwhere(usable)

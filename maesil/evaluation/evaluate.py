@@ -81,7 +81,7 @@ def evaluate(
     reader, predictors = SuperpatchReader(store), make_predictors(run)
     scored: list[Row] = []
     pictures: list[Path] = []
-    with results_at_once(out) as drawn_in, progress({"evaluate": "predicted volumes"}) as report_progress:
+    with results_at_once(out) as drawn_in, progress({"evaluate": "predicted volume"}) as report_progress:
         for number, volume in enumerate(chosen):
             for predictor, (result, rows) in zip(
                 predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
@@ -113,7 +113,7 @@ def taken(store: Store, volumes: list[Volume], where: str) -> list[Volume]:
     ids = {volume_id for volume_id, _ in select(superpatch_table(store), where)}
     kept = [volume for volume in volumes if volume.volume_id in ids]
     if not kept:
-        raise UsageError(f"--where: {where!r} takes none of the {len(volumes)} volumes to score; change it")
+        raise UsageError(f"--where: {where!r} takes none of {counted(len(volumes), 'volume')} to score; change it")
     return kept
 
 
@@ -154,14 +154,15 @@ def choose_volumes(
             trained = sum(leaders.get(volume.group, volume.group) in learnt for volume in known)
             validated = f" and validated on {len(known) - trained}" if len(known) > trained else ""
             raise UsageError(
-                f"{store.path}: the run was trained on {trained}{validated} of the {len(wanted)} volumes that the "
-                "split sets aside for scores; train with the same --split"
+                f"{store.path}: the run was trained on {trained}{validated} of {counted(len(wanted), 'volume')} that "
+                "the split sets aside for scores; train with the same --split"
             )
         unseen = wanted
     if not unseen:
         raise UsageError(
-            f"{store.path}: the run was trained on the patients of all {len(volumes)} volumes, so nothing is left to "
-            "score fairly; evaluate on another store, or name volumes with --volumes ID, or --volumes all for every one"
+            f"{store.path}: the run was trained on every patient of {counted(len(volumes), 'volume')}, so nothing is "
+            "left to score fairly; evaluate on another store, or name volumes with --volumes ID, or --volumes all for "
+            "every one"
         )
     return unseen
 

@@ -38,6 +38,7 @@ from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.training.log import METRICS, read_metrics
 from maesil.training.setup import with_steps
@@ -100,7 +101,7 @@ def run_paper_experiment(
     (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt after SIGINT,
     resumable.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, soft_wrap=True)
     for model in models:
         require_known(model, list(MODEL_KINDS), "model")
     data = _Stores.open(stores)
@@ -179,8 +180,8 @@ class _TestSet:
 
 def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, console: Console) -> None:
     console.print(
-        f"{len(split.train)} patients to train on, {len(split.validation)} for curves, {len(split.test)} to score "
-        f"({len(test.volumes)} volumes); budget {budget.name}, seed {test.seed}",
+        f"{counted(len(split.train), 'patient')} to train on, {len(split.validation)} for curves, "
+        f"{len(split.test)} to score ({counted(len(test.volumes), 'volume')}); budget {budget.name}, seed {test.seed}",
         highlight=False,
     )
     keys = {store.key_fingerprint for store in data.stores}

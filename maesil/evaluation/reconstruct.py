@@ -35,6 +35,7 @@ from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.types import AIR_HU, MAP_CELL, Edges, Window, Zyx, zyx
 
@@ -84,7 +85,7 @@ def reconstruct_volume(
     out = out or run_dir / "reconstruction"
 
     reader, predictor = SuperpatchReader(store), ModelPredictor(run.model, run.intensity)
-    with progress({"reconstruct": "crops"}) as report:
+    with progress({"reconstruct": "crop"}) as report:
         on = next(run.model.parameters()).device
         predicted = predict_while_hidden(reader, volume, predictor, run.config, seed, on, report)
 
@@ -233,8 +234,10 @@ def _on_the_patient(run_dir: Path, run: Run, store: Store, volume: Volume) -> tu
 def _how(run: Run, predicted: HiddenPrediction) -> str:
     kind, crops = run.config.mask.kind, predicted.crops
     if kind == "none":
-        return f"{crops} crops; the run was trained without a mask: the model saw every voxel that it reconstructs"
-    return f"{crops} crops under {predicted.passes} complementary {kind} masks each: every voxel was hidden from it"
+        trained = "the run was trained without a mask: the model saw every voxel that it reconstructs"
+        return f"{counted(crops, 'crop')}; {trained}"
+    masks = counted(predicted.passes, f"complementary {kind} mask")
+    return f"{counted(crops, 'crop')} under {masks} each: every voxel was hidden from it"
 
 
 def _whole_cells(size: int) -> int:

@@ -26,6 +26,7 @@ from maesil.evaluation.scores import SCORES, Row, in_thickness_groups, mean_rows
 from maesil.files import write_whole
 from maesil.pages import data_url, rendered
 from maesil.pictures import save_comparison
+from maesil.text import counted
 from maesil.training.checkpoint import Run
 from maesil.training.log import METRICS, read_metrics
 
@@ -220,9 +221,10 @@ def _told(experiment: Experiment) -> str:
     lo, hi = run.intensity.window
     volumes = len(experiment.thickness)
     return (
-        f"Budget {experiment.budget}, seed {experiment.seed}. Scored: {volumes} volumes of patients that no model was "
-        f"trained on or validated on (patient groups: {len(split.train)} trained on, {len(split.validation)} for the "
-        f"curves, {len(split.test)} scored). Window {lo:g} to {hi:g} HU, region body (the patient's valid voxels). "
+        f"Budget {experiment.budget}, seed {experiment.seed}. Scored: {counted(volumes, 'volume')} of patients that no "
+        f"model was trained on or validated on (patient groups: {len(split.train)} trained on, "
+        f"{len(split.validation)} for the curves, {len(split.test)} scored). "
+        f"Window {lo:g} to {hi:g} HU, region body (the patient's valid voxels). "
         "PSNR: squared error pooled over each volume, mean over volumes in dB, ± over patients. SSIM of table A is "
         "taken with the visible voxels pasted in. Encoder gain: what the score loses when each token becomes the mean "
         "over its crop, and when the tokens are shuffled; latent rank: directions that the tokens fill."

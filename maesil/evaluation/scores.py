@@ -16,6 +16,7 @@ from rich.table import Table
 
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.training.checkpoint import Run
 
 REGIONS = ("body", "whole")
@@ -87,7 +88,7 @@ class Report:
         """Return the rows as a table for people."""
         volumes, lo_hi = len({row["volume_id"] for row in self.per_volume}), self.facts["window"]
         title = (
-            f"{self.facts['run']}, step {self.facts['step']}: {volumes} volume{'s' * (volumes != 1)}, "
+            f"{self.facts['run']}, step {self.facts['step']}: {counted(volumes, 'volume')}, "
             f"window {lo_hi[0]:g} to {lo_hi[1]:g} HU, {self.facts['mask']} mask, seed {self.facts['seed']}"
         )
         caption = "\n".join(("PSNR in dB, mean over volumes, ± over patients.", *self.notes))
@@ -147,7 +148,8 @@ def summarise(
     others = mean_rows(in_groups, ("group_by", "group_name", "region", "model"), common)
 
     trained = sum(volume.group in trained_on for volume in volumes)
-    note = f"{trained} of {len(volumes)} volumes are of patients the run was trained on: no measure of new patients."
+    some = f"{trained} of {counted(len(volumes), 'volume')}"
+    note = f"the run was trained on the patients of {some}: no measure of new patients."
     per_volume = [{name: plain(value) for name, value in row.items()} for row in of_volumes]
     return Report(facts, rows, others, per_volume, tuple(pictures), (note,) if trained else ())
 

@@ -11,6 +11,7 @@ from maesil.store.filters import select
 from maesil.store.index import patients, superpatch_table
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.text import counted
 from maesil.types import Zyx
 
 
@@ -39,8 +40,9 @@ def tables(store: Store, where: str = "") -> list[Table | str]:
     found = describe(store, where)
     recipe = found["recipe"]
     lines = [
-        f"{found['path']}: {len(found['volumes'])} volumes of {found['patient_groups']} patients, "
-        f"{found['superpatches']} superpatches of {recipe['superpatch_voxels']}^3, "
+        f"{found['path']}: {counted(len(found['volumes']), 'volume')} of "
+        f"{counted(found['patient_groups'], 'patient')}, "
+        f"{counted(found['superpatches'], 'superpatch', 'superpatches')} of {recipe['superpatch_voxels']}^3, "
         f"{found['stored_bytes'] / 1e6:.1f} MB stored ({found['decoded_bytes'] / 1e6:.1f} MB decoded)",
         f"spacing {recipe['spacing_zyx_mm']} mm, HU {recipe['hu_range']}, codec {recipe['codec']}, "
         f"recipe {found['recipe_hash'][:12]}, fingerprint {found['fingerprint'][:12]}",

@@ -25,6 +25,7 @@ from maesil.errors import EXIT_INTERRUPTED, MaesilError, UsageError
 from maesil.files import write_whole
 from maesil.geometry import Affine
 from maesil.signals import interrupts_raised
+from maesil.text import counted
 from maesil.types import FloatArray, Spacing, Zyx
 
 MARKER = "demo.json"
@@ -138,10 +139,10 @@ def _write_study(folder: Path, plan: DemoPlan, console: Console) -> None:
     patients = range(plan.dicom_patients + plan.nifti_patients)
     missing = [number for number in patients if not _complete(folder, number).exists()]
     if not missing:
-        console.print(f"{folder}: {len(patients)} patients, written by an earlier demo")
+        console.print(f"{folder}: {counted(len(patients), 'patient')}, written by an earlier demo")
         return
     console.print(
-        f"Writing {folder}: {plan.dicom_patients} patients as DICOM (one folder, shuffled names), "
+        f"Writing {folder}: {counted(plan.dicom_patients, 'patient')} as DICOM (one folder, shuffled names), "
         f"{plan.nifti_patients} as NIfTI"
     )
     # Processes of their own, started afresh: nothing of this one (threads, open files) is copied into them.

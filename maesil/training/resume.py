@@ -54,7 +54,9 @@ def require_resumable(
                 f"{run_dir}: the checkpoint was made with {name}={before}, asked for is {now}; {_ADVICE}"
             )
     if config.train.steps < run.step:
-        raise CheckpointError(f"{run_dir}: {run.step} steps are done, asked for is train.steps={config.train.steps}")
+        raise CheckpointError(
+            f"{run_dir}: {counted(run.step, 'step')} done, asked for is train.steps={config.train.steps}"
+        )
     advice = "resume on the stores it was trained on, or train anew with another --out"
     noted = recorded_uses(run_dir)
     if run.store_fingerprints != store_fingerprints:

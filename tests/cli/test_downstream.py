@@ -72,7 +72,7 @@ def test_finetune(world, tmp_path):
         "1",
     )
     code, out, _ = maesil(*given, "--device", "cpu", "--classes", "lung", "--classes", "heart")
-    assert code == 0 and "pretrained" in out and "scratch" in out and "1 patients learnt from, 1 others scored" in out
+    assert code == 0 and "pretrained" in out and "scratch" in out and "1 patient learnt from, 1 other scored" in out
     assert set(json.loads((tmp_path / "finetune.json").read_text())["mean"]["scratch"]) == {"lung", "heart", "mean"}
 
 

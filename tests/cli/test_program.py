@@ -354,7 +354,7 @@ def test_ingest_info_verify_export_index(tmp_path, sources):
     line = fails(errors.EXIT_USAGE, *ingest(sources, out, "--superpatch", 64, "--key-file", key))
     assert "--update" in line
     code, stdout, _ = run("store", "info", out)
-    assert code == 0 and "3 volumes of 1 patients" in stdout  # one phantom, its soft parts 7 and 20 HU apart
+    assert code == 0 and "3 volumes of 1 patient, " in stdout  # one phantom, its soft parts 7 and 20 HU apart
     info = json.loads(run("store", "info", out, "--json")[1])
     assert len(info["volumes"]) == 3
     assert run("store", "verify", out)[:2] == (0, "3 volumes, 12 superpatches: all intact\n")
@@ -555,3 +555,10 @@ def test_a_report_of_nothing_becomes_that_of_the_store(tmp_path, nothing_read, s
     assert run(*ingest(sources, tmp_path / "s.zarr"))[0] == 0
     codes = {row["code"] for row in pq.read_table(tmp_path / "s.report" / "files.parquet").to_pylist()}
     assert {"metaimage", "committed"} <= codes
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_help_names_no_types_of_python(command):
+    """Neither ``<path>`` nor ``<list[str]>``: the value of an option is a word, and so is an argument."""
+    told = run(*command, "--help")[1]
+    assert not re.findall(r"<[a-z][^>\n]*>|\b(?:Path|str|int|float)\b|INTEGER", told)

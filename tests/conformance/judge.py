@@ -77,10 +77,10 @@ def judge(source: Path, work: Path, expected: Expected) -> list[str]:
     try:
         summary = json.loads(printed)
     except json.JSONDecodeError:
-        if exit_code == 3 and (expected.or_refused or not expected.scans):
-            return []  # nothing usable at all
         return [f"exit {exit_code}: {said.strip()[-300:]}"]
     (work / "summary.json").write_text(json.dumps(summary, indent=1))
+    if exit_code == 3 and (expected.or_refused or not expected.scans):
+        return _accounting(source, summary, expected.options)  # nothing usable at all
     volumes = exported(store, work)
     wrong = [
         *_accounting(source, summary, expected.options),

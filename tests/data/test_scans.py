@@ -57,8 +57,8 @@ def test_a_scan_without_a_body_is_known_by_its_pixels_and_the_rest_is_said(tmp_p
     known = known_scans([tmp_path / "run"])
     leaders, notes = known.patients(store)
     assert leaders["air of s"] == leaders["air of other"]
-    assert "1 of its 1 scans hold no body" in notes[0]
-    assert "1 of 1 volumes hold no body" in notes[1]
+    assert "no body in 1 of 1 scan," in notes[0]
+    assert "in 1 of 1 volume" in notes[1]
 
 
 @pytest.mark.parametrize("damage", ["missing", "cut", "other"])

@@ -84,7 +84,7 @@ def test_labels_of_the_scan_s_grid_turned_and_finer_mean_the_same(world, tmp_pat
     nib.save(turned, other / f"{volume.volume_id}.nii")
     labels = load_labels(other, volumes, tmp_path / "b")
     assert labels.classes == ("1", "2", "3", "4") and labels.volumes == (volume,)
-    assert labels.notes[0] == "labels of 1 of 2 volumes" and "1 label files" in labels.notes[1]
+    assert labels.notes[0] == "labels of 1 of 2 volumes" and "1 label file of" in labels.notes[1]
     assert (labels.of(volume) == exact).mean() > 0.97
 
 

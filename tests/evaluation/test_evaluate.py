@@ -209,7 +209,7 @@ def test_training_volumes_are_never_scored_silently(world, tmp_path):
     with pytest.raises(UsageError, match="--volumes all"):
         evaluate(everybody, folder / "store", device="cpu")
     report = evaluate(run, folder / "store", out=tmp_path / "o", device="cpu", volumes=[trained.volume_id])
-    assert "1 of 1 volumes are of patients the run was trained on" in report.notes[0]
+    assert "trained on the patients of 1 of 1 volume:" in report.notes[0]
 
 
 def test_wrong_paths_end_in_one_clear_line(world, tmp_path):
@@ -261,7 +261,7 @@ def test_copies_are_not_scored_though_the_training_store_is_gone(tmp_path):
     assert {row["group"] for row in report.per_volume} == {"new"}
     assert not any("recognise" in note for note in report.notes)
     everyone = evaluate(run, tmp_path / "other", device="cpu", volumes=["all"])
-    assert everyone.notes[0].startswith("1 of 2 volumes are of patients the run was trained on")
+    assert everyone.notes[0].startswith("the run was trained on the patients of 1 of 2 volumes")
     facts = json.loads((run / "evaluation" / "scores.json").read_text())
     assert facts["weights_sha256"] == load_run(run).weights_sha256()
     copy = next(v.volume_id for v in other.volumes() if v.group == "copy")

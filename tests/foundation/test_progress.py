@@ -11,7 +11,7 @@ from maesil.progress import progress
 
 
 def test_lines_are_rare_and_the_end_is_said(capfd):
-    with progress({"build": "volumes"}) as report:
+    with progress({"build": "volume"}) as report:
         for done in range(1, 1001):
             report("build", done, 1000)
     assert capfd.readouterr().err.splitlines() == ["build: 1000 of 1000 volumes"]
@@ -20,7 +20,7 @@ def test_lines_are_rare_and_the_end_is_said(capfd):
 def test_long_work_says_something_now_and_then(capfd, monkeypatch):
     seconds = itertools.count(0.0, 4.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
-    with progress({"scan": "files"}) as report:
+    with progress({"scan": "file"}) as report:
         for done in range(1, 10):
             report("scan", done, None)
     lines = capfd.readouterr().err.splitlines()
@@ -28,12 +28,27 @@ def test_long_work_says_something_now_and_then(capfd, monkeypatch):
 
 
 def test_nothing_goes_to_standard_output(capfd):
-    with progress({"a": "files", "b": "volumes"}) as report:
+    with progress({"a": "file", "b": "volume"}) as report:
         report("a", 1, 1)
         report("b", 2, 2)
     assert capfd.readouterr().out == ""
 
 
 def test_an_error_inside_passes_through():
-    with pytest.raises(RuntimeError, match="inside"), progress({"a": "files"}):
+    with pytest.raises(RuntimeError, match="inside"), progress({"a": "file"}):
         raise RuntimeError("inside")
+
+
+def test_one_is_counted_as_one(capfd):
+    with progress({"build": "volume", "scan": "file"}) as report:
+        report("build", 1, 1)
+    assert capfd.readouterr().err == "build: 1 of 1 volume\n"
+
+
+def test_a_line_is_not_broken_at_80_columns(capfd):
+    with progress(
+        {"a stage with a name that no one would choose": "thing of which there are more than one in a file"}
+    ) as report:
+        report("a stage with a name that no one would choose", 7, 7)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert len(line) > 80

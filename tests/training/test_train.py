@@ -207,7 +207,7 @@ def test_a_complete_run_stays_as_it_is_and_says_so(undisturbed, store, tmp_path)
     summary, _ = run(store, done, resume=True)
     assert (summary.last, summary.steps, summary.begun_at) == ({}, 8, 8)
     assert {path: path.read_bytes() for path in done.rglob("*") if path.is_file()} == before
-    with pytest.raises(CheckpointError, match=r"8 steps are done, asked for is train\.steps=5"):
+    with pytest.raises(CheckpointError, match=r"8 steps done, asked for is train\.steps=5"):
         run(store, done, with_train(steps=5), resume=True)
 
 
