@@ -142,7 +142,8 @@ def _doubts(hu: Planes, valid: Planes) -> Iterator[Refused]:
             yield from wrapped(hu, valid)
         yield doubt
     if (share := float((values > _NO_METAL_ABOVE_HU).mean())) > 0.01:
-        text = f"{share:.0%} of the voxels lie above {_NO_METAL_ABOVE_HU} HU: negative values read as unsigned"
+        why = "negative values read as unsigned, or times a factor"
+        text = f"{share:.0%} of the voxels lie above {_NO_METAL_ABOVE_HU} HU: {why}"
         yield Refused("unsigned", text, share=share, **numbers)
     if (share := float((values > 700).mean())) > 0.3 and share > 3 * float((values < -700).mean()):
         yield Refused("too_dense", f"{share:.0%} of the voxels lie above 700 HU: inverted or offset", **numbers)

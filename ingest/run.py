@@ -115,7 +115,8 @@ def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
     found = f"{counted(len(plan.verdicts), 'file')} and none of them CT ({', '.join(codes)})" if codes else "no file"
     if not codes and any(source.is_dir() and any(source.rglob(ZARR_DOCUMENT)) for source in sources):
         found = "Zarr folders only, which are not looked into"
-    told = next((f"; {printable(v.path.name)}: {v.detail}" for v in _loudest_first(plan.verdicts) if v.detail), "")
+    reasons = [verdict for verdict in _loudest_first(plan.verdicts) if verdict.detail and verdict.code != "archive"]
+    told = next((f"; {printable(verdict.path.name)}: {verdict.detail}" for verdict in reasons), "")
     told = told or "; name the folder that holds the scans"
     return f"{where}: expected DICOM or NIfTI files with CT, found {found}{told}"
 

@@ -138,15 +138,16 @@ def _look_at(path: Path, result: ScanResult) -> None:
 
 def _look_into(path: Path, result: ScanResult) -> None:
     head = _head(path)
-    pointer = stand_in_for(head)
+    pointer = stand_in_for(head, path.name)
     kind = _claimed_nifti(path, "not_fetched") if pointer else _kind(path, head)
     if kind == "dicom":
         result.instances.extend(read_headers(path))
     elif kind == "nifti":
         result.niftis.append(path)
-    elif kind == "archive" and path.is_file():  # one within an archive is not opened
+    elif kind == "archive" and path.is_file():
         _look_into_archive(path, result)
     else:
+        kind = "other_archive" if kind == "archive" else kind  # one within an archive is not opened
         result.verdicts.append(FileVerdict(path, "ignored", kind, detail=pointer or _WAY_OUT.get(kind, "")))
 
 

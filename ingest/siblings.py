@@ -1,7 +1,8 @@
 """Files that stand in for slices: named like the slices beside them, and holding none.
 
-Slices that were never fetched (Git LFS), links that lead nowhere, empty and cut files leave what is left regular in
-itself, if they are the last of their scan. Only their names give them away: the same folder, the same pattern.
+Slices that were never fetched (Git LFS), links that lead nowhere, empty and cut files, downloads that were not finished
+leave what is left regular in itself, if they are the last of their scan. Only their names give them away: the same
+folder, the same pattern.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from maesil.ingest.verdict import FileVerdict
 ACCEPTED = "stand_ins"
 _NUMBER = re.compile(r"[0-9a-fA-F]*[0-9][0-9a-fA-F]*")
 _UID = re.compile(r"#(\.#)+")
+_UNFINISHED = re.compile(
+    r"(?:\.(?=.*\.icloud$))?(.+)\.(?:part|partial|crdownload|download|filepart|icloud)", re.IGNORECASE
+)
+"""What browsers, copying programs and clouds make of the name of a file that is not all there."""
 _STAND_INS = ("not_fetched", "symlink", "empty")
 """Codes of ignored files that may stand for a slice. What has another content of its own does not."""
 
@@ -25,15 +30,17 @@ Siblings = Mapping[tuple[Path, str], Counter[str]]
 
 
 def pattern_of(name: str) -> str:
-    """Return a file name with its numbers, UIDs and hashes left out."""
-    return _UID.sub("#", _NUMBER.sub("#", name))
+    """Return a file name with its numbers, UIDs and hashes left out, and what says that it is not all there."""
+    unfinished = _UNFINISHED.fullmatch(name)
+    return _UID.sub("#", _NUMBER.sub("#", unfinished[1] if unfinished else name))
 
 
 def stand_ins(verdicts: Iterable[FileVerdict]) -> Siblings:
-    """Return which names hold no slice: of files that are empty, not fetched, not followed or damaged."""
+    """Return which names hold no slice: of files that are empty, not fetched or finished, not followed or damaged."""
     found: dict[tuple[Path, str], Counter[str]] = defaultdict(Counter)
     for verdict in verdicts:
-        if verdict.status == "quarantined" or (verdict.status == "ignored" and verdict.code in _STAND_INS):
+        no_slice = verdict.code in _STAND_INS or _UNFINISHED.fullmatch(verdict.path.name)
+        if verdict.status == "quarantined" or (verdict.status == "ignored" and no_slice):
             pattern = pattern_of(verdict.path.name)
             if "#" in pattern:
                 found[verdict.path.parent, pattern][verdict.code] += 1

@@ -313,3 +313,14 @@ def test_broken_headers_end_no_scan(tmp_path):
     judged = [v.path for v in plan.verdicts] + [path for item in plan.volumes for path in item.source.paths]
     assert sorted(judged) == sorted(folder.iterdir())
     assert all(v.status in STATUSES and v.code for v in plan.verdicts)
+
+
+def test_an_archive_within_an_archive_says_the_way_out(tree, tmp_path):
+    (tmp_path / "made").mkdir()
+    with zipfile.ZipFile(tmp_path / "made" / "inner.zip", "w") as archive:
+        archive.write(next(tree.rglob("*.dcm")), "a.dcm")
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "outer.zip", "w") as archive:
+        archive.write(tmp_path / "made" / "inner.zip", "inner.zip")
+    inner = {verdict.path.name: verdict for verdict in scan([tmp_path / "in"]).verdicts}["inner.zip"]
+    assert (inner.status, inner.code) == ("ignored", "other_archive") and "unpack it" in inner.detail

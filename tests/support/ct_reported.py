@@ -344,6 +344,32 @@ def last_slice_cut_within_its_header(folder: Path, who: str) -> None:
     path.write_bytes(path.read_bytes()[:300])
 
 
+@refused()
+def last_slices_half_downloaded(folder: Path, who: str) -> None:
+    for path in save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])[20:]:
+        path.with_name(f"{path.name}.part").write_bytes(path.read_bytes()[:140])
+        path.unlink()
+
+
+@refused()
+def last_slices_left_in_the_cloud(folder: Path, who: str) -> None:
+    for path in save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])[20:]:
+        path.with_name(f".{path.name}.icloud").write_bytes(b"bplist00\xd3" + bytes(150))
+        path.unlink()
+
+
+@refused()
+def last_slices_are_web_pages(folder: Path, who: str) -> None:
+    for path in save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])[20:]:
+        path.write_text("\n<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n")
+
+
+@case(status="ignored")
+def web_page_beside_the_scan(folder: Path, who: str) -> None:
+    save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])
+    (folder / "IM0024.html").write_text("<html><body>An index</body></html>")
+
+
 @case(status="ignored")
 def empty_file_of_another_name(folder: Path, who: str) -> None:
     save_all(folder, series(who))
