@@ -213,10 +213,8 @@ def test_archives_are_read_in_place(tree, tmp_path):
     result = scan([tmp_path])
     assert result.found == files + 2
     assert len(result.niftis) == 1 and len(result.instances) == 2 * SHAPE[0]
-    assert {v.path.name: v.code for v in result.verdicts if v.code == "archive"} == {
-        "all.zip": "archive",
-        "inner": "archive",
-    }
+    codes = {v.path.name: v.code for v in result.verdicts}
+    assert (codes["all.zip"], codes["inner"]) == ("archive", "other_archive")
     assert all(path in header.path.parents for header in result.instances)
     plain, archived = make_plan(scan([tree])).volumes, make_plan(result).volumes
     hashes = [sorted(source_hash(item.source) for item in volumes) for volumes in (plain, archived)]
