@@ -16,6 +16,8 @@ from typing import Any
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """What asks a process to end: Ctrl-C, ``kill`` and batch systems, a terminal that closes, SLURM before the time is up
 (``--signal=USR1@60``)."""
+TOLD_BY_ANOTHER = "MAESIL_INTERRUPT_IS_TOLD"
+"""Set in the environment of a command whose caller says how to go on: two messages would say two things."""
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from maesil.errors import (
     disk_full,
     out_of_memory,
 )
-from maesil.signals import interrupts_raised, outlive_closed_pipes
+from maesil.signals import TOLD_BY_ANOTHER, interrupts_raised, outlive_closed_pipes
 from maesil.text import printable
 
 _GO_ON = ("ingest", "experiment", "demo")
@@ -49,8 +49,7 @@ class _ErrorMapping(TyperGroup):
         except MaesilError as error:
             _end(f"error: {error}", error.exit_code)
         except KeyboardInterrupt as error:
-            goes_on = ctx.invoked_subcommand in _GO_ON
-            _end(str(error) or f"interrupted; {_RESUMES if goes_on else _STARTS_OVER}", EXIT_INTERRUPTED)
+            _end_interrupted(str(error), ctx.invoked_subcommand)
         except (MemoryError, RuntimeError) as error:
             if told := out_of_memory(error):
                 _end(f"error: {told}; free some, or take a device with more: --device cpu", EXIT_RESOURCES)
@@ -66,6 +65,13 @@ class _ErrorMapping(TyperGroup):
                     EXIT_RESOURCES,
                 )
             raise
+
+
+def _end_interrupted(how_to_go_on: str, command: str) -> NoReturn:
+    if TOLD_BY_ANOTHER in os.environ:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    goes_on = command in _GO_ON
+    _end(how_to_go_on or f"interrupted; {_RESUMES if goes_on else _STARTS_OVER}", EXIT_INTERRUPTED)
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -6,6 +6,7 @@ and prints its command line first.
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from maesil.documents import as_json, read_json, write_json
 from maesil.errors import EXIT_INTERRUPTED, MaesilError, UsageError
 from maesil.files import write_whole
 from maesil.geometry import Affine
-from maesil.signals import interrupts_raised
+from maesil.signals import TOLD_BY_ANOTHER, interrupts_raised
 from maesil.text import counted
 from maesil.types import FloatArray, Spacing, Zyx
 
@@ -96,7 +97,8 @@ def run_command(arguments: Sequence[str], console: Console) -> None:
     line = shlex.join(["maesil", *arguments])
     console.print(f"\n$ {line}", style="bold", markup=False)
     sys.stdout.flush()
-    child = subprocess.Popen([sys.executable, "-m", "maesil", *arguments])
+    environment = {**os.environ, TOLD_BY_ANOTHER: "1"}
+    child = subprocess.Popen([sys.executable, "-m", "maesil", *arguments], env=environment)
     try:
         code = child.wait()
     except KeyboardInterrupt:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import ct_encodings  # noqa: F401 (it adds its cases)
+from support.ct_cases import CASES
 from support.ct_phantom import base_affine
 from support.sources import phantom_hu
 
@@ -143,7 +145,11 @@ def with_filling(folder: Path) -> None:
     write_nifti(folder / "a.nii.gz", np.rint(hu).astype(np.int16), base_affine())
 
 
-SCANS = [as_dicom, with_padding, with_a_gap, tilted, as_nifti, sagittal, with_filling]
+def as_enhanced(folder: Path) -> None:
+    CASES["enhanced_frames_shuffled"].build(folder, "PATIENT")
+
+
+SCANS = [as_dicom, as_enhanced, with_padding, with_a_gap, tilted, as_nifti, sagittal, with_filling]
 
 
 def built(tmp_path: Path, name: str, spacing, source_folder: Path):
