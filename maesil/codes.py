@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 RefusalCode = Literal[
     "animal", "bad_affine", "bad_archive", "bad_dicom", "bad_dtype", "bad_enhanced", "bad_header", "bad_orientation",
-    "bad_pixels", "bad_rescale", "bad_spacing", "bits_stored", "burned_in_annotation", "colour", "colour_picture",
+    "bad_pixels", "bad_rescale", "bad_spacing", "bits_stored", "burned_in_annotation", "colour", "colour_picture", "cone_beam",
     "constant", "coronal_slices", "damaged_file", "decode_memory", "decode_time", "decoder_crashed", "decoder_killed",
     "derived_reformat", "drift", "duplicate_pixels", "duplicate_slice", "eight_bit", "encrypted", "filled_border",
     "forms_differ", "frame_of_reference", "frames_without_positions", "gap", "implausible_size", "incomplete_series",
