@@ -49,6 +49,7 @@ class _Shared:
         return hu, np.frombuffer(memory, dtype=bool, count=voxels, offset=4 * voxels).reshape(shape)
 
     def close(self) -> None:
+        self.file = None  # it is gone as soon as neither side has it
         if self.descriptor is not None:
             os.close(self.descriptor)
 

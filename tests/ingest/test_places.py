@@ -6,9 +6,11 @@ Real file systems are mounted where this process may mount any (root on Linux); 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,8 +43,13 @@ def mount(tmp_path) -> Iterator[Mount]:
         return place
 
     yield mounts
+    gc.collect()  # an error that nobody holds any more may hold a file
     for place in reversed(mounted):
-        subprocess.run(["umount", place], check=False, capture_output=True)
+        for _ in range(25):  # what was closed a moment ago may keep it busy
+            if not place.is_mount():
+                break
+            subprocess.run(["umount", place], check=False, capture_output=True)
+            time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from dataclasses import asdict
@@ -184,6 +185,24 @@ def test_a_store_is_the_same_to_the_bit_whether_its_volume_was_in_memory_or_on_d
     long, on_disk, other = built(tmp_path, "disk", spacing, tmp_path / "in")
     assert long.is_long
     assert what_it_is(on_disk, other) == what_it_is(in_memory, store)
+
+
+def deleted_files(pid: int | str, folder: Path) -> list[str]:
+    links = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    return [link for link in links if link.startswith(str(folder)) and link.endswith("(deleted)")]
+
+
+def test_the_file_is_gone_once_nobody_works_on_it(tmp_path, monkeypatch):
+    """The child waits for the next source: it must not keep the disk full meanwhile."""
+    monkeypatch.setattr(limits, "WHOLE_VOXELS", 1000)
+    as_nifti(tmp_path / "in")
+    (item,) = make_plan(scan([tmp_path / "in"])).volumes
+    read, _ = isolated.read_hashed(item.source, folder=tmp_path)
+    child = isolated._child()._process
+    assert child is not None and deleted_files("self", tmp_path) and not deleted_files(child.pid, tmp_path)
+    del read
+    gc.collect()
+    assert not deleted_files("self", tmp_path)
 
 
 def test_a_claim_that_its_files_are_too_small_for_is_refused(tmp_path, monkeypatch):
