@@ -47,7 +47,8 @@ def ingest(
 
     Volumes already there from the same source and recipe are left alone: an interrupted run goes on where it stopped.
     Stages of ``progress`` are ``scan``, ``compare``, ``hash`` and ``build``. `NoInputError` if a source is missing;
-    `NothingFound`, with the verdict on each file, if all hold no CT; `UsageError` if the store has another recipe or key.
+    `NothingFound`, with the verdict on each file, if all hold no CT; `UsageError` if the store has another recipe or
+    key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
     _require_sources(sources)

@@ -243,7 +243,7 @@ def test_a_copy_of_a_training_scan_under_another_group_is_not_scored(tmp_path):
         choose_volumes(store, Split((original,), ()), None, leaders, test=("copy", "other"))
     (chosen,) = choose_volumes(store, Split((original,), ()), None, leaders, test=("other",))
     assert taken(store, [chosen], "body > 0") == [chosen]
-    with pytest.raises(UsageError, match="takes none of the 1 volumes"):
+    with pytest.raises(UsageError, match="takes none of 1 volume"):
         taken(store, [chosen], "body > 1")
 
 
