@@ -177,7 +177,7 @@ def test_every_model_predicts_learns_and_sees_no_hidden_voxel(name):
     torch.testing.assert_close(model(inputs).shown, tokens_at(everything, masks.ids_masked), atol=1e-4, rtol=1e-4)
     hidden = torch.ones(2, config.tokens, 1).mul(masks.mask[..., None]).expand(-1, -1, config.patch_voxels) > 0
     blanked = torch.where(unpatchify(hidden, config.grid, config.patch), torch.zeros_like(volume), volume)
-    again = model.predict_all(replace(inputs, volume_BZYX=blanked))
+    again = model.predict_all(replace(inputs, crops=blanked))
     assert torch.equal(again, everything)
     assert measure_cost(model, RunConfig(config), inputs.intensity).gflop > 0
 

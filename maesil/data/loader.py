@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +21,24 @@ from maesil.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Batch:
+class PlacesInScans:
+    """Where the crops of a batch lie in scans that stay on the device."""
+
+    scans: Tensor
+    """int16 HU ``[B, Z, Y, X]``, one memory for all samples."""
+    origin: Tensor
+    """int64 ``[B, 3]``: the first voxel of each crop."""
+
+
+Voxels = TypeVar("Voxels", bound=Tensor | PlacesInScans, covariant=True)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[Voxels]):
     """One step's crops. The tensors are buffers of a ring: they hold until the next batch is asked for."""
 
-    hu: Tensor
-    """int16 HU ``[B, c, c, c]``, not mirrored yet; with ``origin``, whatever the crops are to be cut from."""
+    hu: Voxels
+    """The crops, int16 HU ``[B, c, c, c]``, not mirrored yet; or where they are to be cut."""
     valid: Tensor
     """uint8 ``[B, k, k, k]``: share, 0..255, of each cell inside the scan."""
     body: Tensor
@@ -32,8 +46,6 @@ class Batch:
     flip: Tensor
     """bool ``[B, 3]``: which axes z, y, x the model is to see mirrored."""
     draws: tuple[Draw, ...]
-    origin: Tensor | None = None
-    """int64 ``[B, 3]``: first voxel of each crop in ``hu``, if that holds whole scans."""
 
 
 def samples_of_rank(batch: int, rank: int, world_size: int) -> range:
@@ -88,7 +100,7 @@ class CropLoader:
         if os.getpid() == self._process:
             self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[Batch[Tensor]]:
         """Yield the batches of steps ``start`` .. ``stop - 1``; RuntimeError in a process forked off meanwhile."""
         visits: dict[int, _Visit] = {}
         for step in range(start, stop):

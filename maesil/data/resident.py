@@ -15,7 +15,7 @@ import torch
 
 from maesil.config.schema import TrainConfig
 from maesil.data.crops import blank_outside_scan
-from maesil.data.loader import Batch, CropLoader, samples_of_rank
+from maesil.data.loader import Batch, CropLoader, PlacesInScans, samples_of_rank
 from maesil.data.sampler import CropSampler, Draw
 from maesil.errors import ResourceError
 from maesil.store.reader import SuperpatchReader
@@ -63,7 +63,7 @@ class ResidentLoader:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Iterator[Batch[PlacesInScans]]:
         """Yield the batches of steps ``start`` .. ``stop - 1``."""
         scans = self._scans.expand(len(self._samples), -1, -1, -1)
         for step in range(start, stop):
@@ -73,7 +73,7 @@ class ResidentLoader:
             )
             flip = torch.tensor([draw.flip for draw in draws])
             origin = torch.tensor([self._place(draw) for draw in draws])
-            yield Batch(scans, valid, body, flip, draws, origin)
+            yield Batch(PlacesInScans(scans, origin), valid, body, flip, draws)
 
     def _load(self, reader: SuperpatchReader, volume: Volume) -> None:
         hu = read_scan(reader, volume, self._sampler.reach(volume))

@@ -86,8 +86,8 @@ class ReconstructionModel(nn.Module, ABC):
 
         ``pictured``: as a picture head draws them, if the model has one; else as the tokens alone say.
         """
-        everything = torch.arange(self.config.tokens, device=inputs.volume_BZYX.device)
-        everything = everything.expand(len(inputs.volume_BZYX), -1)
+        everything = torch.arange(self.config.tokens, device=inputs.device)
+        everything = everything.expand(inputs.samples, -1)
         prediction: Prediction = self(replace(inputs, ids_target=everything))
         return prediction.shown if pictured else prediction.patches_BSV
 

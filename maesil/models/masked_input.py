@@ -19,11 +19,23 @@ from maesil.types import Edges, Intensity
 
 
 @dataclass(frozen=True)
+class CropsInScans:
+    """Crops that are cut from larger scans by the very operation that needs their voxels."""
+
+    scans_BZYX: Tensor
+    """int16 HU, not mirrored."""
+    origin_B3: Tensor
+    """int64: first voxel (z, y, x) of each crop."""
+    size: Edges
+    """Edges of a crop (voxels)."""
+
+
+@dataclass(frozen=True)
 class MaskedInput:
     """A batch of crops and the masks over them."""
 
-    volume_BZYX: Tensor
-    """int16 HU, not mirrored yet; with ``origin_B3``, what the crops are to be cut from."""
+    crops: Tensor | CropsInScans
+    """int16 HU ``[B, Z, Y, X]``, not mirrored yet; or the scans they lie in."""
     masks: Masks
     """Over the tokens of the mirrored crops."""
     intensity: Intensity
@@ -37,10 +49,6 @@ class MaskedInput:
     """``[B, S]``: the tokens to predict, if not all of ``masks.ids_masked``."""
     noise: Tensor | None = None
     """Standard normal numbers ``[B, ...]`` for a model whose training draws some, see `ReconstructionModel`."""
-    origin_B3: Tensor | None = None
-    """int64: first voxel (z, y, x) of each crop in ``volume_BZYX``, where that is larger than a crop."""
-    crop: Edges | None = None
-    """Edges of the crops (voxels); None: the whole volume."""
     pictured: slice | None = field(default_factory=lambda: slice(None))
     """Of which crops a model with a picture head draws pictures; None: of none."""
 
@@ -48,7 +56,20 @@ class MaskedInput:
         """Return some of the crops."""
         batched = {one.name: getattr(self, one.name) for one in fields(self)}
         cut: dict[str, Any] = {name: value[crops] for name, value in batched.items() if isinstance(value, Tensor)}
+        if isinstance(self.crops, CropsInScans):
+            scans, origin, size = self.crops.scans_BZYX, self.crops.origin_B3, self.crops.size
+            cut["crops"] = CropsInScans(scans[crops], origin[crops], size)
         return replace(self, masks=self.masks.of(crops), **cut)
+
+    @property
+    def samples(self) -> int:
+        """How many crops there are."""
+        return len(self._voxels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the voxels lie."""
+        return self._voxels.device
 
     @property
     def targets(self) -> Tensor:
@@ -58,8 +79,8 @@ class MaskedInput:
     def patches(self, ids_BN: Tensor, dtype: torch.dtype) -> Tensor:
         """Cut patches, windowed and normalised: ``[B, N, V]``."""
         return kernels.gather_patches(
-            self.volume_BZYX, ids_BN, patch_size=self.patch, window=self._window, mean=self.intensity.mean,
-            std=self.intensity.std, dtype=dtype, flip=self.flip_B3, origin=self.origin_B3, size=self.crop,
+            self._voxels, ids_BN, patch_size=self.patch, window=self._window, mean=self.intensity.mean,
+            std=self.intensity.std, dtype=dtype, flip=self.flip_B3, **self._places,
         )  # fmt: skip
 
     def visible_patches(self, dtype: torch.dtype) -> Tensor:
@@ -69,15 +90,25 @@ class MaskedInput:
     def loss(self, pred_BSV: Tensor, weight_BS: Tensor | None = None) -> Tensor:
         """Compare predictions of ``targets`` with the truth: a float32 scalar, each patch counting by its weight."""
         return kernels.masked_reconstruction_loss(
-            pred_BSV, self.volume_BZYX, self.targets, patch_size=self.patch, window=self._window,
-            mean=self.intensity.mean, std=self.intensity.std, weight=weight_BS, flip=self.flip_B3,
-            origin=self.origin_B3, size=self.crop,
+            pred_BSV, self._voxels, self.targets, patch_size=self.patch, window=self._window,
+            mean=self.intensity.mean, std=self.intensity.std, weight=weight_BS, flip=self.flip_B3, **self._places,
         )  # fmt: skip
 
     def input_dtype(self, weight: Tensor) -> torch.dtype:
         """Return the dtype that activations have: autocast's, or else that of the weights."""
-        device = self.volume_BZYX.device.type
+        device = self.device.type
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+    @property
+    def _voxels(self) -> Tensor:
+        return self.crops if isinstance(self.crops, Tensor) else self.crops.scans_BZYX
+
+    @property
+    def _places(self) -> dict[str, Any]:
+        """What the kernels must know to cut crops from scans."""
+        if isinstance(self.crops, Tensor):
+            return {}
+        return {"origin": self.crops.origin_B3, "size": self.crops.size}
 
     @property
     def _window(self) -> tuple[float, float] | Tensor:

@@ -14,19 +14,21 @@ import torch
 from torch import Tensor
 
 from maesil.data.crops import Crop, whole_patches
-from maesil.data.loader import Batch, CropLoader
+from maesil.data.loader import Batch, CropLoader, PlacesInScans
 from maesil.data.resident import ResidentLoader, open_loader
 from maesil.data.sampler import CropSampler, Draw
 from maesil.data.split import Split
 from maesil.devices import sent
 from maesil.errors import UsageError
 from maesil.models.latent import LatentStatistics, mean_over_crop, shuffled
-from maesil.models.masked_input import MaskedInput
+from maesil.models.masked_input import CropsInScans, MaskedInput
 from maesil.models.masking import draw_noise, draw_targets, make_masks
 from maesil.models.patches import expand_cells, to_hu, unpatchify
 from maesil.training.checkpoint import save_checkpoint
 from maesil.training.learner import Learner, MicroBatch
 from maesil.types import HuArray, Intensity, Window
+
+AnyBatch = Batch[Tensor] | Batch[PlacesInScans]
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Trainer(Learner):
         """Return a loader of this rank's crops: rank r of w takes samples r B/w .. of each step's B."""
         return open_loader(self.sampler, self.config.train, self.device, self.ranks.number, self.ranks.count)
 
-    def prepared(self, batches: Iterable[Batch]) -> Iterator[Prepared]:
+    def prepared(self, batches: Iterable[AnyBatch]) -> Iterator[Prepared]:
         """Mask and copy batches one step ahead, on a thread of its own, while the device works on the step before.
 
         On a GPU copies have a stream of their own, so their order is said: they begin when the steps that were given
@@ -179,7 +181,7 @@ class Trainer(Learner):
         return torch.cuda.current_stream(self.device).record_event() if self.on_gpu else None
 
     def _prepare_next(
-        self, batches: Iterator[Batch], copies: torch.cuda.Stream | None, after: torch.cuda.Event | None
+        self, batches: Iterator[AnyBatch], copies: torch.cuda.Stream | None, after: torch.cuda.Event | None
     ) -> Prepared | None:
         started = time.monotonic()
         batch = next(batches, None)
@@ -196,7 +198,7 @@ class Trainer(Learner):
             copies.synchronize()
         return Prepared(micro_batches, batch.draws, read - started, time.monotonic() - read)
 
-    def _micro_batch(self, batch: Batch, start: int) -> MicroBatch:
+    def _micro_batch(self, batch: AnyBatch, start: int) -> MicroBatch:
         chosen = slice(start, start + self.crops_at_once)
         pictured = self._pictured(start)
         inputs = replace(self._training_input(batch, chosen), pictured=pictured or _STAND_IN)
@@ -204,25 +206,27 @@ class Trainer(Learner):
         picture_weight_BS = weight_BS[pictured or _STAND_IN]
         return MicroBatch(inputs, weight_BS, picture_weight_BS if pictured else torch.zeros_like(picture_weight_BS))
 
-    def _training_input(self, batch: Batch, chosen: slice) -> MaskedInput:
+    def _training_input(self, batch: AnyBatch, chosen: slice) -> MaskedInput:
         """Return crops as the model sees them: mirrored, windowed and masked as their draws say."""
-        draws, origin = batch.draws[chosen], batch.origin
+        draws = batch.draws[chosen]
         model, settings = self.config.model, self.config.train
         seeds = [draw.mask_seed for draw in draws]
-        # Scans that stay on the device are seen by all samples; a crop's buffer is soon filled anew.
-        volume = batch.hu[chosen] if origin is not None else self._copied(batch.hu[chosen])
         masks, noise_shape = make_masks(self.config.mask, model.grid, seeds, self.device), self.model.noise_shape
         windows = _shifted_windows(settings.window, settings.window_jitter, draws)
         lean = model.kind == "maesil" and model.decoder != "full"
         return MaskedInput(
-            volume, masks, self.intensity, model.patch,
+            self._crops(batch.hu, chosen), masks, self.intensity, model.patch,
             flip_B3=self._to_device(batch.flip[chosen]),
             window_B2=self._to_device(windows) if settings.window_jitter else None,
             ids_target=draw_targets(masks, model.decoded, seeds) if lean else None,
             noise=self._to_device(draw_noise(noise_shape, seeds)) if noise_shape else None,
-            origin_B3=None if origin is None else self._to_device(origin[chosen]),
-            crop=None if origin is None else model.crop,
         )  # fmt: skip
+
+    def _crops(self, hu: Tensor | PlacesInScans, chosen: slice) -> Tensor | CropsInScans:
+        """Return crops of a batch on the device. Their buffer is soon filled anew; scans on the device stay."""
+        if isinstance(hu, Tensor):
+            return self._copied(hu[chosen])
+        return CropsInScans(hu.scans[chosen], self._to_device(hu.origin[chosen]), self.config.model.crop)
 
     def _pictured(self, start: int) -> slice | None:
         """Return which crops of a micro-batch the picture head is trained on, if any.

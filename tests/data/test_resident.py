@@ -35,17 +35,17 @@ def test_resident_scans_hold_the_same_crops(sources, offsets, crop):
             assert one.draws == two.draws
             for name in ("valid", "body", "flip"):
                 assert torch.equal(getattr(one, name), getattr(two, name))
-            for b, (z, y, x) in enumerate(two.origin.tolist()):
-                assert torch.equal(one.hu[b], two.hu[b, z : z + crop, y : y + crop, x : x + crop])
+            for b, (z, y, x) in enumerate(two.hu.origin.tolist()):
+                assert torch.equal(one.hu[b], two.hu.scans[b, z : z + crop, y : y + crop, x : x + crop])
 
 
 def test_all_samples_share_one_copy_of_the_scans(sources):
     sampler = CropSampler(sources, sources.groups, 16, TrainConfig(batch=4))
     with ResidentLoader(sampler, 4) as loader:
         (batch,) = loader.batches(0, 1)
-    assert batch.hu.stride(0) == 0
+    assert batch.hu.scans.stride(0) == 0
     scans = sum(np.prod([-(-n // 8) * 8 for n in volume.shape]) for _, volume in sampler.volumes)
-    assert batch.hu[0].numel() < 2 * scans
+    assert batch.hu.scans[0].numel() < 2 * scans
 
 
 boxes = st.tuples(st.integers(1, 60), st.integers(1, 40), st.integers(1, 40))
@@ -75,7 +75,7 @@ def test_the_ranks_share_the_batch(sources):
     (single,) = ResidentLoader(sampler, 4).batches(5, 6)
     ranks = [next(ResidentLoader(sampler, 4, rank=rank, world_size=2).batches(5, 6)) for rank in range(2)]
     assert ranks[0].draws + ranks[1].draws == single.draws
-    assert torch.equal(torch.cat([rank.origin for rank in ranks]), single.origin)
+    assert torch.equal(torch.cat([rank.hu.origin for rank in ranks]), single.hu.origin)
 
 
 def test_the_configuration_chooses_the_loader(sources):

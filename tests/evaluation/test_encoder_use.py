@@ -47,7 +47,7 @@ class Copies(ReconstructionModel):
     latent_per_voxel = 1.0
 
     def forward(self, inputs):
-        everything = torch.arange(self.config.tokens).expand(len(inputs.volume_BZYX), -1)
+        everything = torch.arange(self.config.tokens).expand(inputs.samples, -1)
         tokens = self.latent(inputs.patches(everything, torch.float32) + 0.05)
         return Prediction(tokens_at(tokens, inputs.targets))
 

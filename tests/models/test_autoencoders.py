@@ -54,8 +54,8 @@ def test_no_model_sees_hidden_voxels_and_every_one_sees_the_others(volume, kind)
     mask = inputs.masks.mask[..., None].expand(-1, -1, 512)
     hidden = unpatchify(mask, CONFIG.grid, 8) > 0
     noise = torch.randint(-1024, 1500, volume.shape, generator=torch.Generator().manual_seed(2)).short()
-    assert torch.equal(model(replace(inputs, volume_BZYX=torch.where(hidden, noise, volume))).patches_BSV, base)
-    changed = model(replace(inputs, volume_BZYX=torch.where(hidden, volume, noise))).patches_BSV
+    assert torch.equal(model(replace(inputs, crops=torch.where(hidden, noise, volume))).patches_BSV, base)
+    changed = model(replace(inputs, crops=torch.where(hidden, volume, noise))).patches_BSV
     assert not torch.allclose(changed, base, atol=1e-3)
 
 
@@ -96,7 +96,7 @@ def test_a_slice_of_the_2d_model_depends_on_its_own_slice_alone(volume):
     base = unpatchify(model(inputs).patches_BSV, CONFIG.grid, 8)
     other = volume.clone()
     other[:, 13] = other[:, 13].flip(-1)
-    changed = unpatchify(model(replace(inputs, volume_BZYX=other)).patches_BSV, CONFIG.grid, 8)
+    changed = unpatchify(model(replace(inputs, crops=other)).patches_BSV, CONFIG.grid, 8)
     differs = (changed - base).abs().amax(dim=(0, 2, 3)) > 1e-4
     assert differs.nonzero().flatten().tolist() == [13]
 
