@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -81,12 +81,23 @@ class Task:
     told: str
 
 
+Dice = TypedDict("Dice", {"volume_id": str, "class": str, "dice": float | None})
+"""How well a class is found in a volume; None where neither labels nor prediction hold it."""
+
+
+class DiceOfStart(Dice):
+    """A row of the report: the Dice, by which start and with which seed."""
+
+    start: str
+    seed: int
+
+
 @dataclass(frozen=True)
 class FinetuneReport:
     """What fine-tuning came to."""
 
-    rows: list[dict[str, Any]]
-    """One a start, seed, volume and class: ``start``, ``seed``, ``volume_id``, ``class``, ``dice``."""
+    rows: list[DiceOfStart]
+    """One a start, seed, volume and class."""
     classes: tuple[str, ...]
     facts: dict[str, Any]
     notes: tuple[str, ...]
@@ -127,7 +138,7 @@ class FinetuneReport:
             table.add_row(name, *cells)
         return [table, *self.notes]
 
-    def _rows(self, start: str) -> list[dict[str, Any]]:
+    def _rows(self, start: str) -> list[DiceOfStart]:
         return [row for row in self.rows if row["start"] == start]
 
 
@@ -190,7 +201,7 @@ def finetune(
 _OPTIMISTIC = "patients that the encoder was pre-trained on may be scored (--include-trained): optimistic"
 
 
-def _rare(rows: list[dict[str, Any]], classes: Sequence[str]) -> Iterator[str]:
+def _rare(rows: Sequence[Dice], classes: Sequence[str]) -> Iterator[str]:
     """Note the classes that are scored in a single volume, where others are scored too."""
     volumes = {row["volume_id"] for row in rows}
     for name in classes:
@@ -201,11 +212,11 @@ def _rare(rows: list[dict[str, Any]], classes: Sequence[str]) -> Iterator[str]:
 
 def _compare(
     run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
-) -> tuple[list[dict[str, Any]], bytes]:
+) -> tuple[list[DiceOfStart], bytes]:
     """Train and score both starts for every seed; return the scores, and the weights of the first."""
     device = next(run.model.parameters()).device
     turns = [(seed + number, start) for number in range(budget.seeds) for start in STARTS]
-    rows: list[dict[str, Any]] = []
+    rows: list[DiceOfStart] = []
     first = b""
     with progress({"finetune": "step"}) as report:
         for turn, (number, start) in enumerate(turns):
@@ -341,9 +352,7 @@ def _labels_of_crop(labels: LabelArray, origin: Zyx, crop: Edges) -> LabelArray:
 
 
 @torch.no_grad()
-def score_segmenter(
-    model: Segmenter, reader: SuperpatchReader, labels: Labels, places: Sequence[Place]
-) -> list[dict[str, Any]]:
+def score_segmenter(model: Segmenter, reader: SuperpatchReader, labels: Labels, places: Sequence[Place]) -> list[Dice]:
     """Return the Dice of each class in each volume, pooled over its crops."""
     device, crop = next(model.parameters()).device, model.encoder.config.crop
     model.eval()
