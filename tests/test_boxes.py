@@ -24,7 +24,7 @@ from maesil.data.crops import read_crop
 from maesil.data.split import Split
 from maesil.downstream.finetune import Budget, finetune
 from maesil.downstream.monai import load_into_monai_vit
-from maesil.downstream.probe import probe
+from maesil.downstream.probe import _features, probe
 from maesil.errors import EXIT_USAGE, UsageError
 from maesil.evaluation.cost import measure_cost
 from maesil.evaluation.predict import make_predictors, reconstruct
@@ -240,6 +240,17 @@ def test_probe_and_finetune_take_them(tmp_path):
     model = replace(SMALL, crop=(16, 32, 24), patch=PATCH, width=16, decoder_width=16)
     run_dir = save_run(tmp_path / "run", Split(("patient-0",), ()), model)
     other = save_run(tmp_path / "ae", Split(("patient-0",), ()), replace(model, kind="ae"))
+    trained, volume = load_run(run_dir), store.volumes()[0]
+    encoder, places = encoder_of(trained.model, trained.intensity), np.argwhere(np.ones((4, 4, 6)))
+    found = _features(SuperpatchReader(store), volume, places, {"maesil": encoder})
+    hu = SuperpatchReader(store).read_region(volume.volume_id, (0, 0, 0), (16, 32, 48))
+    expected = ((patchify(torch.from_numpy(hu)[None].float().clamp(-1000, 1000), PATCH)[0] + 1000) / 2000 - 0.4) / 0.3
+    torch.testing.assert_close(torch.from_numpy(found["voxels"]), expected, atol=1e-5, rtol=0)
+    with torch.no_grad():
+        tokens = encoder(torch.from_numpy(hu[None, :, :, 24:].copy()))[0]
+    behind = torch.from_numpy(found["maesil"][places[:, 2] >= 3])
+    torch.testing.assert_close(behind, tokens, atol=1e-5, rtol=1e-5)
+
     report = probe(run_dir, store.path, labels, against=[other], device="cpu", patches=600)
     assert {row["encoder"] for row in report.rows} == {"maesil", "untrained", "ae", "voxels"}
     assert any(row["r2"] is not None for row in report.rows)
