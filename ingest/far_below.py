@@ -69,8 +69,8 @@ def _apart_from_margin(low: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return np.zeros_like(low)
     marker = low.copy()
     marker[1:-1, 1:-1] = False
-    images = [sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (marker, low)]
-    reached = sitk.BinaryReconstructionByDilation(*images, backgroundValue=0, foregroundValue=1)
+    seed, whole = (sitk.GetImageFromArray(mask.astype(np.uint8)) for mask in (marker, low))
+    reached = sitk.BinaryReconstructionByDilation(seed, whole, backgroundValue=0, foregroundValue=1)
     return np.asarray(low & (sitk.GetArrayViewFromImage(reached) == 0))
 
 

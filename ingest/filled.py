@@ -144,8 +144,8 @@ def _begun(found: Planes, solid: Planes, slab: slice) -> NDArray[np.bool_]:
 
 def _reconstructed(marker: NDArray[np.bool_], mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return what of a mask hangs together with a marker."""
-    images = [sitk.GetImageFromArray(m.view(np.uint8)) for m in (marker, mask)]
-    reached = sitk.BinaryReconstructionByDilation(*images, backgroundValue=0, foregroundValue=1)
+    seed, whole = (sitk.GetImageFromArray(m.view(np.uint8)) for m in (marker, mask))
+    reached = sitk.BinaryReconstructionByDilation(seed, whole, backgroundValue=0, foregroundValue=1)
     return np.asarray(sitk.GetArrayFromImage(reached)).view(bool)
 
 

@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from maesil.errors import InterruptedRun, Refused, UsageError
+from maesil.errors import InterruptedRun, Refused
 from maesil.files import require_writable
 from maesil.ingest import stop
 from maesil.ingest.compare import comparing
@@ -20,7 +20,7 @@ from maesil.ingest.ledger import Ledger
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan, make_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, write_id_map
-from maesil.ingest.scan import scan
+from maesil.ingest.scan import require_no_store_among, scan
 from maesil.ingest.source_cache import SourceCache
 from maesil.ingest.stack import SeriesRules
 from maesil.ingest.summary import NothingFound, Summary
@@ -30,7 +30,7 @@ from maesil.progress import Report
 from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
-from maesil.store.store import ZARR_DOCUMENT, Store, is_store
+from maesil.store.store import ZARR_DOCUMENT, Store
 from maesil.text import counted, printable
 
 __all__ = ["IngestOptions", "ingest"]
@@ -51,7 +51,7 @@ def ingest(
     key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
-    _require_sources(sources)
+    require_no_store_among(sources)
     if not options.dry_run:
         require_writable(out, "--out", links=True)
     if options.id_map is not None:
@@ -97,17 +97,6 @@ def _dry_summary(plan: Plan, sources: Sequence[Path], *, dry_run: bool) -> Summa
         refused_volumes=len(plan.refused),
         damaged_files=plan.damaged_files,
     )
-
-
-def _require_sources(sources: Sequence[Path]) -> None:
-    """Raise UsageError for a store that is given as a source: what it holds was made from scans already."""
-    for source in sources:
-        store = next((folder for folder in (source, *source.absolute().parents) if is_store(folder)), None)
-        if store is not None:
-            raise UsageError(
-                f"{source}: expected scans, found a store that `maesil ingest` made; `maesil train {store} --out RUN` "
-                f"trains on it, `maesil store info {store}` says what is in it"
-            )
 
 
 def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:

@@ -11,15 +11,16 @@ import gzip
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from maesil.errors import NoInputError, Refused
+from maesil.errors import NoInputError, Refused, UsageError
 from maesil.ingest.header import InstanceHeader, read_headers
 from maesil.ingest.source_file import check_member, is_there, members, open_source
 from maesil.ingest.stand_in import stand_in_for
 from maesil.ingest.verdict import FileVerdict
+from maesil.store.store import is_store
 from maesil.text import counted
 
 _SNIFF = 512
@@ -77,6 +78,17 @@ def _why_not_followed(link: Path) -> str:
     if stand_in := stand_in_for(os.fsencode(link.readlink())):
         return stand_in
     return "a link that leads nowhere"
+
+
+def require_no_store_among(sources: Sequence[Path]) -> None:
+    """Raise UsageError for a store that is given as a source: what it holds was made from scans already."""
+    for source in sources:
+        store = next((folder for folder in (source, *source.absolute().parents) if is_store(folder)), None)
+        if store is not None:
+            raise UsageError(
+                f"{source}: expected scans, found a store that `maesil ingest` made; `maesil train {store} --out RUN` "
+                f"trains on it, `maesil store info {store}` says what is in it"
+            )
 
 
 def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterator[Path]:
