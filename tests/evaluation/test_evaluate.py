@@ -280,7 +280,7 @@ def test_a_split_is_told_what_is_true_of_it(tmp_path):
     run = Split(("a",), ("b",), ("c",))
     with pytest.raises(UsageError, match="trained on 1 and validated on 1 of 3 volumes"):
         choose_volumes(store, run, None, test=("a", "b", "c"))
-    with pytest.raises(UsageError, match="trained on 0 and validated on 1 of the 1 volumes"):
+    with pytest.raises(UsageError, match="trained on 0 and validated on 1 of 1 volume that"):
         choose_volumes(store, run, None, test=("b",))
     with pytest.raises(UsageError, match="found none among its 4 volumes"):
         choose_volumes(store, run, None, test=("elsewhere",))
