@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from maesil.store.thumbnails import Thumbnail, thumbnail_value
 
-SAME_ABOVE = 0.88
+SAME_ABOVE = 0.965
 """Correlation above which two thumbnails are of one scan (ours); measured in docs/explanation/same-scan.md."""
+CLIPPED_SAME_ABOVE = 0.95
+"""The same where one holds a much narrower range of values: the mean of clipped voxels is no clipped mean."""
 SMALL_SAME_ABOVE = 0.99
 """The same for bodies of fewer than `_FEW` cells, of which many look alike."""
 
@@ -35,6 +37,8 @@ _LEAST_LENGTH = 0.6
 _HOPELESS = 0.5
 """Correlation at the guessed shift below which no better shift is looked for."""
 _FEW = 1000
+_NARROW = 0.6
+"""Share of a range of values below which another one was clipped."""
 _COMMON = 0.6
 """Share of the smaller body's tissue that must lie in the larger one."""
 _SOFT_TISSUE = (round(thumbnail_value(-160)), round(thumbnail_value(240)))
@@ -69,9 +73,17 @@ def copies(found: Sequence[Thumbnail], asked: Callable[[int, int], bool]) -> Ite
     """Yield the numbers of each two thumbnails that are of one scan; ``asked`` says whether a pair matters."""
     for guess in _guesses(found):
         if asked(guess.larger, guess.smaller):
-            above = SMALL_SAME_ABOVE if found[guess.smaller].size < _FEW else SAME_ABOVE
-            if _correlation_near(found[guess.larger], found[guess.smaller], guess) > above:
+            larger, smaller = found[guess.larger], found[guess.smaller]
+            if _correlation_near(larger, smaller, guess) > _enough(larger, smaller):
                 yield guess.larger, guess.smaller
+
+
+def _enough(larger: Thumbnail, smaller: Thumbnail) -> float:
+    """Return the correlation above which two thumbnails are of one scan."""
+    if smaller.size < _FEW:
+        return SMALL_SAME_ABOVE
+    ranges = sorted(int(np.ptp(one)) for one in (larger, smaller))
+    return CLIPPED_SAME_ABOVE if ranges[0] < _NARROW * ranges[1] else SAME_ABOVE
 
 
 def same_scan(a: Thumbnail, b: Thumbnail) -> bool:
@@ -149,45 +161,67 @@ def _mirror_signs(mirror: Cells) -> Field:
 
 
 def _correlation_near(larger: Thumbnail, smaller: Thumbnail, guess: _Guess) -> float:
-    """Return the highest correlation that is found by going from a guessed shift to better ones, at last by half cells.
+    """Return the highest correlation near the guessed shift: of all tissue, or of tissue without its border.
 
-    Fingerprints are blurred, so they agree a cell beside the true shift too.
+    A smaller field of view changes the border. Fingerprints are blurred, so they agree beside the true shift, too.
     """
-    one, other = _in_common_range(larger, smaller[tuple(slice(None, None, step) for step in guess.mirror)])
-    at, found = guess.shift, {guess.shift: _correlation(one, other, guess.shift)}
+    pair = _in_common_range(larger, smaller[tuple(slice(None, None, step) for step in guess.mirror)])
+    inner = (_without_border(pair[0]), _without_border(pair[1]))
+    return max(_best_near(*pair, guess.shift), _best_near(*inner, guess.shift))
+
+
+def _best_near(one: Field, other: Field, shift: Cells) -> float:
+    """Return the highest correlation found by going from a shift to better ones, at last by halves and quarters."""
+    at, found = shift, {shift: _correlation(one, other, shift)}
     while found[at] > _HOPELESS:
         near: list[Cells] = [(at[0] + z, at[1] + y, at[2] + x) for z, y, x in product((-1, 0, 1), repeat=3)]
         found |= {shift: _correlation(one, other, shift) for shift in near if shift not in found}
         best = max(near, key=lambda shift: found[shift])
         if found[best] <= found[at]:
-            halves = product((-0.5, 0.0, 0.5), repeat=3)
-            return max(_correlation(*_half_apart(one, other, half), at) for half in halves)
+            return _best_within_a_cell(one, other, at)
         at = best
     return found[at]
+
+
+def _best_within_a_cell(one: Field, other: Field, shift: Cells) -> float:
+    """Return the highest correlation at steps of half a cell around a shift, then of a quarter around the best."""
+
+    def agreement(part: tuple[float, ...]) -> float:
+        return _correlation(*_apart(one, other, part), shift)
+
+    halves = {part: agreement(part) for part in product((-0.5, 0.0, 0.5), repeat=3)}
+    best = max(halves, key=lambda part: halves[part])
+    choices = [sorted({min(max(at + step, -0.5), 0.5) for step in (-0.25, 0.0, 0.25)}) for at in best]
+    return max(halves[part] if part in halves else agreement(part) for part in product(*choices))
 
 
 def _in_common_range(a: Thumbnail, b: Thumbnail) -> tuple[Field, Field]:
     """Return both clipped to the values that both can hold: a copy is often clipped to a window."""
     low, high = max(int(a.min()), int(b.min())), min(int(a.max()), int(b.max()))
-    return _inner_tissue(np.clip(a, low, high) - low), _inner_tissue(np.clip(b, low, high) - low)
+    return _tissue(np.clip(a, low, high) - low), _tissue(np.clip(b, low, high) - low)
 
 
-def _inner_tissue(values: Thumbnail) -> Field:
+def _tissue(values: Thumbnail) -> Field:
+    """Return the values of cells that show tissue, 0 elsewhere."""
+    return np.where(values > _TISSUE_STEPS, values, 0).astype(np.float32)
+
+
+def _without_border(values: Field) -> Field:
     """Return the values of tissue whose neighbours in the plane are tissue, 0 elsewhere.
 
     A cell at the border of a body, or of what a scanner or a cut left of it, is a mixture that no copy shares.
     """
-    inner = tissue = values > _TISSUE_STEPS
+    inner = tissue = values > 0
     for axis in (1, 2):
         edge = np.zeros_like(np.take(tissue, [0], axis))
         beyond = np.concatenate([edge, tissue, edge], axis)
         inner = inner & np.take(beyond, range(2, beyond.shape[axis]), axis)
         inner = inner & np.take(beyond, range(beyond.shape[axis] - 2), axis)
-    return np.where(inner, values, 0).astype(np.float32)
+    return np.where(inner, values, 0)
 
 
-def _half_apart(a: Field, b: Field, shift: tuple[float, ...]) -> tuple[Field, Field]:
-    """Return both moved against each other by half a cell along some axes: a quarter each, so that both blur alike."""
+def _apart(a: Field, b: Field, shift: tuple[float, ...]) -> tuple[Field, Field]:
+    """Return both moved against each other by parts of a cell: half of it each, so that both blur alike."""
     for axis, step in enumerate(shift):
         if step:
             a, b = _moved(a, axis, step / 2), _moved(b, axis, -step / 2)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 
-def in_a_circle(hu: np.ndarray, share: float) -> np.ndarray:
-    """A smaller field of view: what lies outside a circle in the plane is air."""
-    y, x = (np.arange(n) - (n - 1) / 2 for n in hu.shape[1:])
-    outside = np.hypot(y[:, None], x) > share * min(hu.shape[1:]) / 2
+def in_an_ellipse(hu: np.ndarray, share: float) -> np.ndarray:
+    """A smaller field of view: what lies outside an ellipse of a share of the image in the plane is air."""
+    y, x = ((2 * np.arange(n) - n + 1) / n for n in hu.shape[1:])
+    outside = np.hypot(y[:, None], x) > share
     return np.where(outside, -1024, hu).astype(np.int16)
 
 
@@ -23,7 +23,7 @@ COPIES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "cut by 5 % below": lambda hu: hu[len(hu) // 20 :],
     "cut by a fifth": lambda hu: hu[len(hu) // 5 :],
     "cut along all axes": lambda hu: hu[_part(hu, 0.05, 0.1)],
-    "smaller field of view": lambda hu: in_a_circle(hu, 0.85),
+    "smaller field of view": lambda hu: in_an_ellipse(hu, 0.9),
     "mirrored": lambda hu: hu[:, :, ::-1],
     "turned": lambda hu: hu[:, ::-1, ::-1],
     "mirrored and cut": lambda hu: hu[::-1, :, ::-1][len(hu) // 12 :],
