@@ -45,7 +45,7 @@ def test_asked_for_they_are_scored_too_and_without_anybody_left_it_is_refused(wo
     store, volumes = world
     everyone = list(volumes.values())
     assert not patients_of(store, everyone, {"z"}, 0, include_trained=True).seen
-    with pytest.raises(UsageError, match=r"all 1 labelled patients.*--include-trained"):
+    with pytest.raises(UsageError, match=r"1 labelled patient, and there is no other.*--include-trained"):
         patients_of(store, [volumes["a"]], {"z"}, 0, include_trained=False)
 
 
