@@ -229,11 +229,11 @@ def _apart(a: Field, b: Field, shift: tuple[float, ...]) -> tuple[Field, Field]:
 
 
 def _moved(values: Field, axis: int, part: float) -> Field:
-    """Return the values a part of a cell further along an axis, interpolated."""
+    """Return the values a part of a cell further along an axis, interpolated where both cells show tissue, else 0."""
     last = values.shape[axis] - 1
     step = 1 if part > 0 else -1
     neighbour = np.take(values, np.clip(np.arange(last + 1) + step, 0, last), axis)
-    return np.asarray((1 - abs(part)) * values + abs(part) * neighbour)
+    return np.where((values > 0) & (neighbour > 0), (1 - abs(part)) * values + abs(part) * neighbour, 0)
 
 
 def _correlation(a: Field, b: Field, shift: Cells) -> float:
