@@ -181,6 +181,9 @@ def _start_cluster(workers: int) -> Any:
             "distributed.worker.daemon": True,
             # On a busy machine a new worker may take longer to come up than Dask's 15 s, after which it is given up.
             "distributed.deploy.lost-worker-timeout": "300 s",
+            # The profiler looks at all threads every 10 ms. If a thread begins just then and Python collects garbage,
+            # the worker stands still for ever (CPython issue 106883, seen with Python 3.11.7).
+            "distributed.worker.profile.enabled": False,
             # Without any worker left, tasks would wait for ever: they fail with NoWorkerError instead.
             "distributed.scheduler.no-workers-timeout": "300 s",
         }

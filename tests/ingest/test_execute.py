@@ -7,6 +7,7 @@ import pickle
 import warnings
 
 import pytest
+from distributed import get_worker
 
 from maesil.errors import Refused, StoreError
 from maesil.ingest.execute import executor
@@ -66,6 +67,17 @@ def test_on_a_cluster():
         with executor(1) as others:
             check(outcomes(others.run(task, ITEMS[:2])), ITEMS[:2])
         check(outcomes(workers.run(task, ITEMS)), ITEMS)
+
+
+def jobs_of_the_worker(_: object) -> list[str]:
+    return sorted(get_worker().periodic_callbacks)
+
+
+@pytest.mark.slow
+def test_workers_run_no_profiler_which_can_stop_them_for_ever():
+    with executor(1) as workers:
+        ((_, jobs),) = workers.run(jobs_of_the_worker, [(None,)])
+    assert "heartbeat" in jobs and not [name for name in jobs if "profile" in name]
 
 
 def test_refusals_survive_pickling():
