@@ -165,9 +165,24 @@ def _correlation_near(larger: Thumbnail, smaller: Thumbnail, guess: _Guess) -> f
 
     A smaller field of view changes the border. Fingerprints are blurred, so they agree beside the true shift, too.
     """
+    if smaller.size < _FEW:
+        return _correlation_of_small(larger, smaller, guess)
     pair = _in_common_range(larger, smaller[tuple(slice(None, None, step) for step in guess.mirror)])
     inner = (_without_border(pair[0]), _without_border(pair[1]))
     return max(_best_near(*pair, guess.shift), _best_near(*inner, guess.shift))
+
+
+def _correlation_of_small(larger: Thumbnail, smaller: Thumbnail, guess: _Guess) -> float:
+    """Return the highest correlation of all cells at the guessed shift and a cell beside it; -1 for a mirrored one.
+
+    Among few cells a free search finds what looks alike by chance.
+    """
+    if guess.mirror != MIRRORS[0]:
+        return -1.0
+    one, other = larger.astype(np.float32) + 1, smaller.astype(np.float32) + 1  # 0 stands for no tissue
+    z, y, x = guess.shift
+    near = product((z - 1, z, z + 1), (y - 1, y, y + 1), (x - 1, x, x + 1))
+    return max(_correlation(one, other, shift) for shift in near)
 
 
 def _best_near(one: Field, other: Field, shift: Cells) -> float:

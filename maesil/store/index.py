@@ -41,7 +41,8 @@ def write_index(store: Store) -> tuple[int, int]:
             SUPERPATCHES_KEY: to_parquet(pa.Table.from_pylist(rows, schema=_SUPERPATCH_SCHEMA.with_metadata(state))),
         }
         # Tables without checksums are an index that was never finished: nobody reads it, and nothing is damaged.
-        store.storage.remove(CHECKSUMS_KEY)
+        if store.storage.exists(CHECKSUMS_KEY):
+            store.storage.remove(CHECKSUMS_KEY)
         for key, data in tables.items():
             store.storage.put(key, data)
         store.storage.put(CHECKSUMS_KEY, sealed({key: google_crc32c.value(data) for key, data in tables.items()}))
@@ -56,6 +57,7 @@ def index_problems(store: Store) -> Iterator[str]:
     An index is whole once its checksums are there: they are written last, and taken away before the tables change.
     """
     if not store.storage.exists(CHECKSUMS_KEY):
+        next(store.storage.list("index"), None)  # StoreError for a file in its place
         return
     try:
         for key, crc in unsealed(store.storage.read(CHECKSUMS_KEY)).items():

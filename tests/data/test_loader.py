@@ -236,9 +236,9 @@ with CropLoader(sampler, batch=3) as loader:
 RAISES = """
 import maesil.data.blocks
 read = maesil.data.blocks._read_maps
-def fail(draws, buffers):
+def fail(reader, draws, buffers):
     if failing: raise ZeroDivisionError("in a thread")
-    read(draws, buffers)
+    read(reader, draws, buffers)
 maesil.data.blocks._read_maps, failing = fail, False
 with CropLoader(sampler, batch=3) as loader:
     for step, _ in enumerate(loader.batches(0, 10**9)):
