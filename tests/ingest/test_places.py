@@ -48,7 +48,7 @@ def mount(tmp_path) -> Iterator[Mount]:
         for _ in range(25):  # what was closed a moment ago may keep it busy
             if not place.is_mount():
                 break
-            subprocess.run(["umount", place], check=False, capture_output=True)
+            subprocess.run(["umount", "--lazy", place], check=False, capture_output=True)
             time.sleep(0.2)
 
 
