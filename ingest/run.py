@@ -11,18 +11,17 @@ from pathlib import Path
 from maesil.errors import InterruptedRun, Refused
 from maesil.files import require_writable
 from maesil.ingest import stop
-from maesil.ingest.compare import comparing
 from maesil.ingest.earlier import EarlierRuns, Hashed
 from maesil.ingest.execute import Executor, executor, in_order
 from maesil.ingest.failures import MAY_PASS, as_refusal
 from maesil.ingest.isolated import source_hash
 from maesil.ingest.ledger import Ledger
 from maesil.ingest.options import IngestOptions
-from maesil.ingest.plan import Plan, VolumePlan, make_plan
+from maesil.ingest.plan import Plan, VolumePlan
+from maesil.ingest.planning import nothing_found, scan_and_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, write_id_map
-from maesil.ingest.scan import require_no_store_among, scan
+from maesil.ingest.scan import require_no_store_among
 from maesil.ingest.source_cache import SourceCache
-from maesil.ingest.stack import SeriesRules
 from maesil.ingest.summary import NothingFound, Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
@@ -30,8 +29,7 @@ from maesil.progress import Report
 from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
-from maesil.store.store import ZARR_DOCUMENT, Store
-from maesil.text import counted, printable
+from maesil.store.store import Store
 
 __all__ = ["IngestOptions", "ingest"]
 
@@ -56,9 +54,9 @@ def ingest(
         require_writable(out, "--out", links=True)
     if options.id_map is not None:
         require_map_place(options.id_map, out)
-    plan = _scan_and_plan(sources, recipe, options, progress)
+    plan = scan_and_plan(sources, recipe, options, progress)
     if not plan.volumes and not plan.refused:
-        raise NothingFound(_nothing_found(sources, plan), _dry_summary(plan, sources, dry_run=options.dry_run))
+        raise NothingFound(nothing_found(sources, plan), _dry_summary(plan, sources, dry_run=options.dry_run))
     if options.dry_run:
         return _dry_summary(plan, sources, dry_run=True)
     key = load_or_create_key(options.key_file)
@@ -69,20 +67,6 @@ def ingest(
         executor(options.workers, scheduler=options.scheduler, task_bytes=largest) as workers,
     ):
         return _Run(store, recipe, key, options, workers, progress, sources).carry_out(plan)
-
-
-def _scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOptions, progress: Report) -> Plan:
-    looked_at = 0
-
-    def on_file(path: Path) -> None:
-        nonlocal looked_at
-        looked_at += 1
-        progress("scan", looked_at, None)
-
-    found = scan(sources, on_file, follow_links=options.follow_links)
-    with comparing(options, progress) as digests:
-        rules = SeriesRules(recipe.include_derived, recipe.fill_gaps, "stand_ins" in recipe.accept, digests)
-        return make_plan(found, rules, prefer_form=recipe.prefer_form)
 
 
 def _dry_summary(plan: Plan, sources: Sequence[Path], *, dry_run: bool) -> Summary:
@@ -97,22 +81,6 @@ def _dry_summary(plan: Plan, sources: Sequence[Path], *, dry_run: bool) -> Summa
         refused_volumes=len(plan.refused),
         damaged_files=plan.damaged_files,
     )
-
-
-def _nothing_found(sources: Sequence[Path], plan: Plan) -> str:
-    where = ", ".join(str(source) for source in sources)
-    codes = sorted({verdict.code for verdict in plan.verdicts})
-    found = f"{counted(len(plan.verdicts), 'file')} and none of them CT ({', '.join(codes)})" if codes else "no file"
-    if not codes and any(source.is_dir() and any(source.rglob(ZARR_DOCUMENT)) for source in sources):
-        found = "Zarr folders only, which are not looked into"
-    reasons = [verdict for verdict in _loudest_first(plan.verdicts) if verdict.detail and verdict.code != "archive"]
-    told = next((f"; {printable(verdict.path.name)}: {verdict.detail}" for verdict in reasons), "")
-    told = told or "; name the folder that holds the scans"
-    return f"{where}: expected DICOM or NIfTI files with CT, found {found}{told}"
-
-
-def _loudest_first(verdicts: Sequence[FileVerdict]) -> list[FileVerdict]:
-    return sorted(verdicts, key=lambda verdict: verdict.status == "ignored")
 
 
 class _Run:

@@ -9,6 +9,7 @@ import math
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -26,7 +27,7 @@ from maesil.store.recipe import REFUSABLE, Recipe
 from maesil.store.records import Volume
 from maesil.store.storage import Storage
 from maesil.store.writer import Image, write_attempt
-from maesil.types import AIR_HU, MAP_CELL, MapArray, Planes
+from maesil.types import AIR_HU, MAP_CELL, MapArray, Planes, Spacing, Zyx
 
 _HISTOGRAM_OFFSET = 1 << 15
 _BYTES_OF_A_PROCESS = 300 << 20
@@ -55,42 +56,72 @@ def task_bytes(source: Source) -> int:
     return _BYTES_OF_A_PROCESS + _COPIES * source.decoded_bytes
 
 
-def build(source: Source, order: BuildOrder) -> Volume:
-    """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(order.threads)
-    read, source_hash = isolated.read_hashed(source, order.source_hash, order.store)
-    scan = plausible(with_missing_slices(read, source), order.recipe.accept)
+@dataclass(frozen=True)
+class Made:
+    """A volume as a store will hold it, and what its record says of where it came from."""
+
+    image: Image
+    source_hash: str
+    source_shape: Zyx
+    source_spacing: Spacing
+    source: dict[str, Any]
+    hu: dict[str, float]
+    notes: tuple[str, ...]
+
+
+def make(source: Source, recipe: Recipe, folder: Path, *, threads: int = 1, source_hash: str = "") -> Made:
+    """Read, check, turn, resample and map one volume; `Refused` with a code.
+
+    The voxels of a long volume lie in temporary files in ``folder``. ``source_hash`` is the known one, or empty: then
+    it is made while reading.
+    """
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    read, source_hash = isolated.read_hashed(source, source_hash, folder)
+    scan = plausible(with_missing_slices(read, source), recipe.accept)
     notes = {*source.notes, *scan.notes}
-    if unwanted := [note for note in REFUSABLE if note in order.recipe.refuse and note in notes]:
+    if unwanted := [note for note in REFUSABLE if note in recipe.refuse and note in notes]:
         raise Refused(unwanted[0], "refused on request (--refuse)")
     canonical = to_canonical(scan)
-    final = on_grid(canonical, order.recipe.spacing)
-    hu, measured, clipped = _to_int16(final, order.recipe.hu_range, order.store)
+    final = on_grid(canonical, recipe.spacing)
+    hu, measured, clipped = _to_int16(final, recipe.hu_range, folder)
     valid = valid_map(measured)
-    spacing = spacing_of(final.affine)
-    image = Image(hu=hu, affine=final.affine, valid=valid, body=body_map(hu, valid, spacing))
+    body = body_map(hu, valid, spacing_of(final.affine))
+    return Made(
+        image=Image(hu=hu, affine=final.affine, valid=valid, body=body),
+        source_hash=source_hash,
+        source_shape=canonical.shape,
+        source_spacing=spacing_of(canonical.affine),
+        source=canonical.source,
+        hu=_statistics(hu, measured, body) | clipped,
+        notes=tuple(sorted({*source.notes, *final.notes})),
+    )
+
+
+def build(source: Source, order: BuildOrder) -> Volume:
+    """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
+    made = make(source, order.recipe, order.store, threads=order.threads, source_hash=order.source_hash)
     attempt = uuid.uuid4().hex
     record = Volume(
         volume_id=order.volume_id,
         group=order.group,
         attempt=attempt,
-        source_hash=source_hash,
+        source_hash=made.source_hash,
         recipe_hash=order.recipe.hash,
         source_path=order.source_path,
-        shape=image.shape,
-        affine_lps=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in final.affine),
-        spacing=spacing,
-        source_shape=canonical.shape,
-        source_spacing=spacing_of(canonical.affine),
+        shape=made.image.shape,
+        affine_lps=tuple((float(a), float(b), float(c), float(d)) for a, b, c, d in made.image.affine),
+        spacing=spacing_of(made.image.affine),
+        source_shape=made.source_shape,
+        source_spacing=made.source_spacing,
         tile=order.recipe.superpatch,
         codec=order.recipe.codec,
-        source=canonical.source,
-        hu=_statistics(hu, measured, image.body) | clipped,
-        notes=tuple(sorted({*source.notes, *final.notes})),
+        source=made.source,
+        hu=made.hu,
+        notes=made.notes,
     )
     storage = Storage(order.store)
     patches, documents = write_attempt(
-        storage, order.volume_id, attempt, image, tile=record.tile, codec=record.codec, threads=order.threads
+        storage, order.volume_id, attempt, made.image, tile=record.tile, codec=record.codec, threads=order.threads
     )
     return replace(record, superpatches=patches, documents=documents)
 

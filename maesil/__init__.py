@@ -1,8 +1,8 @@
 """maesil: from folders of CT to a pre-trained 3D masked autoencoder (arXiv 2604.00514).
 
 `ingest`, `train` and `evaluate` are the commands as functions. `Store` opens a store, `SuperpatchDataset` reads it in
-PyTorch, `load_encoder` loads what `maesil export` wrote. They are imported when first used, so that `import maesil`
-stays light.
+PyTorch. `read_ct` reads one scan, and `load_encoder` loads what `maesil export` wrote. All are imported when first
+used, so that `import maesil` stays light.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from maesil.data.dataset import SuperpatchDataset
     from maesil.downstream.export import load_encoder
     from maesil.ingest import Ingest
+    from maesil.ingest.read import read_ct
     from maesil.store.store import Store
     from maesil.version import __version__
 
     ingest: Ingest
 
-__all__ = ["Store", "SuperpatchDataset", "__version__", "evaluate", "ingest", "load_encoder", "train"]
+__all__ = ["Store", "SuperpatchDataset", "__version__", "evaluate", "ingest", "load_encoder", "read_ct", "train"]
 
 _LAZY = {
     "Store": "maesil.store.store",
@@ -28,6 +29,7 @@ _LAZY = {
     "__version__": "maesil.version",
     "evaluate": "maesil.api",
     "load_encoder": "maesil.downstream.export",
+    "read_ct": "maesil.ingest.read",
     "train": "maesil.api",
 }
 """Where the names live. `ingest` is the folder of that name, which can be called (see `maesil.ingest`)."""

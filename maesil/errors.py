@@ -129,5 +129,16 @@ class Refused(Exception):
         return (_rebuild_refused, (self.code, self.detail, self.numbers))
 
 
+class ScanRefused(MaesilError):
+    """One scan that a caller asked for by name and that ingest refuses; ``code`` is that of `Refused`."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (ScanRefused, (str(self), self.code))
+
+
 def _rebuild_refused(code: RefusalCode, detail: str, numbers: dict[str, object]) -> Refused:
     return Refused(code, detail, **numbers)
