@@ -31,9 +31,10 @@ def train(
 ) -> TrainSummary:
     """Pre-train a model on one or more stores and leave checkpoint, log and pictures in ``out``.
 
-    ``preset`` is ``tiny``, ``small``, ``base`` or ``large``. ``config`` is a TOML file, or a `RunConfig` that takes
-    the place of preset and file. ``overrides`` are such as ``"train.steps=200"``. ``weights`` are the shares of the
-    crops that each store gives. ``where`` is a filter. ``split`` says which patients are trained on. ``resume`` goes on
+    ``preset`` is ``tiny``, ``small``, ``base``, ``large``, or ``primus-s`` to ``primus-l``. ``config`` is a TOML file,
+    or a `RunConfig` that takes the place of preset and file. ``overrides`` are such as ``"train.steps=200"``.
+    ``weights`` are the shares of the crops that each store gives. ``where`` is a filter. ``split`` says which patients
+    are trained on. ``resume`` goes on
     from the last checkpoint. Raises UsageError, NoInputError, StoreError, CheckpointError and ResourceError.
     """
     from maesil.config.schema import RunConfig

@@ -12,7 +12,7 @@ import pytest
 from support.stores import make_store, synthetic_hu
 
 import maesil
-from maesil.config.schema import PRESETS
+from maesil.config.presets import PRESETS
 from maesil.errors import NoInputError, UsageError
 from maesil.ingest.options import IngestOptions
 from maesil.store.nifti import write_nifti

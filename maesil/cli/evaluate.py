@@ -117,7 +117,7 @@ def experiment_paper(
 
     Example: maesil experiment paper --store store.zarr --out paper --budget tiny
     """
-    from maesil.config.schema import MODEL_KINDS
+    from maesil.config.schema import PAPER_KINDS
     from maesil.evaluation.experiment import Budget, run_paper_experiment
 
     run_paper_experiment(
@@ -126,7 +126,7 @@ def experiment_paper(
         Budget.load(budget),
         seed=seed,
         device=device,
-        models=models or MODEL_KINDS,
+        models=models or PAPER_KINDS,
         split_file=split,
         lpips_weights=lpips_weights,
     )

@@ -32,8 +32,9 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME",
-            autocompletion=words_of("maesil.config.schema", "PRESETS"),
-            help="tiny, small, base or large (default: by the device and the store; of a resumed run: its own).",
+            autocompletion=words_of("maesil.config.presets", "PRESETS"),
+            help="tiny, small, base, large, or primus-s, -b, -m, -l (default: by the device and the store; "
+            "of a resumed run: its own).",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with [model], [mask] and [train].")] = None,

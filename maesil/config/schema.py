@@ -18,8 +18,15 @@ from maesil.types import MAP_CELL, Edges, Window, Zyx, edges_told, one_if_cube, 
 HEAD_WIDTH = 64
 """Channels of one attention head: what flash attention likes, and half the cost of 32 in the decoder."""
 
+PRIMUS_HEAD_WIDTHS = (66, 72)
+"""Those of Primus S, B, L, and of M; a third of a head's channels turns with each axis, in pairs."""
+
+MASKED_AUTOENCODERS = ("maesil", "primus")
+"""The models that share masks, decoders and heads, and differ in their encoder alone."""
 AUTOENCODERS = ("ae", "vae", "vqvae")
-MODEL_KINDS = ("maesil", *AUTOENCODERS, "mae2d")
+PAPER_KINDS = ("maesil", *AUTOENCODERS, "mae2d")
+"""The models that the paper compares."""
+MODEL_KINDS = (*PAPER_KINDS, "primus")
 DECODERS = ("full", "subset", "cross")
 HEADS = ("linear", "overlap", "interpolate", "refine")
 MASK_KINDS = ("dual", "random", "tube", "slab", "none")
@@ -55,30 +62,34 @@ class ModelConfig:
     """The model: input edge and patch edge in voxels, widths in channels, depths in blocks."""
 
     kind: str = "maesil"
-    """``maesil``, the masked autoencoder; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
+    """``maesil``, the masked autoencoder; ``primus``, the same with the encoder of Primus, which nnU-Net can go on
+    from; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
     crop: Edges = 64
     """What the model sees: the edge of a cube (voxels), or three edges z, y, x; at most the store's superpatch."""
     patch: Edges = 8
     """One patch, one token: the edge of a cube (voxels), or three edges z, y, x; each a multiple of 8, or 1, 2 or 4, so
     that it lies on the maps."""
     width: int = 128
+    """Channels of a token. ``primus``: a multiple of 66 or 72; Primus S, B, M, L have 396, 792, 864, 1056."""
     depth: int = 4
+    registers: int = 0
+    """Tokens of no place that the encoder has beside those of patches (``primus`` only)."""
     decoder_width: int = 128
     decoder_depth: int = 1
     decoder: str = "full"
     """Which tokens the decoder sees: ``full``, all; ``subset``, the visible ones and a share of the hidden ones;
-    ``cross``, a share of the hidden ones, which only look at the visible ones (``maesil`` only)."""
+    ``cross``, a share of the hidden ones, which only look at the visible ones (``maesil``, ``primus``)."""
     decoded: float = 0.25
     """Share of the hidden tokens that one training step of ``subset`` and ``cross`` decodes and scores."""
     head: str = "linear"
     """From tokens to voxels while learning: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see
-    `maesil.models.heads`; with ``refine`` the encoder learns nothing (``maesil`` only)."""
+    `maesil.models.heads`; with ``refine`` the encoder learns nothing (``maesil``, ``primus``)."""
     picture_head: str = "refine"
     """What turns the tokens' draft into pictures: ``refine``, trained beside the model without touching it; or ``none``
-    (``maesil`` only)."""
+    (``maesil``, ``primus``)."""
     decorrelation: float = 0.05
-    """Weight of the loss that keeps the channels of the latent apart, so that tokens fill many directions (``maesil``
-    only; ours)."""
+    """Weight of the loss that keeps the channels of the latent apart, so that tokens fill many directions (``maesil``,
+    ``primus``; ours)."""
     channels: int = 16
     """Of the first stage of ``ae``, ``vae`` and ``vqvae``; doubled with every halving of the edge."""
     latent: int = 128
@@ -97,10 +108,7 @@ class ModelConfig:
         ):
             _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
         self._require_edges()
-        for name, width in (("width", self.width), ("decoder_width", self.decoder_width)):
-            whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
-            expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
-            _require(whole_heads, f"model.{name}", width, expected)
+        self._require_widths()
         for name in ("depth", "decoder_depth", "channels", "latent"):
             _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
         _require(self.codes >= 2, "model.codes", self.codes, "at least 2")
@@ -116,6 +124,25 @@ class ModelConfig:
             max(self.patch_zyx) >= 2 and all(one.bit_count() == 1 for one in self.patch_zyx)
         )
         _require(halved, "model.patch", patch, f"a power of 2, at least 2, with model.kind={self.kind}")
+
+    def _require_widths(self) -> None:
+        """Check that heads are whole, and that only Primus is asked for what only Primus has."""
+        of_primus = self.kind == "primus"
+        for name, width in (("width", self.width), ("decoder_width", self.decoder_width)):
+            if of_primus and name == "width":
+                continue
+            whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
+            expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
+            _require(whole_heads, f"model.{name}", width, expected)
+        if of_primus:
+            least = min(PRIMUS_HEAD_WIDTHS)
+            small = 0 < self.width < least and self.width % 6 == 0
+            whole_heads = small or any(self.width % edge == 0 for edge in PRIMUS_HEAD_WIDTHS)
+            told = " or ".join(map(str, PRIMUS_HEAD_WIDTHS))
+            expected = f"a multiple of {told}, or one of 6 below {least}, with model.kind=primus"
+            _require(whole_heads and self.width > 0, "model.width", self.width, expected)
+        _require(self.registers >= 0, "model.registers", self.registers, "at least 0")
+        _require(of_primus or not self.registers, "model.registers", self.registers, f"0 with model.kind={self.kind}")
 
     def _require_edges(self) -> None:
         """Check crop and patch axis by axis, and write a cube as one number, however it was given."""
@@ -136,6 +163,8 @@ class ModelConfig:
     @property
     def heads(self) -> int:
         """Attention heads of the encoder."""
+        if self.kind == "primus":
+            return next((self.width // one for one in PRIMUS_HEAD_WIDTHS if self.width % one == 0), 1)
         return _heads(self.width)
 
     @property
@@ -337,26 +366,6 @@ AS_BEFORE = RunConfig(
 """What runs and encoders of before meant by options that did not exist yet: their files are read over these."""
 
 _LISTED_IN_ONE_LINE = 8
-
-PRESETS: dict[str, RunConfig] = {
-    "tiny": RunConfig(),
-    "small": RunConfig(
-        ModelConfig(crop=128, width=384, depth=12, decoder_width=256, decoder_depth=2),
-        train=TrainConfig(steps=50_000, batch=16, lr=2e-3, ema=0.999, log_every=10, validate_every=1000,
-                          checkpoint_every=1000, picture_every=5000, readers=4),
-    ),
-    "base": RunConfig(
-        ModelConfig(crop=128, width=768, depth=12, decoder_width=384, decoder_depth=4),
-        train=TrainConfig(steps=100_000, batch=16, lr=1e-3, ema=0.999, log_every=10, validate_every=1000,
-                          checkpoint_every=1000, picture_every=5000, readers=4),
-    ),
-    "large": RunConfig(
-        ModelConfig(crop=128, width=1024, depth=24, decoder_width=512, decoder_depth=4),
-        train=TrainConfig(steps=200_000, batch=16, lr=7e-4, ema=0.999, log_every=10, validate_every=1000,
-                          checkpoint_every=1000, picture_every=5000, readers=4),
-    ),
-}  # fmt: skip
-"""Model sizes (those of ViT-Ti, S, B, L with a light decoder, ours) with budgets that suit them."""
 
 
 def require_tile(config: ModelConfig, tile: int, store: object) -> None:

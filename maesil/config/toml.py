@@ -12,7 +12,8 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from maesil.config.schema import PRESETS, RunConfig, require_known
+from maesil.config.presets import PRESETS
+from maesil.config.schema import RunConfig, require_known
 from maesil.documents import as_json
 from maesil.errors import UsageError
 from maesil.types import Edges, zyx

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from maesil.config.schema import MODEL_KINDS, PRESETS, ModelConfig, RunConfig, require_known, require_tile
+from maesil.config.presets import PRESETS
+from maesil.config.schema import PAPER_KINDS, ModelConfig, RunConfig, require_known, require_tile
 from maesil.config.toml import from_document
 from maesil.data.crops import grid_origins, validation_crops
 from maesil.data.sources import Sources
@@ -88,7 +89,7 @@ def run_paper_experiment(
     *,
     seed: int = 0,
     device: str = "auto",
-    models: Sequence[str] = MODEL_KINDS,
+    models: Sequence[str] = PAPER_KINDS,
     split_file: Path | None = None,
     lpips_weights: Path | None = None,
     console: Console | None = None,
@@ -103,7 +104,7 @@ def run_paper_experiment(
     """
     console = console or Console(stderr=True, soft_wrap=True)
     for model in models:
-        require_known(model, list(MODEL_KINDS), "model")
+        require_known(model, list(PAPER_KINDS), "model of the experiment")
     data = _Stores.open(stores)
     split = _split(budget, patients(data.stores), seed, split_file)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None

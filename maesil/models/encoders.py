@@ -18,6 +18,7 @@ from maesil.config.schema import ModelConfig
 from maesil.models.autoencoders import Autoencoder, VariationalAutoencoder
 from maesil.models.masked_autoencoder import MaskedAutoencoder, ReconstructionModel, sincos_positions
 from maesil.models.patches import unpatchify
+from maesil.models.primus import PrimusAutoencoder, codes_on_grid, rotary_positions, with_registers
 from maesil.models.registry import make_model
 from maesil.models.slice_mae import SliceMaskedAutoencoder
 from maesil.types import Intensity, Zyx, edges_told
@@ -102,6 +103,27 @@ class VitEncoder(Encoder):
         return sincos_positions(grid, self.width).to(self.pos_embed)
 
 
+class PrimusEncoder(Encoder):
+    """The transformer of ``primus``: its parts and their names are those of `PrimusAutoencoder`."""
+
+    def __init__(self, model: PrimusAutoencoder, intensity: Intensity) -> None:
+        super().__init__(model.config, intensity)
+        self.width = model.config.width
+        self.patch_embed, self.blocks, self.norm = model.patch_embed, model.blocks, model.norm
+        self.pos_embed, self.register_tokens = model.pos_embed, model.register_tokens
+
+    def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
+        """See `Encoder.encode`."""
+        registers = self.config.registers
+        codes = codes_on_grid(self.pos_embed, registers, self.config.grid, grid)
+        tokens = with_registers(self.patch_embed(patches_BLV) + codes[registers:], self.register_tokens, codes)
+        rotary = rotary_positions(grid, self.width // self.config.heads)[None].to(tokens.device)
+        for block in self.blocks:
+            tokens = block(tokens, rotary)
+        latent_BLD: Tensor = self.norm(tokens)[:, registers:]
+        return latent_BLD
+
+
 class SliceEncoder(Encoder):
     """The transformer of ``mae2d``: slices are encoded one by one; a token is the mean over the slices of its patch."""
 
@@ -142,8 +164,10 @@ class ConvEncoder(Encoder):
 
 def encoder_of(model: ReconstructionModel, intensity: Intensity) -> Encoder:
     """Return the encoder of a model, in evaluation mode; it shares the model's weights."""
-    if isinstance(model, MaskedAutoencoder):
-        encoder: Encoder = VitEncoder(model, intensity)
+    if isinstance(model, PrimusAutoencoder):
+        encoder: Encoder = PrimusEncoder(model, intensity)
+    elif isinstance(model, MaskedAutoencoder):
+        encoder = VitEncoder(model, intensity)
     elif isinstance(model, SliceMaskedAutoencoder):
         encoder = SliceEncoder(model, intensity)
     elif isinstance(model, Autoencoder):

@@ -130,9 +130,7 @@ class MaskedAutoencoder(ReconstructionModel):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
         width, decoder_width = config.width, config.decoder_width
-        self.patch_embed = nn.Linear(config.patch_voxels, width)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.make_encoder(config)
 
         self.decoder_embed = nn.Linear(width, decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(decoder_width))
@@ -145,8 +143,14 @@ class MaskedAutoencoder(ReconstructionModel):
         self.picture_head = PictureHead(config) if config.picture_head == "refine" else None
 
         # Fixed, and made again from the configuration: not part of the checkpoint.
-        self.register_buffer("pos_embed", sincos_positions(config.grid, width), persistent=False)
         self.register_buffer("decoder_pos_embed", sincos_positions(config.grid, decoder_width), persistent=False)
+
+    def make_encoder(self, config: ModelConfig) -> None:
+        """Make the parts that encode visible patches."""
+        self.patch_embed = nn.Linear(config.patch_voxels, config.width)
+        self.blocks = nn.ModuleList(Block(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.register_buffer("pos_embed", sincos_positions(config.grid, config.width), persistent=False)
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw all weights anew."""

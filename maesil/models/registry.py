@@ -7,10 +7,12 @@ from collections.abc import Callable
 from maesil.config.schema import ModelConfig
 from maesil.models.autoencoders import Autoencoder, VariationalAutoencoder, VectorQuantisedAutoencoder
 from maesil.models.masked_autoencoder import MaskedAutoencoder, ReconstructionModel
+from maesil.models.primus import PrimusAutoencoder
 from maesil.models.slice_mae import SliceMaskedAutoencoder
 
 _KINDS: dict[str, Callable[[ModelConfig], ReconstructionModel]] = {
     "maesil": MaskedAutoencoder,
+    "primus": PrimusAutoencoder,
     "mae2d": SliceMaskedAutoencoder,
     "ae": Autoencoder,
     "vae": VariationalAutoencoder,

@@ -47,8 +47,8 @@ def beginning(source: Path | Encoder, model: ReconstructionModel) -> Beginning:
     """
     if isinstance(source, Encoder):
         own = encoder_of(model, source.intensity)
-        # The code of positions follows from the crop; it is not learnt.
-        positions = {name: value for name, value in own.state_dict().items() if name == "pos_embed"}
+        # A code of positions that is not learnt follows from the crop.
+        positions = {name: value for name, value in own.named_buffers() if name == "pos_embed"}
         _load(own, {**source.state_dict(), **positions}, "the encoder")
         model.train()
         return Beginning("an exported encoder", known=False)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from maesil.config.schema import PRESETS, RunConfig
+from maesil.config.presets import PRESETS
+from maesil.config.schema import RunConfig
 from maesil.config.toml import load_config
 from maesil.errors import UsageError
 from maesil.store.store import Store

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maesil.config.schema import MASKED_AUTOENCODERS
 from maesil.data.crops import Crop, whole_patches
 from maesil.data.loader import Batch, CropLoader, PlacesInScans
 from maesil.data.resident import ResidentLoader, open_loader
@@ -213,7 +214,7 @@ class Trainer(Learner):
         seeds = [draw.mask_seed for draw in draws]
         masks, noise_shape = make_masks(self.config.mask, model.grid, seeds, self.device), self.model.noise_shape
         windows = _shifted_windows(settings.window, settings.window_jitter, draws)
-        lean = model.kind == "maesil" and model.decoder != "full"
+        lean = model.kind in MASKED_AUTOENCODERS and model.decoder != "full"
         return MaskedInput(
             self._crops(batch.hu, chosen), masks, self.intensity, model.patch,
             flip_B3=self._to_device(batch.flip[chosen]),

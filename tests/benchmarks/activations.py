@@ -14,7 +14,7 @@ import time
 import torch
 from support.activations import kept_bytes
 
-from maesil.config.schema import PRESETS
+from maesil.config.presets import PRESETS
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import make_masks
 from maesil.models.registry import make_model

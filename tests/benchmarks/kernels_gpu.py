@@ -35,7 +35,8 @@ from torch import Tensor
 import maesil.models.masked_autoencoder
 import maesil.models.masked_input
 from maesil import kernels
-from maesil.config.schema import PRESETS, MaskConfig, ModelConfig
+from maesil.config.presets import PRESETS
+from maesil.config.schema import MaskConfig, ModelConfig
 from maesil.kernels import reference
 from maesil.models.masking import Masks, make_masks
 from maesil.training.optim import make_optimizer

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 import maesil.models.masked_autoencoder
 import maesil.models.masked_input
 from maesil import kernels
-from maesil.config.schema import PRESETS, ModelConfig, RunConfig
+from maesil.config.presets import PRESETS
+from maesil.config.schema import ModelConfig, RunConfig
 from maesil.models.masked_autoencoder import MaskedAutoencoder
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import draw_targets, make_masks

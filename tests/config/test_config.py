@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from maesil.config.schema import PRESETS, MaskConfig, ModelConfig, RunConfig, TrainConfig, require_tile
+from maesil.config.presets import PRESETS
+from maesil.config.schema import MaskConfig, ModelConfig, RunConfig, TrainConfig, require_tile
 from maesil.config.toml import from_document, load_config, to_document, to_toml, toml_value
 from maesil.errors import UsageError
 from maesil.files import write_whole
@@ -22,6 +23,10 @@ def test_presets_are_the_sizes_of_their_names():
         "small": (128, 384, 12, 6),
         "base": (128, 768, 12, 12),
         "large": (128, 1024, 24, 16),
+        "primus-s": (128, 396, 12, 6),
+        "primus-b": (128, 792, 12, 12),
+        "primus-m": (128, 864, 16, 12),
+        "primus-l": (128, 1056, 24, 16),
     }
     assert all(config.model.decoder_width // config.model.decoder_heads == 64 for config in PRESETS.values())
     assert PRESETS["base"].model.grid == (16, 16, 16)

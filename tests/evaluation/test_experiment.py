@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.config.schema import MODEL_KINDS, RunConfig
+from maesil.config.schema import MODEL_KINDS, PAPER_KINDS, RunConfig
 from maesil.data.crops import validation_crops
 from maesil.data.sources import Sources
 from maesil.documents import read_json
@@ -39,7 +39,7 @@ BUDGET = Budget(
         "test": 0.3,
         "validation": 0.3,
         "all": {"model": SMALL, "train": {"batch": 2, "validate_every": 2, "threads": 1}},
-        **{name: {"steps": {"A": 4, "B": 4}} for name in MODEL_KINDS},
+        **{name: {"steps": {"A": 4, "B": 4}} for name in PAPER_KINDS},
     },
 )
 
@@ -87,7 +87,7 @@ def test_rows_hold_both_tables_all_models_and_the_naive_baselines(world):
     _, out, _ = world
     document = json.loads((out / "results.json").read_text())
     found = {(row["table"], row["model"], row["region"]) for row in document["rows"]}
-    expected = {(t, m, r) for t in TABLES for m in (*MODEL_KINDS, "maesil_tokens") for r in ("body", "whole")}
+    expected = {(t, m, r) for t in TABLES for m in (*PAPER_KINDS, "maesil_tokens") for r in ("body", "whole")}
     assert found == expected | {("A", m, r) for m in ("mean", "interpolation") for r in ("body", "whole")}
     for row in document["rows"]:
         assert set(SCORES) <= set(row)
@@ -95,7 +95,7 @@ def test_rows_hold_both_tables_all_models_and_the_naive_baselines(world):
         assert (row["psnr_hidden"] is None) == (row["table"] == "B")
         assert isinstance(row["psnr_whole"], float) and row["volumes"] >= 1
     assert {row["group_by"] for row in document["rows_other"]} == {"hu_class", "column", "slice_thickness"}
-    assert set(document["seconds"]) == {f"{t}_{m}" for t in TABLES for m in MODEL_KINDS}
+    assert set(document["seconds"]) == {f"{t}_{m}" for t in TABLES for m in PAPER_KINDS}
 
 
 def test_csv_markdown_and_page_hold_the_same_scores_and_the_page_is_self_contained(world):
@@ -225,14 +225,14 @@ def test_what_was_cut_short_or_altered_ends_in_one_line_and_is_not_made_over(wor
 
 
 def test_every_kind_of_model_has_a_maker_and_a_name():
-    assert set(_KINDS) == set(MODEL_KINDS) < set(NAMES)
+    assert set(_KINDS) == set(MODEL_KINDS) and set(PAPER_KINDS) < set(NAMES)
 
 
 def test_every_budget_of_the_file_makes_configurations():
     names = tomllib.loads((files("maesil.evaluation") / "paper.toml").read_text("utf-8"))
     assert set(names) == {"tiny", "cpu-2h", "cpu-night", "h100-10min", "paper"}
     for name in names:
-        for model in MODEL_KINDS:
+        for model in PAPER_KINDS:
             for table in TABLES:
                 config = Budget.load(name).config(model, table, 3, "cpu")
                 assert isinstance(config, RunConfig)

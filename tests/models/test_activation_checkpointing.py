@@ -15,14 +15,14 @@ from maesil.types import Intensity
 pytestmark = pytest.mark.usefixtures("one_thread")
 MODELS = {
     "maesil": {}, "subset": {"decoder": "subset"}, "cross": {"decoder": "cross"}, "refine": {"head": "refine"},
+    "primus": {"kind": "primus", "width": 66, "registers": 2},
     "mae2d": {"kind": "mae2d"}, "ae": {"kind": "ae"}, "vae": {"kind": "vae"}, "vqvae": {"kind": "vqvae"},
 }  # fmt: skip
 
 
 def learnt(options: dict[str, str], checkpointing: bool) -> tuple[torch.Tensor, list[torch.Tensor], int]:
-    config = ModelConfig(
-        crop=32, width=64, depth=4, decoder_width=64, decoder_depth=2, channels=8, latent=16, **options
-    )
+    sizes = {"crop": 32, "width": 64, "depth": 4, "decoder_width": 64, "decoder_depth": 2, "channels": 8, "latent": 16}
+    config = ModelConfig(**{**sizes, **options})
     model = make_model(config)
     model.init_weights(torch.Generator().manual_seed(0))
     model.activation_checkpointing = checkpointing

@@ -18,7 +18,7 @@ CONFIG = ModelConfig(
     crop=32, width=24, depth=1, decoder_width=16, decoder_depth=1, channels=4, latent=6, codes=12, penalty=0.5
 )
 INTENSITY = Intensity(window=(-500.0, 700.0), mean=0.4, std=0.3)
-KINDS = ["maesil", "mae2d", "ae", "vae", "vqvae"]
+KINDS = ["maesil", "primus", "mae2d", "ae", "vae", "vqvae"]
 
 
 def made(kind, **changes):
@@ -210,7 +210,7 @@ def test_the_codebook_is_the_average_of_what_chose_it():
 def test_latent_sizes_are_stated():
     values = {kind: made(kind).latent_per_voxel for kind in KINDS}
     assert values == pytest.approx(
-        {"maesil": 24 / 512, "mae2d": 24 / 64, "ae": 6 / 512, "vae": 6 / 512, "vqvae": 1 / 512}
+        {"maesil": 24 / 512, "primus": 24 / 512, "mae2d": 24 / 64, "ae": 6 / 512, "vae": 6 / 512, "vqvae": 1 / 512}
     )
 
 

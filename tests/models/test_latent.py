@@ -14,7 +14,7 @@ from maesil.models.registry import make_model
 from maesil.types import Intensity
 
 SMALL = ModelConfig(crop=32, patch=8, width=48, depth=1, decoder_width=48, decoder_depth=1, channels=8, latent=32)
-KINDS = ["maesil", "mae2d", "ae", "vae", "vqvae"]
+KINDS = ["maesil", "primus", "mae2d", "ae", "vae", "vqvae"]
 
 
 def rank_of(tokens: torch.Tensor) -> float:

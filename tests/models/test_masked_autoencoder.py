@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from maesil import kernels
-from maesil.config.schema import PRESETS, MaskConfig, ModelConfig
+from maesil.config.presets import PRESETS
+from maesil.config.schema import MaskConfig, ModelConfig
 from maesil.models.masked_autoencoder import Block, CrossBlock, MaskedAutoencoder, sincos_positions
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, draw_targets, make_masks

@@ -20,7 +20,8 @@ DECODERS = [
     for decoder, head in product(("full", "subset", "cross"), HEADS)
     if decoder == "full" or head != "interpolate"
 ]
-MODELS = [*DECODERS, *({"kind": kind} for kind in ("mae2d", "ae", "vae", "vqvae"))]
+PRIMUS = {"kind": "primus", "width": 18, "registers": 2}
+MODELS = [*DECODERS, PRIMUS, *({"kind": kind} for kind in ("mae2d", "ae", "vae", "vqvae"))]
 
 
 def made(changes, mask="dual"):
@@ -35,7 +36,7 @@ def made(changes, mask="dual"):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("changes", [MODELS[3], {"decoder": "cross"}, *MODELS[-4:]])
+@pytest.mark.parametrize("changes", [MODELS[3], {"decoder": "cross"}, *MODELS[-5:]])
 def test_a_training_step_is_one_graph(changes, one_thread):
     model, inputs = made(changes)
     torch._dynamo.reset()

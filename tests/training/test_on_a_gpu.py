@@ -45,6 +45,7 @@ TRAIN = TrainConfig(
     min_body=0.05, validate_every=2, ema=0.9, log_every=4,
 )  # fmt: skip
 MODELS = {
+    "primus": {"kind": "primus", "width": 18},
     **{kind: {"kind": kind} for kind in ("mae2d", "ae", "vae", "vqvae")},
     **{head: {"head": head} for head in ("linear", "overlap", "interpolate", "refine")},
     **{decoder: {"decoder": decoder} for decoder in ("subset", "cross")},
@@ -127,7 +128,7 @@ def test_every_command_runs_on_a_gpu(labelled, tmp_path, name):
     with pretend_gpu(), use_kernels("reference"):
         report = evaluate(path, store.path, device=GPU)
         assert report.document()["rows"]
-        if name in ("linear", "mae2d", "ae", "vae", "vqvae"):
+        if name in ("linear", "primus", "mae2d", "ae", "vae", "vqvae"):
             assert write_features(path, store.path, tmp_path / "f.parquet", device=GPU) > 0
             assert reconstruct_volume(path, store.path, volumes[1].volume_id, device=GPU).psnr > 0
             assert probe(path, store.path, labels, patches=300, device=GPU).rows

@@ -360,11 +360,12 @@ def test_devices_that_are_not_there_are_refused():
             pick_device(name)
 
 
-@pytest.mark.parametrize("kind", ["vae", "vqvae", "mae2d"])
+@pytest.mark.parametrize("kind", ["vae", "vqvae", "mae2d", "primus"])
 def test_every_kind_of_model_resumes_to_the_bit_with_its_average(store, tmp_path, kind):
     """A VAE draws numbers in every step, a VQ-VAE keeps a codebook; the moving average is state as well."""
     config = with_train(ema=0.9, window_jitter=0.1, steps=8)
-    config = replace(config, model=replace(CONFIG.model, kind=kind, channels=4, latent=4, codes=6))
+    width = 18 if kind == "primus" else 16
+    config = replace(config, model=replace(CONFIG.model, kind=kind, width=width, channels=4, latent=4, codes=6))
     run(store, tmp_path / "whole", config)
     first_losses(store, tmp_path / "cut", config, 5)
     run(store, tmp_path / "cut", config, resume=True)
