@@ -28,7 +28,8 @@ def scan_and_plan(sources: Sequence[Path], recipe: Recipe, options: IngestOption
 
     found = scan(sources, on_file, follow_links=options.follow_links)
     with comparing(options, progress) as digests:
-        rules = SeriesRules(recipe.include_derived, recipe.fill_gaps, "stand_ins" in recipe.accept, digests)
+        accepted = ("stand_ins" in recipe.accept, "material_map" in recipe.accept)
+        rules = SeriesRules(recipe.include_derived, recipe.fill_gaps, *accepted, digests)
         return make_plan(found, rules, prefer_form=recipe.prefer_form)
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
+from maesil.ingest.material import material_named
 from maesil.ingest.passes import MIN_SLICES, Pass, Positions, along, by_header, interleaved, told_apart
 from maesil.ingest.slice_places import cut_at_jumps, is_time_series, place_numbers, side_by_side
 from maesil.ingest.slices import NOT_WANTED, check_slice, has_no_place
@@ -57,12 +59,19 @@ def _checked(slices: Iterable[InstanceHeader], rules: SeriesRules) -> tuple[list
     wanted: list[InstanceHeader] = []
     for header in slices:
         try:
-            check_slice(header, include_derived=rules.include_derived)
-            wanted.append(header)
+            check_slice(header, include_derived=rules.include_derived, material_maps=rules.accept_material_maps)
+            wanted.append(_noted(header))
         except Refused as refusal:
             status = "skipped" if refusal.code in NOT_WANTED else "quarantined"
             refused.append(Outcome((header.path,), refusal=refusal, status=status))
     return _merge_refusals(refused), wanted
+
+
+def _noted(header: InstanceHeader) -> InstanceHeader:
+    """Return a wanted header with a remark on what it is taken as, against what it says."""
+    if material_named(header) is None:
+        return header
+    return replace(header, remarks=(*header.remarks, "accepted_material_map"))
 
 
 def _merge_refusals(outcomes: list[Outcome]) -> list[Outcome]:

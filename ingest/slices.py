@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from maesil.codes import RefusalCode
 from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.limits import MAX_EDGE, MAX_SPACING_MM, MIN_SPACING_MM
+from maesil.ingest.material import material_named
 from maesil.ingest.passes import normal_of
 
 NOT_WANTED: tuple[RefusalCode, ...] = ("localizer", "derived_reformat", "no_slice", "material_map", "colour_picture")
@@ -28,31 +27,23 @@ _DERIVED_CONTRAST = {
 }
 """What Enhanced CT says in the fourth value of a frame's type (PS3.3 C.8.16.1.4): no slices of their own."""
 _REFORMAT_WORDS = ("MPR", "REFORMAT", "MIP", "MINIP", "PROJECTION", "VOLUME RENDERING", "VRT", "SCREEN")
-_MATERIAL_TYPES = {
-    "MAT_SPECIFIC", "MAT_REMOVED", "MAT_FRACTIONAL", "MAT_MODIFIED", "MAT_VALUE_BASED", "EFF_ATOMIC_NUM",
-    "ELECTRON_DENSITY",
-}  # fmt: skip
-"""Fourth value of the image type of what a multi-energy scan is made into (PS3.3 C.8.15.2.1.1.5); VMI are HU."""
-_MATERIAL_WORDS = {"IODINE", "VNC", "VUE", "ZEFF", "RHO"}
-"""What vendors write there in place of the standard's terms."""
-_MATERIAL_UNITS = {"HU_MOD", "MGML", "Z_EFF", "ED", "EDW", "PCT"}
-"""Units of rescaled values that are no HU (PS3.3 C.11.1.1.2)."""
 
 
-def check_slice(header: InstanceHeader, *, include_derived: bool) -> None:
+def check_slice(header: InstanceHeader, *, include_derived: bool, material_maps: bool = False) -> None:
     """Raise `Refused` for a slice that is not wanted (`NOT_WANTED`) or whose place is not known."""
-    _check_kind(header, include_derived)
+    _check_kind(header, include_derived, material_maps)
     _check_geometry(header)
     derived = not include_derived and "DERIVED" in header.image_type
     if derived and abs(normal_of(header)[2]) < _NOT_AXIAL_BELOW:
         raise Refused("derived_reformat", "derived, and not axial")
 
 
-def _check_kind(header: InstanceHeader, include_derived: bool) -> None:
+def _check_kind(header: InstanceHeader, include_derived: bool, material_maps: bool) -> None:
     if "LOCALIZER" in header.image_type:
         raise Refused("localizer", "a scout view")
-    if (kind := _material(header)) is not None:
-        raise Refused("material_map", f"a map out of a multi-energy scan ({kind}): its values are no HU")
+    if not material_maps and (kind := material_named(header)) is not None:
+        text = f"a map out of a multi-energy scan ({kind}): its values are no HU"
+        raise Refused("material_map", f"{text}; --accept material_map takes it as it is")
     if not include_derived and _is_reformat(header.image_type):
         raise Refused("derived_reformat", "ImageType says that it was made from other slices")
     if header.samples == _COLOURS:
@@ -97,12 +88,3 @@ def has_no_place(header: InstanceHeader) -> bool:
 def _is_reformat(image_type: tuple[str, ...]) -> bool:
     derived = "DERIVED" in image_type and not _DERIVED_CONTRAST.isdisjoint(image_type)
     return derived or any(word in value for value in image_type for word in _REFORMAT_WORDS)
-
-
-def _material(header: InstanceHeader) -> str | None:
-    """Return what the header calls a map that is no HU; None for an image of HU."""
-    for value in header.image_type[2:]:
-        known = ({value} & _MATERIAL_TYPES) or (set(re.split(r"[^A-Z]+", value)) & _MATERIAL_WORDS)
-        if known:
-            return f"ImageType {min(known)}"
-    return f"RescaleType {header.rescale_type}" if header.rescale_type in _MATERIAL_UNITS else None

@@ -30,6 +30,8 @@ class SeriesRules:
     """How many slices in a row may be missing: they are interpolated, and marked not valid."""
     accept_stand_ins: bool = False
     """Take scans beside whose slices lie files of the same names that hold none."""
+    accept_material_maps: bool = False
+    """Take what the header calls a map out of a multi-energy scan."""
     digests: Digests = decoded_here
     """How pixels are compared where headers do not decide."""
 

@@ -138,6 +138,14 @@ class Summary:
         )
         return [clause for count, clause in clauses if count]
 
+    def noted(self) -> list[str]:
+        """Return a line on the notes that this run's volumes carry; none where they carry none."""
+        notes = Counter(note for volume in self.committed for note in volume.notes)
+        if not notes:
+            return []
+        found = ", ".join(f"{note} ({counted(count, 'volume')})" for note, count in sorted(notes.items()))
+        return [f"noted: {found}; `maesil store explain STORE VOLUME` says what a note means"]
+
     def refusals(self) -> list[str]:
         """Return one line for each of the first few refused sources, and how many more there are."""
         lines: dict[str, str] = {}

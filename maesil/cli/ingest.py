@@ -168,7 +168,7 @@ def _tell(summary: Any, store: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary.document() | {"store": printable(store)}, indent=1))
     else:
-        print_all(summary.table(), *summary.refusals(), summary.conclusion(store))
+        print_all(summary.table(), *summary.refusals(), *summary.noted(), summary.conclusion(store))
 
 
 def _tell_nothing_found(

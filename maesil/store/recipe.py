@@ -16,9 +16,9 @@ CODECS = ("fast", "compact", "raw")
 FORMS = ("sform", "qform")
 """What a NIfTI header may say of where its voxels lie."""
 ACCEPTABLE: tuple[RefusalCode, ...] = (
-    "constant", "eight_bit", "implausible_size", "mr_or_pet", "no_soft_tissue", "normalised", "odd_background",
-    "offset_1024", "rescaled_twice", "slice_offset", "stand_ins", "too_dense", "unsigned", "windowed", "woven_passes",
-    "wrapped", "wrong_scale",
+    "constant", "eight_bit", "implausible_size", "material_map", "mr_or_pet", "no_soft_tissue", "normalised",
+    "odd_background", "offset_1024", "rescaled_twice", "slice_offset", "stand_ins", "too_dense", "unsigned", "windowed",
+    "woven_passes", "wrapped", "wrong_scale",
 )  # fmt: skip
 """Doubts about HU that a user may accept."""
 REFUSABLE: tuple[RefusalCode, ...] = (

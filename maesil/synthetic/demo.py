@@ -6,6 +6,7 @@ and prints its command line first.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 import signal
@@ -30,7 +31,15 @@ from maesil.text import counted
 from maesil.types import FloatArray, Spacing, Zyx
 
 MARKER = "demo.json"
+KEY_FILE = "identity.key"
+KEY = hashlib.sha256(b"maesil demo").hexdigest()
+"""The identity key of every demo: its patients are nobody, and the same ones are held out each time."""
 _SIGINT_GRACE_S = 5.0
+_TABLE_EXPLAINED = (
+    "The table scores how well hidden parts of a patient that the model has not seen are filled in (PSNR: higher is "
+    "better). `maesil` is the model, `mean` and `interpolation` need no training; a model of so few steps need not "
+    "beat them."
+)
 
 
 @dataclass(frozen=True)
@@ -66,12 +75,13 @@ def run_demo(out: Path, plan: DemoPlan | None = None) -> None:
     StepFailed with the exit code of the command that failed.
     """
     plan, console, started = plan or DemoPlan(), Console(soft_wrap=True, highlight=False), time.monotonic()
-    _claim(out, plan)
+    claim(out, plan)
     with interrupts_raised():  # a killed demo must not leave its command running
         _write_study(out / "study", plan, console)
         for command in commands(out, plan):
             run_command(command, console)
-    console.print(f"\nThe demo took {time.monotonic() - started:.0f} s. Scores: {out / 'scores.json'}")
+    console.print(f"\n{_TABLE_EXPLAINED}")
+    console.print(f"The demo took {time.monotonic() - started:.0f} s. Scores: {out / 'scores.json'}")
     for picture in sorted((out / "evaluation").rglob("*.png")):
         console.print(f"Input, masked, reconstruction, error: {picture}")
 
@@ -84,7 +94,7 @@ def commands(out: Path, plan: DemoPlan) -> list[list[str]]:
     train = ["--preset", "tiny", "--steps", str(plan.steps), "--device", "cpu", *plan.options]
     scores = ["--json", str(out / "scores.json"), "--out", str(out / "evaluation")]
     return [
-        ["ingest", study, "--out", store, *ingest, "--key-file", str(out / "identity.key")],
+        ["ingest", study, "--out", store, *ingest, "--key-file", str(out / KEY_FILE)],
         ["store", "info", store],
         ["store", "verify", store],
         ["train", store, *train, "--out", run, "--resume=auto"],
@@ -121,7 +131,7 @@ def _end_interrupted(child: subprocess.Popen[bytes]) -> None:
             continue
 
 
-def _claim(out: Path, plan: DemoPlan) -> None:
+def claim(out: Path, plan: DemoPlan) -> None:
     """Make ``out`` the demo's own, or find that it is already; never touch what another program wrote."""
     marker, document = out / MARKER, as_json({"made_by": "maesil demo", "plan": asdict(plan)})
     if out.exists() and not out.is_dir():
@@ -133,6 +143,7 @@ def _claim(out: Path, plan: DemoPlan) -> None:
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out}: expected an empty or new folder for the demo, found other files; name another --out")
     out.mkdir(parents=True, exist_ok=True)
+    write_whole(out / KEY_FILE, KEY, private=True)
     write_json(marker, document)
 
 

@@ -1,7 +1,7 @@
 """A run folder with decisions but no checkpoint: its run was killed before step 0 was kept.
 
-The order of writing is stores, scans, split, configuration, checkpoint: where the configuration is there, so is the
-rest. Another start is the same run if all that it finds is the same.
+The order of writing is stores, scans, first weights, split, configuration, checkpoint: where the configuration is
+there, so is the rest. Another start is the same run if all that it finds is the same.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from maesil.config.toml import asked_for, from_document
 from maesil.data.sources import Sources
 from maesil.data.split import Split, parts_by_group
 from maesil.errors import CheckpointError, UsageError
+from maesil.models.encoders import Encoder
 from maesil.text import counted
+from maesil.training.begin import other_beginning
 from maesil.training.resume import ON_RESUME, differences, moved_groups, parts
 
 CONFIG, SPLIT = "config.toml", "split.json"
 _NAMED = 4
 
 
-def begun_before(out: Path, config: RunConfig, sources: Sources, split: Split, *, go_on: bool) -> list[str]:
+def begun_before(
+    out: Path, config: RunConfig, sources: Sources, split: Split, init_from: Path | Encoder | None, *, go_on: bool
+) -> list[str]:
     """Return what is to be said where a run was begun in ``out`` that has no checkpoint; nothing where none was.
 
     With ``go_on`` (``--resume auto``) another run than that one is refused: CheckpointError says what differs. Without
@@ -38,7 +42,7 @@ def begun_before(out: Path, config: RunConfig, sources: Sources, split: Split, *
     refused = [f"{name}={old}, now {new}" for name, old, new in changes if ON_RESUME[name] == "refused"]
     if len(refused) > _NAMED:
         refused[_NAMED:] = [f"{len(refused) - _NAMED} other options"]
-    others = [*refused, *_other_data(out, sources, split)]
+    others = [*refused, *_other_data(out, sources, split), *filter(None, [other_beginning(out, init_from)])]
     begun = f"{out}: a run was begun here and ended before its first checkpoint"
     if others and go_on:
         raise CheckpointError(

@@ -34,7 +34,7 @@ from maesil.models.latent import USED_FROM_DB
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
 from maesil.text import counted
-from maesil.training.begin import Beginning, beginning
+from maesil.training.begin import Beginning, beginning, require_same_beginning
 from maesil.training.checkpoint import Run, has_checkpoint, load_run, restore_rng
 from maesil.training.crops_given import without_those_of_no_crop
 from maesil.training.leftover import CONFIG, SPLIT, begun_before
@@ -111,7 +111,7 @@ def _begun(sources: Sources, asked: _Asked) -> Trainer:
     drawn = _split(sources, config, asked.split, asked.console)
     sampler = CropSampler(sources, drawn.train, config.model.crop, config.train)
     drawn, told = without_those_of_no_crop(drawn, sources, sampler, config)
-    before = partial(begun_before, asked.out, config, sources, drawn, go_on=asked.resume == "auto")
+    before = partial(begun_before, asked.out, config, sources, drawn, asked.init_from, go_on=asked.resume == "auto")
     told = (*ranks.from_first(before), *_growth_told(sources, asked.out), *told)
     measured = partial(measure_intensity, sources, drawn.train, config.train.window, config.train.readers)
     intensity, model = ranks.from_first(measured), make_model(config.model)
@@ -126,6 +126,7 @@ def _begun(sources: Sources, asked: _Asked) -> Trainer:
     if ranks.first:
         record_uses(asked.out, sources.uses)
         record_scans(asked.out, sources.stores, drawn, begins.scans)
+        begins.record(asked.out)
         _write_decisions(trainer, asked.out)
         trainer.save(asked.out)
     return trainer
@@ -138,7 +139,7 @@ def _resumed(saved: Run, sources: Sources, asked: _Asked) -> Trainer:
         config = with_steps(config, saved.config.train.steps)
     require_resumable(saved, config, sources.fingerprints, out, sources.uses)
     if asked.init_from is not None:
-        raise UsageError(f"{out}: goes on from its checkpoint, so --init-from is not for it; leave it out")
+        asked.tell([require_same_beginning(out, asked.init_from)])
     if asked.split is not None:
         require_same_split(saved, _split(sources, config, asked.split, asked.console), out)
     model = make_model(config.model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given, settings
@@ -69,3 +70,12 @@ def test_conclusions(tmp_path):
     )
     assert Summary(committed=volumes, refused_volumes=1).conclusion("s").endswith("1 refused")
     assert "1 volume would be made" in Summary(planned=["a"], dry_run=True).conclusion("s")
+
+
+def test_notes_of_what_was_committed_are_counted_by_volume(tmp_path):
+    store = make_store(tmp_path / "store", [(8, 8, 8), (8, 8, 16)], superpatch=8)
+    plain, other = store.volumes()
+    assert Summary(committed=[plain], fresh=[replace(other, notes=("lossy",))]).noted() == []
+    noted = [replace(plain, notes=("head", "lossy")), replace(other, notes=("lossy",))]
+    (line,) = Summary(committed=noted).noted()
+    assert line.startswith("noted: head (1 volume), lossy (2 volumes); ") and "store explain" in line

@@ -17,7 +17,8 @@ from rich.console import Console
 
 from maesil.errors import UsageError
 from maesil.geometry import to_nifti
-from maesil.synthetic.demo import DemoPlan, StepFailed, run_command, run_demo, scan, write_patient
+from maesil.ingest.privacy import load_or_create_key
+from maesil.synthetic.demo import DemoPlan, StepFailed, claim, commands, run_command, run_demo, scan, write_patient
 
 SMALL = DemoPlan(
     dicom_patients=2,
@@ -70,6 +71,7 @@ def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert [words[2] for words in typed] == ["ingest", "store", "store", "train", "evaluate"]
     rows = json.loads((out / "scores.json").read_text())["rows"]
     assert {"maesil", "mean", "interpolation"} <= {row["model"] for row in rows}
+    assert printed.count("The table scores") == 1 and "need not beat them" in printed
     pictures = [line.rsplit(" ", 1)[1] for line in printed.splitlines() if line.endswith(".png")]
     assert pictures and all(Path(picture).stat().st_size > 1000 for picture in pictures)
 
@@ -81,6 +83,18 @@ def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert failed.value.exit_code == 4
     assert "written by an earlier demo" in capfd.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (out / "study").rglob("*")} == written
+
+
+def test_every_demo_holds_out_the_same_patient(tmp_path: Path) -> None:
+    """Splits go by hashes with the key alone, and the ingest is given the one that lies there."""
+    hashes = set()
+    for name in "ab":
+        claim(tmp_path / name, SMALL)
+        words = commands(tmp_path / name, SMALL)[0]
+        key = Path(words[words.index("--key-file") + 1])
+        assert key.stat().st_mode & 0o777 == 0o600
+        hashes.add(load_or_create_key(key).hash("group", "patient-1"))
+    assert len(hashes) == 1
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:

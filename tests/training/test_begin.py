@@ -19,6 +19,7 @@ from maesil.errors import CheckpointError
 from maesil.evaluation.evaluate import evaluate
 from maesil.training.checkpoint import load_run
 from maesil.training.train import train
+from maesil.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIG = RunConfig(
@@ -75,6 +76,49 @@ def test_an_encoder_fits_other_decoders_and_says_nothing_of_its_scans(place, tmp
         if name != "pos_embed":
             torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
     assert "does not say which scans it has seen" in said
+
+
+@pytest.mark.parametrize("source", ["first", "encoder"])
+def test_a_requeued_job_goes_on_from_its_checkpoint_and_not_from_the_first_weights(place, tmp_path, source):
+    root, (one, _, three) = place
+    config = replace(CONFIG, train=replace(CONFIG.train, lr=5e-3, steps=4))
+    half = replace(config, train=replace(config.train, steps=2))
+    options = {"split": Split((one, three), ()), "resume": "auto"}
+    options["init_from"] = root / "first" if source == "first" else maesil.load_encoder(root / "encoder")
+    told(root / "store", config, tmp_path / "whole", **options)
+    assert "the first weights are those of" in told(root / "store", half, tmp_path / "r", **options)
+    said = told(root / "store", config, tmp_path / "r", **options)
+    assert "the run began with the weights of" in said and "goes on from its checkpoint" in said
+    assert load_run(tmp_path / "r").step == 4 and "the first weights are those of" not in said
+    before = (tmp_path / "r" / "checkpoint.pt").read_bytes()
+    with pytest.raises(CheckpointError, match=r"begun with the weights of .*, now --init-from .*: other weights;"):
+        told(root / "store", config, tmp_path / "r", **{**options, "init_from": tmp_path / "whole"})
+    assert (tmp_path / "r" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_requeued_job_takes_the_steps_that_an_undisturbed_one_takes(place, tmp_path, monkeypatch):
+    root, (one, _, three) = place
+    config = replace(CONFIG, train=replace(CONFIG.train, lr=5e-3, steps=4, checkpoint_every=2))
+    options = {"split": Split((one, three), ()), "resume": "auto", "init_from": root / "first"}
+    told(root / "store", config, tmp_path / "whole", **options)
+
+    class Killed(BaseException):
+        pass
+
+    take, taken = Trainer.training_step, []
+
+    def killed_in_the_third_step(self, ready):
+        if len(taken) == 2:
+            raise Killed
+        taken.append(take(self, ready))
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Trainer, "training_step", killed_in_the_third_step)
+        told(root / "store", config, tmp_path / "r", **options)
+    assert load_run(tmp_path / "r").step == 2
+    told(root / "store", config, tmp_path / "r", **options)
+    for name, value in load_run(tmp_path / "whole").last_weights.items():
+        assert torch.equal(value, load_run(tmp_path / "r").last_weights[name])
 
 
 @pytest.mark.parametrize("source", ["first", "encoder"])

@@ -98,6 +98,21 @@ def test_another_one_is_refused_with_auto_and_told_without(place, tmp_path, name
         assert "another run takes its place" in told and load_run(out).step == 2
 
 
+def test_other_first_weights_are_refused_and_the_same_are_not(place, tmp_path):
+    with pytest.raises(CheckpointError, match=f"{BEGUN}, with no --init-from noted, now --init-from .*whole"):
+        again(place, tmp_path, init_from=place / "whole")
+    out = tmp_path / "from"
+    killed_before_the_first_checkpoint(place, out, init_from=place / "whole")
+    assert "begins again as it was" in start(
+        place, shutil.copytree(out, tmp_path / "a"), resume="auto", init_from=place / "whole"
+    )
+    with pytest.raises(CheckpointError, match=r"with the weights of .*whole, now without --init-from"):
+        start(place, out, resume="auto")
+    told = start(place, out)
+    assert "another run takes its place" in told and losses(out) == losses(place / "whole")
+    assert "now" not in start(place, out, resume="auto")
+
+
 def test_another_split_is_refused(place, tmp_path):
     split = load_run(place / "whole").split
     write_split(tmp_path / "same.json", split, ())

@@ -156,7 +156,7 @@ def test_other_weights_of_stores_and_other_first_weights_are_refused(place, tmp_
     with pytest.raises(CheckpointError, match=r"store weights None, asked for is 2\.0"):
         resumed(place, tmp_path, weights=[2.0])
     shutil.rmtree(tmp_path / "run")
-    with pytest.raises(UsageError, match="--init-from is not for it"):
+    with pytest.raises(CheckpointError, match=r"begun with no --init-from noted, now --init-from .*whole; leave out"):
         resumed(place, tmp_path, init_from=place / "whole")
 
 
