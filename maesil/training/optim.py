@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from maesil.config.schema import TrainConfig
+from maesil.training.muon import Muon
 
 
 class Optimizers:
@@ -65,8 +66,8 @@ Optimizer = torch.optim.Optimizer | Optimizers
 def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     """Make AdamW over all parameters, or Muon over the matrices of the blocks and AdamW over the rest.
 
-    AdamW (arXiv 1711.05101) takes one kernel a step. Muon (arXiv 2502.16982) steps along the nearest orthogonal matrix,
-    scaled so that an entry moves as far as AdamW would move it: both share one learning rate. The trainer sets it.
+    AdamW (arXiv 1711.05101) takes one kernel a step. `Muon` moves an entry as far as AdamW would: both share one
+    learning rate. The trainer sets it.
     """
     trained = [(name, one) for name, one in model.named_parameters() if one.requires_grad]
     muon = [one for name, one in trained if config.optimizer == "muon" and one.ndim == 2 and "blocks." in name]
@@ -75,9 +76,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> Optimizer:
     adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
     if not muon:
         return adamw
-    return Optimizers(
-        torch.optim.Muon(muon, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"), adamw
-    )
+    return Optimizers(Muon(muon, config.lr, config.weight_decay), adamw)
 
 
 def parameter_groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict[str, object]]:

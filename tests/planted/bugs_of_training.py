@@ -151,8 +151,15 @@ TRAINING = [
         ("schedule.lr * (step + 1) / warmup", "schedule.lr * step / warmup",
          "test_learning_rate_rises_then_falls_along_a_cosine"),
         ('and "blocks." in name', "and True", "test_muon_takes_the_matrices_of_the_blocks_and_adamw_the_rest"),
-        ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"',
-         "test_muon_steps_along_an_orthogonal_matrix_as_far_as_adamw_would"),
+    ),
+    *bugs(
+        "maesil/training/muon.py", "training/test_muon.py",
+        ('group["lr"] * 0.2 * max(matrices[0].shape) ** 0.5', 'group["lr"] * max(1, matrices[0].shape[0]) ** 0.5',
+         "test_steps_are_those_of_torch_up_to_bfloat16"),
+        ("matrices_KRC.bfloat16() if matrices_KRC.is_cuda else matrices_KRC", "matrices_KRC.bfloat16()",
+         "test_singular_values_go_through_the_polynomial_to_the_precision_of_float32"),
+        ('1 - group["momentum"])', 'group["momentum"])', "test_steps_are_those_of_torch_up_to_bfloat16"),
+        ("dim=(1, 2), keepdim=True", "keepdim=True", "test_a_matrix_steps_alike_beside_others_and_alone"),
     ),
     *bugs(
         "maesil/training/setup.py", "training/test_setup.py",
