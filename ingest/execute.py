@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 from maesil.errors import ResourceError
 from maesil.ingest import stop
+from maesil.signals import interrupts_kept_from_children
 
 Item = TypeVar("Item")
 
@@ -190,8 +191,10 @@ def _start_cluster(workers: int) -> Any:
     )
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
     # Loopback only: a scheduler unpickles what it receives.
-    cluster = LocalCluster(
-        n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address="127.0.0.1:0",
-        memory_limit=int(_FOR_THE_SYSTEM * MEMORY_LIMIT / workers), silence_logs=logging.CRITICAL,
-    )  # fmt: skip
+    with interrupts_kept_from_children():  # else each worker prints a traceback on Ctrl-C
+        cluster = LocalCluster(
+            n_workers=workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+            dashboard_address="127.0.0.1:0", memory_limit=int(_FOR_THE_SYSTEM * MEMORY_LIMIT / workers),
+            silence_logs=logging.CRITICAL,
+        )  # fmt: skip
     return Client(cluster)

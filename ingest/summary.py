@@ -130,9 +130,11 @@ class Summary:
     def _remarks(self) -> list[str]:
         """Return what else there is to say of the store, one clause each."""
         damaged, outdated, alike = self.damaged_files, len(self.outdated), len(self.duplicates)
+        parts = any(verdict.code == "other_partition" for verdict in self.files)
+        others = "other parts of the work, or other sources" if parts else "other sources than these"
         clauses = (
             (damaged, f"{counted(damaged, 'damaged file')}, of whatever volumes they belong to"),
-            (self.absent, f"{counted(self.absent, 'volume')} of the store came from other sources than these (kept)"),
+            (self.absent, f"{counted(self.absent, 'volume')} of the store came from {others} (kept)"),
             (outdated, f"{counted(outdated, 'volume')} of an earlier recipe: not read until ingested again"),
             (alike, f"{counted(alike, 'group')} of volumes with the same pixels under several identities"),
         )

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any
 
@@ -50,6 +51,23 @@ def interrupts_deferred(told: str = "") -> Iterator[threading.Event]:
 
     with handled(note):
         yield interrupted
+
+
+@contextmanager
+def interrupts_kept_from_children() -> Iterator[None]:
+    """Start processes, and threads that start some, which a terminal's or batch system's interrupt does not reach.
+
+    Such a signal goes to the whole process group. This process alone decides what it means, and ends its children.
+    What comes meanwhile is not lost: it is delivered at the end of this. SIGTERM still ends a child.
+    """
+    kept = set(ENDS) - {signal.SIGTERM}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, kept)
+    resource_tracker.ensure_running()  # a child of multiprocessing's own; its start unblocks SIGINT again
+    signal.pthread_sigmask(signal.SIG_BLOCK, kept)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

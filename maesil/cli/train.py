@@ -103,7 +103,7 @@ def train(
             weights=weights, init_from=begin_with, profile=profile, note="" if preset or config else why,
         )  # fmt: skip
     if ranks.first:
-        typer.echo(_told(summary, str(out), str(paths[0])))
+        typer.echo(_told(summary, str(out), stores[0].rpartition("=")[0] if weights else stores[0]))
 
 
 def _told(summary: TrainSummary, out: str, store: str) -> str:

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from maesil.text import counted
 from maesil.training.flops import count_flops
 from maesil.training.learner import Learner, MicroBatch, picture_loss
 
@@ -79,7 +80,7 @@ def duration_told(seconds: float) -> str:
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
+    return counted(round(seconds), "second") if seconds >= 1 else "a second"
 
 
 class Pace:

@@ -32,11 +32,11 @@ def store(tmp_path_factory) -> Path:
 
 
 def test_without_a_preset_a_cpu_gets_tiny_and_hears_why_and_how_long(store, tmp_path):
-    code, out, err = run("train", store, "--out", tmp_path / "r", *SMALL, "--steps", 2)
+    code, out, err = run("train", f"{store}=0.5", "--out", tmp_path / "r", *SMALL, "--steps", 2)
     assert code == 0
     assert "preset tiny, since training is on a CPU; --preset takes another one" in err
     assert "2 steps of 2 crops: " in err and "or more, at that peak" in err
-    assert "2 steps in" in out and f"next: maesil evaluate {tmp_path / 'r'}" in out
+    assert "2 steps in" in out and out.endswith(f"next: maesil evaluate {tmp_path / 'r'} {store}\n")
     assert "nan" not in err
 
 

@@ -82,6 +82,21 @@ def test_the_command_killed_with_its_workers_ends_the_same(first, tmp_path):
     assert verify(place.store).problems == ()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+def test_an_interrupt_of_the_whole_group_is_told_once(first, tmp_path, number):
+    """A terminal's Ctrl-C and a batch system's signal reach the workers, too: they say nothing, and end."""
+    place = first.copy(tmp_path)
+    process = place.start_until(
+        "volumes/??/*/*/zarr.json", workers=2, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
+    assert process.poll() is None, "it ended before it could be interrupted"
+    os.killpg(process.pid, number)
+    _, said = process.communicate()  # ends only when every process has let go of the pipe
+    assert process.returncode == 130
+    assert "Traceback" not in said and said.count("interrupted") == 1, said
+
+
 def test_two_at_once_commit_each_volume_once(first, tmp_path):
     place, context = first.copy(tmp_path), forked()
     place.key.unlink()  # made by whoever comes first

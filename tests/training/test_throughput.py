@@ -24,7 +24,7 @@ from maesil.training import throughput
 from maesil.training.flops import count_flops
 from maesil.training.learner import Learner, MicroBatch
 from maesil.training.optim import make_optimizer
-from maesil.training.throughput import Pace, flops_per_crop, measure_peak
+from maesil.training.throughput import Pace, duration_told, flops_per_crop, measure_peak
 from maesil.training.train import train
 from maesil.types import Intensity
 
@@ -122,6 +122,12 @@ def test_the_pace_counts_steps_and_waiting_apart():
     assert 0.35 < record["data_wait_share"] < 0.65
     pace.restart()
     assert pace.record()["data_wait_share"] == 0.0
+
+
+def test_durations_are_told_by_their_largest_unit():
+    seconds = (0.2, 1.3, 119, 121, 7300, 200000)
+    words = ["a second", "1 second", "119 seconds", "2 minutes", "2 hours", "2 days"]
+    assert [duration_told(one) for one in seconds] == words
 
 
 def test_a_profile_holds_a_trace_and_one_screen(tmp_path):
