@@ -63,6 +63,7 @@ def test_a_patient_is_written_the_same_again(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+@pytest.mark.slow
 def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
     run_demo(out, SMALL)
