@@ -37,7 +37,7 @@ _LEAST_LENGTH = 0.6
 _HOPELESS = 0.5
 """Correlation at the guessed shift below which no better shift is looked for."""
 _FINER_ABOVE = 0.8
-"""Correlation at the best whole cell below which parts of a cell are not tried: copies of real scans have 0.88 or more."""
+"""Correlation at the best whole cell below which parts of a cell are not tried: copies of real scans have 0.88."""
 _FEW = 1000
 _NARROW = 0.6
 """Share of a range of values below which another one was clipped."""
