@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from maesil.cache.catalogue import RUN_STORES, entry_of
 from maesil.documents import fields_of, read_json, write_json
+from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 
 
@@ -21,9 +22,19 @@ class StoreUse:
     """In the catalogue, if it is there."""
     weight: float | None
     fingerprint: str
-    recipe: dict[str, Any]
+    recipe: Recipe
     volumes: dict[str, tuple[str, str]]
     """Source hash and patient group of each volume."""
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return {**vars(self), "recipe": self.recipe.document()}
+
+    @classmethod
+    def from_document(cls, document: dict[str, Any]) -> StoreUse:
+        """Return the use that `document` describes."""
+        volumes = {name: (source_hash, group) for name, (source_hash, group) in document["volumes"].items()}
+        return cls(**{**document, "recipe": Recipe.from_document(document["recipe"]), "volumes": volumes})
 
 
 def use_of(store: Store, weight: float | None) -> StoreUse:
@@ -31,13 +42,12 @@ def use_of(store: Store, weight: float | None) -> StoreUse:
     volumes = {volume.volume_id: (volume.source_hash, volume.group) for volume in store.volumes()}
     path = store.path.resolve()
     entry = entry_of(path)
-    recipe = store.recipe.document()
-    return StoreUse(str(path), entry.name if entry else None, weight, store.fingerprint, recipe, volumes)
+    return StoreUse(str(path), entry.name if entry else None, weight, store.fingerprint, store.recipe, volumes)
 
 
 def record_uses(run: Path, uses: Sequence[StoreUse]) -> None:
     """Write ``RUN/stores.json``, and pin those stores that are in the catalogue."""
-    write_json(run / RUN_STORES, {"stores": [asdict(use) for use in uses]})
+    write_json(run / RUN_STORES, {"stores": [use.document() for use in uses]})
     for use in uses:
         if (entry := entry_of(Path(use.path))) is not None:
             entry.pin(run, use.fingerprint)
@@ -51,12 +61,7 @@ def recorded_uses(run: Path) -> tuple[StoreUse, ...]:
         return ()
     document = read_json(path)
     with fields_of(path):
-        return tuple(_use(use) for use in document["stores"])
-
-
-def _use(document: dict[str, Any]) -> StoreUse:
-    volumes = {name: (source_hash, group) for name, (source_hash, group) in document["volumes"].items()}
-    return StoreUse(**{**document, "volumes": volumes})
+        return tuple(map(StoreUse.from_document, document["stores"]))
 
 
 def same_or_grown(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> tuple[int, ...] | None:
@@ -79,7 +84,7 @@ def same_or_grown(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> tuple[
 def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:
     """Return a note where a run was trained at other spacings than a store has; none where the run noted nothing."""
     trained = {spacing_told(use.recipe) for use in recorded_uses(run)}
-    here = spacing_told(store.recipe.document())
+    here = spacing_told(store.recipe)
     if not trained or here in trained:
         return ()
     before = " and ".join(sorted(trained))
@@ -89,10 +94,9 @@ def notes_on_spacing(run: Path, store: Store) -> tuple[str, ...]:
     )
 
 
-def spacing_told(recipe: dict[str, Any]) -> str:
+def spacing_told(recipe: Recipe) -> str:
     """Return the spacing of a recipe in words (z, y, x)."""
-    spacing = recipe.get("spacing_zyx_mm")
-    return " x ".join(f"{mm:g}" for mm in spacing) + " mm" if isinstance(spacing, list) else "native spacing"
+    return "native spacing" if recipe.spacing is None else " x ".join(f"{mm:g}" for mm in recipe.spacing) + " mm"
 
 
 def what_changed(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> str:
@@ -114,7 +118,8 @@ def what_changed(before: Sequence[StoreUse], now: Sequence[StoreUse]) -> str:
 def _difference(old: StoreUse, new: StoreUse) -> str:
     parts = []
     if old.recipe != new.recipe:
-        names = sorted(name for name in {*old.recipe, *new.recipe} if old.recipe.get(name) != new.recipe.get(name))
+        then, now = old.recipe.document(), new.recipe.document()
+        names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
         parts.append(f"another recipe ({', '.join(names)})")
     shared = old.volumes.keys() & new.volumes.keys()
     counts = {

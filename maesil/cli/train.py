@@ -77,7 +77,8 @@ def train(
     from maesil.config.toml import asked_for, load_config, toml_value
     from maesil.devices import pick_device
     from maesil.distributed import joined
-    from maesil.downstream.export import is_export, load_encoder
+    from maesil.downstream.card import is_export
+    from maesil.downstream.export import load_encoder
     from maesil.training.choose import starting_point
     from maesil.training.train import train as run_training
 

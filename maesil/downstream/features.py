@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import Crop, patch_shares, read_crop
 from maesil.devices import pick_device
-from maesil.downstream.export import CARD, load_encoder
+from maesil.downstream.card import is_export
+from maesil.downstream.export import load_encoder
 from maesil.errors import NoInputError, UsageError
 from maesil.files import require_file_place, whole_file
 from maesil.models.encoders import Encoder, encoder_of
@@ -93,7 +94,7 @@ def _require_whole_crops(config: ModelConfig, store: Store) -> None:
 
 def open_encoder(source: Path, device: torch.device | str = "cpu") -> Encoder:
     """Return the encoder of a run folder or of a folder made by `maesil export`; CheckpointError for another one."""
-    if (source / CARD).exists():
+    if is_export(source):
         return load_encoder(source, device)
     run = load_run(source, device)
     return encoder_of(run.model, run.intensity).to(device)

@@ -20,6 +20,8 @@ from support.stores import make_store
 import maesil
 from maesil.config.schema import MODEL_KINDS, RunConfig, TrainConfig
 from maesil.data.split import Split
+from maesil.documents import read_json
+from maesil.downstream.card import read_card
 from maesil.downstream.export import export_encoder
 from maesil.downstream.monai import load_into_monai_vit, monai_vit_state
 from maesil.errors import CheckpointError, DamagedError, UsageError
@@ -148,6 +150,7 @@ def test_the_card_says_all_that_is_needed_and_nobody_s_name(world):
     folder, _, _ = world
     card = json.loads((folder / "encoder" / "card.json").read_text())
     assert card["intensity"] == {"window_hu": [-1000.0, 1000.0], "mean": 0.4, "std": 0.3}
+    assert card["input"]["edge_voxels"] == 32 and card["input"]["patch_voxels"] == 8
     assert card["model"]["width"] == 128 and card["architecture"]["heads"] == 2
     assert card["training"]["steps_done"] == 3 and card["training"]["patients"] == 1 and card["licence"] == "CC0"
     for path in (folder / "encoder").iterdir():
@@ -173,6 +176,7 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     assert card["stores"]["fingerprints"] == [store.fingerprint]
     assert [recipe["hash"] for recipe in card["stores"]["recipes"]] == [store.recipe_hash]
     assert card["input"]["spacing_zyx_mm"] == ["native"]
+    assert read_card(tmp_path / "out").document() == read_json(tmp_path / "out" / "card.json")
     assert card["scores"][0]["psnr_hidden"] == 20.25 and "| 20.250 |" in (tmp_path / "out" / "README.md").read_text()
     # Scores of other weights are not those of these.
     path = tmp_path / "run" / "evaluation" / "scores.json"

@@ -152,10 +152,16 @@ DOWNSTREAM = [
          "test_dice_is_twice_what_both_hold_over_what_each_holds"),
     ),
     *bugs(
-        "maesil/downstream/export.py", "downstream/test_export.py",
-        ('card["intensity"]["mean"], card["intensity"]["std"])', 'card["intensity"]["std"], card["intensity"]["mean"])',
+        "maesil/downstream/card.py", "downstream/test_export.py",
+        ('document["intensity"]["mean"], document["intensity"]["std"])',
+         'document["intensity"]["std"], document["intensity"]["mean"])',
          "test_a_loaded_encoder_gives_the_tokens_of_the_run"),
-        ("if _sha256(folder / WEIGHTS) != expected:", "if not expected:",
+        ('"edge_voxels": model.crop', '"edge_voxels": model.patch',
+         "test_the_card_says_all_that_is_needed_and_nobody_s_name"),
+    ),
+    *bugs(
+        "maesil/downstream/export.py", "downstream/test_export.py",
+        ("if _sha256(folder / WEIGHTS) != card.weights.sha256:", "if not card.weights.sha256:",
          "test_damage_and_other_folders_are_told_apart"),
     ),
     *bugs(
