@@ -67,7 +67,7 @@ def source_hash(source: Source, folder: Path | None = None) -> str:
 def hu_digests(path: Path, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
     """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
     file = Source("slices", (path,), decoded_bytes=decoded_bytes)
-    answer, _ = _child().ask({"task": "hu_digests", "path": str(path), "frames": list(frames)}, file)
+    answer, _ = _child().ask({"task": "hu_digests", "path": _for_the_child(path), "frames": list(frames)}, file)
     return [bytes.fromhex(digest) for digest in answer["hashes"]]
 
 
@@ -95,12 +95,17 @@ def _document(source: Source) -> dict[str, Any]:
     affine = None if source.affine is None else source.affine.tolist()
     return {
         "kind": source.kind,
-        "paths": [str(path) for path in source.paths],
+        "paths": [_for_the_child(path) for path in source.paths],
         "planes": source.planes,
         "affine": affine,
         "technical": source.technical,
         "prefer": source.prefer,
     }
+
+
+def _for_the_child(path: Path) -> str:
+    """Return a path as the child finds it: it works where this process was when it started, which may have moved."""
+    return str(path.absolute())
 
 
 class Child:

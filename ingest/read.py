@@ -66,10 +66,10 @@ def read_ct(
     require_no_store_among([path])
     plan = scan_and_plan([path], recipe, IngestOptions(workers=0), lambda stage, done, total: None)
     if not plan.volumes:
-        raise _none_of(path, plan)
+        raise none_of(path, plan)
     chosen = _choose(path, plan.volumes, volume)
     _tell_what_is_left(path, plan)
-    return _read(chosen, recipe)
+    return read_volume(chosen, recipe)
 
 
 def _recipe(spacing: float | Sequence[float] | None, recipe: Recipe | None) -> Recipe:
@@ -81,25 +81,27 @@ def _recipe(spacing: float | Sequence[float] | None, recipe: Recipe | None) -> R
     return replace(recipe or Recipe(), spacing=(given[0], given[1], given[2]))
 
 
-def _read(plan: VolumePlan, recipe: Recipe) -> CtVolume:
+def read_volume(plan: VolumePlan, recipe: Recipe) -> CtVolume:
+    """Read one planned volume; `ScanRefused`."""
     try:
         # A long volume is made in temporary files, and is in memory once: as the result.
         made = make(plan.source, recipe, Path(tempfile.gettempdir()), threads=usable_cores())
     except Exception as error:
-        raise _refused(plan.source.name, as_refusal(error)) from error
+        raise refused(plan.source.name, as_refusal(error)) from error
     image = made.image
     hu = image.hu if isinstance(image.hu, np.ndarray) else np.stack(list(image.hu))
     return CtVolume(hu=hu, affine=image.affine, valid=image.valid, body=image.body, notes=made.notes)
 
 
-def _refused(place: object, refusal: Refused) -> ScanRefused:
+def refused(place: object, refusal: Refused) -> ScanRefused:
+    """Return the refusal of what was asked for by name."""
     return ScanRefused(f"{printable(place)}: refused ({refusal.code}): {refusal.detail}", refusal.code)
 
 
-def _none_of(path: Path, plan: Plan) -> ScanRefused | NoInputError:
+def none_of(path: Path, plan: Plan) -> ScanRefused | NoInputError:
     """Return why nothing can be read: the first refusal, else the first verdict on what is no volume of CT."""
-    for refused in plan.refused:
-        return _refused(refused.paths[0].parent if len(refused.paths) > 1 else refused.paths[0], refused.refusal)
+    for series in plan.refused:
+        return refused(series.paths[0].parent if len(series.paths) > 1 else series.paths[0], series.refusal)
     for verdict in sorted(plan.verdicts, key=lambda verdict: verdict.status == "skipped"):
         if verdict.status != "ignored":
             return ScanRefused(
@@ -141,7 +143,7 @@ def _told(plan: VolumePlan) -> str:
 
 def _tell_what_is_left(path: Path, plan: Plan) -> None:
     """Warn where a part of what was named is not in the volume that is read, and may belong to it."""
-    codes = [refused.refusal.code for refused in plan.refused]
+    codes = [series.refusal.code for series in plan.refused]
     left = [counted(plan.damaged_files, "damaged file")] if plan.damaged_files else []
     left += [f"{counted(len(codes), 'refused volume')} ({', '.join(sorted(set(codes)))})"] if codes else []
     if left:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from maesil.api import evaluate, train
     from maesil.data.dataset import SuperpatchDataset
-    from maesil.downstream.export import load_encoder
+    from maesil.downstream.encoder import load_encoder
     from maesil.ingest import Ingest
     from maesil.ingest.read import read_ct
     from maesil.store.store import Store
@@ -28,7 +28,7 @@ _LAZY = {
     "SuperpatchDataset": "maesil.data.dataset",
     "__version__": "maesil.version",
     "evaluate": "maesil.api",
-    "load_encoder": "maesil.downstream.export",
+    "load_encoder": "maesil.downstream.encoder",
     "read_ct": "maesil.ingest.read",
     "train": "maesil.api",
 }

@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
-from maesil.cli.options import AsJson, Device, RunPath, StorePath
+from maesil.cli.options import AsJson, Device, RunPath, StorePath, found, words_of
 from maesil.cli.output import print_all
-from maesil.text import counted
+from maesil.errors import EXIT_REFUSED
+from maesil.text import counted, printable
 
 LabelFolder = Annotated[
     Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; of one volume, a file.")
@@ -46,22 +47,43 @@ def export(
 
 def features(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of `maesil export`.")],
-    store: StorePath,
+    place: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE", help="A store (path, or name in the cache); or scans: a folder or a file."),
+    ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
+    per: Annotated[
+        str,
+        typer.Option(
+            metavar="scan|superpatch|token",
+            help="What a row is.",
+            autocompletion=words_of("maesil.downstream.features", "PER"),
+        ),
+    ] = "superpatch",
     device: Device = "auto",
 ) -> None:
-    """Write one embedding a superpatch: the mean of its tokens, weighted by their share of body.
+    """Write embeddings: one per scan, per superpatch (tokens weighted by their share of body) or per token.
+
+    Scans that are not in a store are read by the rules of ingest, at the spacing that the encoder was trained on. The
+    same command goes on after an interruption.
 
     Example: maesil features run store.zarr --out features.parquet
     """
     from maesil.cache.provenance import notes_on_spacing
     from maesil.downstream.features import write_features
-    from maesil.store.store import Store
+    from maesil.store.store import Store, is_store
 
-    for note in notes_on_spacing(run, Store.open(store)):
-        typer.echo(note, err=True)
-    rows = write_features(run, store, out, device=device)
-    typer.echo(f"{out}: {counted(rows, 'superpatch', 'superpatches')}")
+    source = Path(place) if Path(place).exists() else found(place)
+    if is_store(source):
+        for note in notes_on_spacing(run, Store.open(source)):
+            typer.echo(note, err=True)
+    written = write_features(run, source, out, per=per, device=device)
+    rows = counted(written.rows, per, "superpatches" if per == "superpatch" else "")
+    typer.echo(f"{out}: {rows} of {counted(written.scans, 'scan')}")
+    for path, code in sorted(written.refused.items()):
+        typer.echo(f"{printable(path)}: refused ({code}), not in the table", err=True)
+    if written.refused:
+        raise typer.Exit(EXIT_REFUSED)
 
 
 def probe(

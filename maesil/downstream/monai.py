@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from maesil.downstream.encoder import Encoder, net_of
 from maesil.errors import UsageError
-from maesil.models.encoders import Encoder, VitEncoder
+from maesil.models import encoders
+from maesil.models.encoders import VitEncoder
 
 _NAMES = {
     "patch_embed.": "patch_embedding.patch_embeddings.1.",
@@ -23,8 +25,9 @@ _NAMES = {
 """Parts of names here, and at MONAI; ``blocks.N.norm1``, ``norm2`` and ``norm`` are the same."""
 
 
-def monai_vit_state(encoder: Encoder) -> dict[str, Tensor]:
+def monai_vit_state(encoder: Encoder | encoders.Encoder) -> dict[str, Tensor]:
     """Return the weights under the names of ``monai.networks.nets.ViT``; UsageError unless it is a ViT."""
+    encoder = net_of(encoder)
     if not isinstance(encoder, VitEncoder):
         raise UsageError(f"expected an encoder of kind maesil, found {encoder.config.kind}: MONAI has no such network")
     state = {}
@@ -38,7 +41,7 @@ def monai_vit_state(encoder: Encoder) -> dict[str, Tensor]:
     return state
 
 
-def load_into_monai_vit(encoder: Encoder, vit: nn.Module) -> nn.Module:
+def load_into_monai_vit(encoder: Encoder | encoders.Encoder, vit: nn.Module) -> nn.Module:
     """Load the weights into a ``monai.networks.nets.ViT`` (of ``UNETR``: its ``.vit``) and return it.
 
     The layer norms get maesil's epsilon, 1e-6. What MONAI keeps besides and never uses here (cross attention) stays as

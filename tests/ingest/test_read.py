@@ -171,3 +171,11 @@ def test_what_is_no_scan_is_no_input(tmp_path, first: Workplace):
     for wrong in ((1.0, 2.0), 0.0):
         with pytest.raises(UsageError, match="spacing: expected"):
             read_ct(tmp_path, wrong)
+
+
+def test_relative_paths_are_found_wherever_the_process_has_moved(tmp_path, monkeypatch):
+    for level in (0.0, 50.0):  # files of the same names
+        folder = tmp_path / str(level)
+        write_dicom_series(folder / "scan", phantom_hu(level), base_affine(), SeriesIdentity(), seed=1)
+        monkeypatch.chdir(folder)
+        np.testing.assert_array_equal(read_ct("scan").hu, read_ct(folder / "scan").hu)

@@ -166,9 +166,23 @@ DOWNSTREAM = [
     ),
     *bugs(
         "maesil/downstream/features.py", "downstream/test_features.py",
-        ('for name in ("body", "valid")}', 'for name in ("valid", "body")}',
+        ('for name in ("body", "valid")', 'for name in ("valid", "body")',
          "test_weights_are_body_then_valid_then_nothing"),
-        ("(share_L @ tokens_LD).numpy()", "tokens_LD.sum(0).numpy()",
+    ),
+    *bugs(
+        "maesil/downstream/whole_scan.py", "downstream/test_features.py",
+        ("mean = flat @ tokens.reshape(len(flat), -1).astype(np.float64) / flat.sum()",
+         "mean = tokens.reshape(len(flat), -1).mean(0)",
          "test_an_embedding_is_the_mean_of_the_tokens_by_their_share_of_body"),
+    ),
+    *bugs(
+        "maesil/downstream/whole_scan.py", "downstream/test_encoder.py",
+        ("weight[box] += near_a_face", "weight[box] += 1", "test_tokens_are_means_over_crops_that_overlap"),
+        ("[(edge - 1) / 2 for edge in patch]", "[edge / 2 for edge in patch]", "test_tokens_know_where_they_lie"),
+    ),
+    *bugs(
+        "ingest/isolated.py", "ingest/test_read.py",
+        ("return str(path.absolute())", "return str(path)",
+         "test_relative_paths_are_found_wherever_the_process_has_moved"),
     ),
 ]

@@ -129,7 +129,7 @@ def test_every_command_runs_on_a_gpu(labelled, tmp_path, name):
         report = evaluate(path, store.path, device=GPU)
         assert report.document()["rows"]
         if name in ("linear", "primus", "mae2d", "ae", "vae", "vqvae"):
-            assert write_features(path, store.path, tmp_path / "f.parquet", device=GPU) > 0
+            assert write_features(path, store.path, tmp_path / "f.parquet", device=GPU).rows > 0
             assert reconstruct_volume(path, store.path, volumes[1].volume_id, device=GPU).psnr > 0
             assert probe(path, store.path, labels, patches=300, device=GPU).rows
             budget = Budget(steps=2, batch=1, seeds=1)

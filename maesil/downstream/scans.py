@@ -1,0 +1,136 @@
+"""What there is to embed: the volumes of a store, or scans as they lie in a folder, one by one."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maesil.config.schema import ModelConfig
+from maesil.documents import canonical_json
+from maesil.downstream.whole_scan import cells_at
+from maesil.ingest.options import IngestOptions
+from maesil.ingest.plan import VolumePlan
+from maesil.ingest.planning import scan_and_plan
+from maesil.ingest.read import none_of, read_volume
+from maesil.ingest.scan import require_no_store_among
+from maesil.ingest.source_file import file_on_disk
+from maesil.progress import Report
+from maesil.store.reader import SuperpatchReader
+from maesil.store.recipe import Recipe
+from maesil.store.records import Volume
+from maesil.store.store import Store
+from maesil.store.writer import Image
+from maesil.text import written
+from maesil.types import Spacing, Zyx
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One scan, read when it is its turn."""
+
+    columns: dict[str, str | int]
+    """What names it in a table."""
+    made_from: str
+    """Other where its voxels are others."""
+    tile: int
+    """Edge of its superpatches (voxels)."""
+    read: Callable[[], Image]
+    """Raises StoreError, or ScanRefused."""
+
+
+@dataclass(frozen=True)
+class Scans:
+    """All scans of one place."""
+
+    scans: list[Scan]
+    refused: dict[str, str]
+    """Path and code of what was refused before any voxel was read."""
+    fingerprint: str | None
+    """Of the store, if it is one."""
+
+
+def scans_of_store(store: Store) -> Scans:
+    """Return the volumes of a store, in the order of its ids."""
+    reader = SuperpatchReader(store)
+    scans = [_of_store(reader, volume) for volume in store.volumes()]
+    return Scans(scans, {}, store.fingerprint)
+
+
+def _of_store(reader: SuperpatchReader, volume: Volume) -> Scan:
+    name = volume.volume_id
+
+    def read() -> Image:
+        valid, body = (reader.read_map(name, which) for which in ("valid", "body"))
+        return Image(_StoredPlanes(reader, volume), np.array(volume.affine_lps), valid, body)
+
+    made_from = f"{volume.pixels} {volume.affine_lps}"
+    return Scan({"volume_id": name, "group": volume.group}, made_from, volume.tile, read)
+
+
+class _StoredPlanes:
+    """The voxels of a stored volume; a box is read when it is asked for."""
+
+    def __init__(self, reader: SuperpatchReader, volume: Volume) -> None:
+        self._reader, self._volume = reader, volume
+        self.shape, self.dtype = volume.shape, np.dtype(np.int16)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[z : z + 1, : self.shape[1], : self.shape[2]][0] for z in range(len(self)))
+
+    def __getitem__(self, box: Any) -> Any:
+        bounds = [part.indices(n)[:2] for part, n in zip(box, self.shape, strict=True)]
+        z, y, x = (max(0, stop - start) for start, stop in bounds)
+        start = (bounds[0][0], bounds[1][0], bounds[2][0])
+        return self._reader.read_region(self._volume.volume_id, start, (z, y, x))
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        raise TypeError("expected a volume to write to, found one of a store")
+
+
+def scans_of_files(place: Path, spacing: Spacing | None, config: ModelConfig, report: Report) -> Scans:
+    """Return the scans at or below a folder or file, to be read at this spacing (mm; None: their own).
+
+    ScanRefused or NoInputError where there is none.
+    """
+    require_no_store_among([place])
+    recipe = Recipe(spacing=spacing, superpatch=_tile_for(config))
+    plan = scan_and_plan([place], recipe, IngestOptions(workers=0), report)
+    if not plan.volumes:
+        raise none_of(place, plan)
+    scans = [_of_files(number, volume, recipe) for number, volume in enumerate(plan.volumes, start=1)]
+    refused = {str(series.paths[0]): series.refusal.code for series in plan.refused}
+    damaged = {str(v.path): v.code for v in plan.verdicts if v.status == "quarantined"}
+    return Scans(scans, damaged | refused, None)
+
+
+def _tile_for(config: ModelConfig) -> int:
+    """Return the edge of a superpatch that crops fill: that of a store by default, if it can be."""
+    usual, least = Recipe().superpatch, math.lcm(*config.crop_zyx)
+    return usual if usual % least == 0 else least
+
+
+def _of_files(number: int, plan: VolumePlan, recipe: Recipe) -> Scan:
+    source = plan.source
+    stats = [(str(path), (stat := file_on_disk(path).stat()).st_size, stat.st_mtime_ns) for path in source.paths]
+    told = canonical_json({"files": stats, "planes": source.planes, "recipe": recipe.document()})
+    columns: dict[str, str | int] = {"source": written(source.name), "volume": number, "series": plan.series}
+    return Scan(columns, hashlib.sha256(told).hexdigest(), recipe.superpatch, lambda: read_volume(plan, recipe))
+
+
+def superpatches(image: Image, tile: int) -> Iterator[tuple[Zyx, float, float]]:
+    """Yield index, and shares of valid and of body voxels (0..1), of each superpatch of a scan, z y x."""
+    for iz, iy, ix in product(*(range(-(-n // tile)) for n in image.shape)):
+        origin, size = (iz * tile, iy * tile, ix * tile), (tile, tile, tile)
+        shares = (float(cells_at(cells, origin, size).mean()) / 255 for cells in (image.valid, image.body))
+        valid, body = (round(share, 6) for share in shares)  # as records of a store have them
+        yield (iz, iy, ix), valid, body
