@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from maesil.api import evaluate, train
     from maesil.data.dataset import SuperpatchDataset
-    from maesil.downstream.encoder import load_encoder
+    from maesil.downstream.encoder import Encoder, load_encoder
     from maesil.ingest import Ingest
     from maesil.ingest.read import read_ct
     from maesil.store.store import Store
@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
     ingest: Ingest
 
-__all__ = ["Store", "SuperpatchDataset", "__version__", "evaluate", "ingest", "load_encoder", "read_ct", "train"]
+__all__ = [
+    "Encoder", "Store", "SuperpatchDataset", "__version__", "evaluate", "ingest", "load_encoder", "read_ct", "train",
+]  # fmt: skip
 
 _LAZY = {
+    "Encoder": "maesil.downstream.encoder",
     "Store": "maesil.store.store",
     "SuperpatchDataset": "maesil.data.dataset",
     "__version__": "maesil.version",

@@ -86,7 +86,7 @@ def test_it_is_evaluated_reconstructed_exported_and_used(world):
     code, _, err = run("reconstruct", folder / "run", store.path, name, "--device", "cpu", "--out", folder / "whole")
     assert code == 0, err
     assert run("export", folder / "run", "--out", folder / "encoder")[0] == 0
-    card = json.loads((folder / "encoder" / "card.json").read_text())
+    card = json.loads((folder / "encoder" / "config.json").read_text())
     assert (card["input"]["edge_voxels"], card["input"]["patch_voxels"]) == ([32, 48, 64], [4, 8, 8])
     readme = (folder / "encoder" / "README.md").read_text()
     assert "crops of 32 x 48 x 64 (z, y, x) voxels" in readme and "4 x 8 x 8 (z, y, x) voxels" in readme

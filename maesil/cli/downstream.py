@@ -1,4 +1,4 @@
-"""Commands that use what was trained: ``export``, ``features``, ``probe``, ``finetune``, ``link-labels``.
+"""Commands that use what was trained: ``export``, ``nnunet-plan``, ``features``, ``probe``, ``finetune`` and others.
 
 Heavy packages are imported inside the commands only.
 """
@@ -33,16 +33,58 @@ def export(
         typer.Option("--store", help="A store it was trained on: only for runs that keep no recipe; may be repeated."),
     ] = None,
     licence: Annotated[str, typer.Option(help="Terms of the weights, said on the card as they are.")] = "",
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="maesil|nnunet",
+            help="nnunet: the files that nnU-Net takes besides (primus only).",
+            autocompletion=words_of("maesil.downstream.export", "FORMATS"),
+        ),
+    ] = "maesil",
     force: Annotated[bool, typer.Option("--force", help="Replace an encoder that was exported there before.")] = False,
+    push: Annotated[
+        str, typer.Option(metavar="USER/NAME", help="Upload it to the Hugging Face Hub, too (pip install maesil[hub]).")
+    ] = "",
 ) -> None:
-    """Hand the encoder of a run on: weights (safetensors) and a card, for maesil, PyTorch and MONAI.
+    """Hand the encoder of a run on: weights (safetensors) and a card, for maesil, PyTorch, MONAI and nnU-Net.
 
     Example: maesil export run --out encoder --licence "CC BY 4.0"
     """
     from maesil.downstream.export import export_encoder
+    from maesil.downstream.nnunet import CHECKPOINT, PLAN
 
-    export_encoder(run, out, stores=stores or (), licence=licence, force=force)
-    typer.echo(f"{out}: encoder.safetensors, card.json, README.md; next: maesil.load_encoder({str(out)!r})")
+    export_encoder(run, out, stores=stores or (), licence=licence, force=force, kind=kind)
+    if kind == "nnunet":
+        then = f"nnUNetv2_preprocess_like_nnssl -pc {out / CHECKPOINT}"
+        typer.echo(f"{out}: {CHECKPOINT}, {PLAN}, config.json; next: {then}")
+    else:
+        typer.echo(f"{out}: model.safetensors, config.json, README.md; next: maesil.load_encoder({str(out)!r})")
+    if push:
+        from maesil.downstream.hub import push as push_to_hub
+
+        typer.echo(f"{push_to_hub(out, push)}; next: maesil.load_encoder({push!r})")
+
+
+def nnunet_plan(
+    plans: Annotated[Path, typer.Argument(metavar="PLANS.json", help="A plans file of nnU-Net; it is changed.")],
+    encoder: Annotated[Path, typer.Option(help="Folder of `maesil export`, or a run.")],
+) -> None:
+    """Write an encoder's window, mean and deviation into a plan of nnU-Net, so that it sees what it learnt.
+
+    The plan gets CTNormalization, fixed numbers and a new data identifier. Preprocess again afterwards.
+
+    Example: maesil nnunet-plan ptPlans__maesil.json --encoder encoder
+    """
+    from maesil.downstream.features import open_encoder, spacing_of_training
+    from maesil.downstream.nnunet import change_plan
+
+    changed = change_plan(plans, open_encoder(encoder), spacing_of_training(encoder))
+    for line in changed.changes or ("nothing to change: it has the numbers of this encoder already",):
+        typer.echo(line)
+    for note in changed.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(f"next: nnUNetv2_preprocess -d DATASET -plans_name {plans.stem} -c {' '.join(changed.configurations)}")
 
 
 def features(
@@ -180,5 +222,5 @@ def link_labels(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (export, features, probe, finetune, link_labels):
+    for command in (export, nnunet_plan, features, probe, finetune, link_labels):
         app.command(command.__name__.replace("_", "-"))(command)

@@ -5,7 +5,9 @@ No path and no patient is in it.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +21,11 @@ from maesil.evaluation.scores import SCORES, Row
 from maesil.store.recipe import Recipe
 from maesil.text import counted
 from maesil.training.checkpoint import CHECKPOINT
-from maesil.types import AIR_HU, Edges, Intensity, zyx
+from maesil.types import AIR_HU, Edges, Intensity, Spacing, zyx
 from maesil.version import __version__
 
-CARD = "card.json"
+CARD = "config.json"
+_OLD_CARD = "card.json"
 FORMAT, VERSION = "maesil-encoder", 1
 _PAPER = "arXiv 2604.00514"
 NO_LICENCE = (
@@ -60,6 +63,11 @@ class Card:
     licence: str = NO_LICENCE
     maesil: str = __version__
     """The version that exported it."""
+
+    @property
+    def spacing(self) -> Spacing | None:
+        """The spacing (mm) of all voxels it was trained on; None where they differ or nobody knows."""
+        return one_spacing(self.recipes)
 
     def document(self) -> dict[str, Any]:
         """Return ``card.json``; its keys are told in ``docs/reference/files.md``."""
@@ -109,7 +117,7 @@ class Card:
             store_fingerprints=tuple(stores["fingerprints"]),
             recipes=tuple(map(Recipe.from_document, stores["recipes"])),
             scores=tuple(document["scores"]),
-            weights=Weights(**document["weights"]),
+            weights=_weights(document["weights"]),
             licence=document["licence"],
             maesil=document["maesil"],
         )
@@ -119,6 +127,7 @@ class Card:
         model, (lo, hi) = self.config.model, self.intensity.window
         spacing = "; ".join(str(recipe.document()["spacing_zyx_mm"]) for recipe in self.recipes) or "not recorded"
         lines = [
+            *_front_matter(self.licence),
             f"# Encoder of kind {model.kind}, made by maesil {self.maesil} ({_PAPER})", "",
             f"* Input: int16 HU `[B, Z, Y, X]`, {_crop_told(model.crop)} voxels, spacing z, y, x (mm): {spacing};"
             f" {AIR_HU} outside the scan",
@@ -129,28 +138,56 @@ class Card:
             f"`{self.config.mask.kind}`",
             *[f"* Store fingerprint `{fingerprint}`" for fingerprint in self.store_fingerprints],
             *[f"* Recipe `{recipe.hash}`" for recipe in self.recipes],
-            f"* Licence: {self.licence}", "",
-            "    encoder = maesil.load_encoder(DIR)",
-            "    tokens = encoder.forward_features(volume_int16)", "",
+            f"* Licence: {self.licence}",
+            f"* Please cite {_PAPER}" + (" and Primus (arXiv 2503.01835)" if model.kind == "primus" else ""), "",
+            "    encoder = maesil.load_encoder(DIR)  # or USER/NAME on the Hugging Face Hub",
+            "    embedding = encoder.embed(maesil.read_ct(SCAN, encoder.preprocess.spacing))", "",
             _score_table(self.scores),
         ]  # fmt: skip
         return "\n".join(lines).rstrip() + "\n"
 
 
+def _weights(document: Mapping[str, Any]) -> Weights:
+    weights = Weights(**document)
+    if Path(weights.file).name != weights.file:
+        raise ValueError(f"a file of weights beside the card, {weights.file!r}")
+    return weights
+
+
+def one_spacing(recipes: Iterable[Recipe]) -> Spacing | None:
+    """Return the spacing (mm) that all recipes share; None where there is none such."""
+    found = {recipe.spacing for recipe in recipes}
+    return found.pop() if len(found) == 1 else None
+
+
 def is_export(folder: Path) -> bool:
     """Return whether a folder was made by ``maesil export``."""
-    return (folder / CARD).exists()
+    return card_of(folder) is not None
+
+
+def card_of(folder: Path) -> Path | None:
+    """Return where the card of an exported encoder lies, whole or not; None in any other folder."""
+    if (folder / _OLD_CARD).exists():
+        return folder / _OLD_CARD
+    try:
+        document = json.loads((folder / CARD).read_bytes())
+    except OSError:
+        return None
+    except ValueError:
+        return folder / CARD  # cut short, most likely
+    # Many programs write a file of this name.
+    ours = isinstance(document, dict) and document.get("format") == FORMAT
+    return folder / CARD if ours else None
 
 
 def read_card(folder: Path) -> Card:
     """Return the card of an exported encoder; CheckpointError if there is none, DamagedError if it was altered."""
-    path = folder / CARD
-    try:
-        document = read_json(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    path = card_of(folder)
+    if path is None:
         is_run = (folder / CHECKPOINT).exists() or (folder / "config.toml").exists()
-        found = f"a run; export its encoder first: maesil export {folder} --out DIR" if is_run else f"no {CARD}"
-        raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found {found}") from error
+        found = f"a run; export its encoder first: maesil export {folder} --out DIR" if is_run else f"no {CARD} of one"
+        raise CheckpointError(f"{folder}: expected a folder made by `maesil export`, found {found}")
+    document = read_json(path)
     found = f"{document.get('format')} {document.get('version')}"
     if found != f"{FORMAT} {VERSION}":
         raise CheckpointError(f"{path}: expected the card of an encoder ({FORMAT} {VERSION}), found {found}")
@@ -158,6 +195,18 @@ def read_card(folder: Path) -> Card:
         return Card.from_document(document)
     except (KeyError, TypeError, AttributeError, ValueError, UsageError) as error:
         raise CheckpointError(f"{path}: expected the card of an encoder, found it incomplete ({error!r})") from error
+
+
+def _front_matter(licence: str) -> list[str]:
+    """Return what the Hugging Face Hub reads of a card: the licence, if it is one that it knows, and tags."""
+    word = re.sub(r"[ ./_-]+", "-", licence.strip().lower())
+    known = next((name for name in _HUB_LICENCES if re.sub(r"[.]", "-", name) == word), None)
+    named = [f"license: {known}"] if known else ["license: other", "license_name: see-below"]
+    return ["---", *named, "library_name: maesil", "pipeline_tag: image-feature-extraction",
+            "tags: [ct, medical, 3d, masked-autoencoder]", "---", ""]  # fmt: skip
+
+
+_HUB_LICENCES = ("apache-2.0", "mit", "cc0-1.0", "cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0")
 
 
 def _crop_told(crop: Edges) -> str:

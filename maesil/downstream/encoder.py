@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maesil.config.schema import ModelConfig
-from maesil.downstream.card import read_card
+from maesil.downstream.card import Card, read_card
 from maesil.downstream.export import load_encoder as load_net
+from maesil.downstream.export import write_card, write_weights
+from maesil.downstream.hub import HubMixin, fetched
 from maesil.downstream.whole_scan import ScanEmbedding, embed_scan
 from maesil.errors import UsageError
 from maesil.geometry import spacing_of
 from maesil.ingest.maps import body_map, valid_map
 from maesil.models import encoders
-from maesil.store.recipe import Recipe
 from maesil.store.writer import Image
 from maesil.types import AIR_HU, HuArray, Intensity, Spacing, Window, Zyx
 
@@ -47,12 +48,17 @@ class Preprocess:
     """What stands where there is no scan."""
 
 
-class Encoder(nn.Module):
-    """A trained encoder. `maesil.load_encoder` loads one; it is in evaluation mode then."""
+class Encoder(nn.Module, HubMixin):
+    """A trained encoder. `maesil.load_encoder` loads one; it is in evaluation mode then.
 
-    def __init__(self, net: encoders.Encoder, spacing: Spacing | None = None) -> None:
+    ``from_pretrained``, ``save_pretrained`` and ``push_to_hub`` are those of ``huggingface_hub``. Without that package
+    the first two work for folders of this machine.
+    """
+
+    def __init__(self, net: encoders.Encoder, spacing: Spacing | None = None, card: Card | None = None) -> None:
         super().__init__()
         self.net = net
+        self.card = card
         crop, patch = net.config.crop_zyx, net.config.patch_zyx
         values = net.intensity
         self.preprocess = Preprocess(spacing, values.window, values.mean, values.std, crop, patch)
@@ -97,6 +103,20 @@ class Encoder(nn.Module):
             return embed_scan(self.net, volume)
         return embed_scan(self.net, self._image(np.asarray(torch.as_tensor(volume).cpu())))
 
+    @classmethod
+    def _from_pretrained(cls, *, model_id: str, device: torch.device | str = "cpu", **options: Any) -> Encoder:
+        folder = fetched(model_id, **options)
+        card = read_card(folder)
+        return cls(load_net(folder, device), card.spacing, card)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        if self.card is None:
+            raise UsageError("expected an encoder of `maesil export`, found one without a card; export its run")
+        weights = write_weights(save_directory, self.net)
+        same = weights.sha256 == self.card.weights.sha256
+        # Scores are those of the weights that were scored.
+        write_card(save_directory, replace(self.card, weights=weights, scores=self.card.scores if same else ()))
+
     def _require_spacing(self, found: Spacing) -> None:
         expected = self.preprocess.spacing
         if expected is not None and not np.allclose(found, expected, rtol=_SAME_SPACING):
@@ -124,19 +144,13 @@ def net_of(encoder: Encoder | encoders.Encoder) -> encoders.Encoder:
 
 
 def load_encoder(place: Path | str, device: torch.device | str = "cpu") -> Encoder:
-    """Load an encoder that `maesil export` wrote: a module with ``forward_features``, ``embed`` and ``preprocess``.
+    """Load an encoder: a folder that `maesil export` wrote, or USER/NAME on the Hugging Face Hub.
 
-    Weights are float32, and tokens are too unless autocast says otherwise. CheckpointError for what is no whole export,
-    DamagedError for a card that was altered.
+    It is a module with ``forward_features``, ``embed`` and ``preprocess``. Weights are float32, and tokens are too
+    unless autocast says otherwise. CheckpointError for what is no whole export, DamagedError for a card that was
+    altered, UsageError for a name without ``huggingface_hub``.
     """
-    net = load_net(place, device)
-    return Encoder(net, one_spacing(read_card(Path(place)).recipes))
-
-
-def one_spacing(recipes: Iterable[Recipe]) -> Spacing | None:
-    """Return the spacing that all recipes share; None where there is none such."""
-    found = {recipe.spacing for recipe in recipes}
-    return found.pop() if len(found) == 1 else None
+    return Encoder._from_pretrained(model_id=str(place), device=device)
 
 
 def _told(spacing: Spacing) -> str:

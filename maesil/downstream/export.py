@@ -1,8 +1,8 @@
 """Handing an encoder on: a folder of weights (safetensors) with a card (`maesil.downstream.card`), and the way back.
 
-``DIR/encoder.safetensors`` holds the encoder's weights alone, under the names of `maesil.models.encoders`;
-``DIR/card.json`` all that is needed to use them, ``DIR/README.md`` the same for people. No path and no patient is in
-it.
+``DIR/model.safetensors`` holds the encoder's weights alone, under the names of `maesil.models.encoders`;
+``DIR/config.json``, its card, all that is needed to use them, ``DIR/README.md`` the same for people. No path and no
+patient is in it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file, save
 
 from maesil.cache.provenance import recorded_uses
+from maesil.config.schema import require_known
 from maesil.documents import fields_of, read_json, write_json
-from maesil.downstream.card import CARD, FORMAT, NO_LICENCE, VERSION, Card, Weights, is_export, read_card
+from maesil.downstream.card import CARD, FORMAT, NO_LICENCE, VERSION, Card, Weights, card_of, is_export, read_card
+from maesil.downstream.nnunet import remove_nnunet, require_for_nnunet, write_nnunet
 from maesil.errors import CheckpointError, UsageError
 from maesil.evaluation.scores import SCORES, Row
 from maesil.files import make_folder, write_whole
@@ -26,36 +28,62 @@ from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 from maesil.training.checkpoint import Run, load_run
 
-WEIGHTS = "encoder.safetensors"
+FORMATS = ("maesil", "nnunet")
+WEIGHTS = "model.safetensors"
 
 
 def export_encoder(
-    run_dir: Path, out: Path, *, stores: Sequence[Path] = (), licence: str = "", force: bool = False
+    run_dir: Path,
+    out: Path,
+    *,
+    stores: Sequence[Path] = (),
+    licence: str = "",
+    force: bool = False,
+    kind: str = "maesil",
 ) -> Encoder:
-    """Write a run's encoder to a new folder: weights, ``card.json``, ``README.md``.
+    """Write a run's encoder to a new folder: weights, ``config.json``, ``README.md``.
 
     ``stores`` are needed only for the recipe of runs that do not keep it. ``licence`` is said on the card as it is.
-    ``force`` replaces an earlier export. Raises CheckpointError, StoreError, and UsageError where ``out`` holds
-    something else.
+    ``force`` replaces an earlier export. ``kind`` is ``maesil``, or ``nnunet`` for the files that nnU-Net takes besides
+    (`maesil.downstream.nnunet`). Raises CheckpointError, StoreError, and UsageError where ``out`` holds something else
+    or the encoder is none for nnU-Net.
     """
+    require_known(kind, list(FORMATS), "format of an export")
     run = load_run(run_dir)
     if is_export(out) and not force:
         raise UsageError(f"{out}: holds an exported encoder already; name another --out, or --force to replace it")
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / CARD).exists())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not is_export(out))):
         raise UsageError(f"{out}: expected a new folder or an exported encoder, found other files; name another --out")
     recipes, scores = _recipes_of(run_dir, run.store_fingerprints, stores), _scores(run_dir, run)
     encoder = encoder_of(run.model, run.intensity)
+    if kind == "nnunet":
+        require_for_nnunet(encoder)
     make_folder(out)
-    state = {name: value.detach().contiguous() for name, value in encoder.state_dict().items()}
-    (out / CARD).unlink(missing_ok=True)  # no card vouches for weights that are being replaced
-    write_whole(out / WEIGHTS, save(state, metadata={"format": FORMAT, "version": str(VERSION)}))
+    weights = write_weights(out, encoder)
     card = Card(
         run.config, run.intensity, encoder.width, run.step, len(run.split.train), run.store_fingerprints,
-        recipes, scores, Weights(WEIGHTS, _sha256(out / WEIGHTS), len(state)), licence or NO_LICENCE,
+        recipes, scores, weights, licence or NO_LICENCE,
     )  # fmt: skip
+    remove_nnunet(out)
+    if kind == "nnunet":
+        write_nnunet(out, encoder, card.spacing)
+    write_card(out, card)
+    return encoder
+
+
+def write_weights(out: Path, encoder: Encoder) -> Weights:
+    """Write the weights of an encoder to a folder, and say what a card is to vouch for."""
+    state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    (card_of(out) or out / CARD).unlink(missing_ok=True)  # no card vouches for weights that are being replaced
+    # One entry: several come in another order each time, and equal weights shall be equal files.
+    write_whole(out / WEIGHTS, save(state, metadata={"format": f"{FORMAT} {VERSION}"}))
+    return Weights(WEIGHTS, _sha256(out / WEIGHTS), len(state))
+
+
+def write_card(out: Path, card: Card) -> None:
+    """Write the card of an encoder, for programs and for people."""
     write_json(out / CARD, card.document())
     write_whole(out / "README.md", card.page())
-    return encoder
 
 
 def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Encoder:
@@ -67,13 +95,14 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
     """
     folder = Path(folder)
     card = read_card(folder)
-    if not (folder / WEIGHTS).exists():
-        raise CheckpointError(f"{folder / WEIGHTS}: expected the weights beside their card, found none; export again")
-    if _sha256(folder / WEIGHTS) != card.weights.sha256:
-        raise CheckpointError(f"{folder / WEIGHTS}: expected the weights that the card vouches for, found others")
+    weights = folder / card.weights.file
+    if not weights.exists():
+        raise CheckpointError(f"{weights}: expected the weights beside their card, found none; export again")
+    if _sha256(weights) != card.weights.sha256:
+        raise CheckpointError(f"{weights}: expected the weights that the card vouches for, found others")
     encoder = encoder_of(make_model(card.config.model), card.intensity)
     try:
-        encoder.load_state_dict(load_file(folder / WEIGHTS))
+        encoder.load_state_dict(load_file(weights))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{folder}: its weights do not have the shapes its card says ({reason})") from error

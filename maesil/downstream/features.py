@@ -25,8 +25,7 @@ from maesil.cache.provenance import recorded_uses
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import patch_shares
 from maesil.devices import pick_device
-from maesil.downstream.card import is_export, read_card
-from maesil.downstream.encoder import one_spacing
+from maesil.downstream.card import is_export, one_spacing, read_card
 from maesil.downstream.export import load_encoder
 from maesil.downstream.scans import Scan, Scans, scans_of_files, scans_of_store, superpatches
 from maesil.downstream.whole_scan import cells_at, cut, embed_scan, encoded, pooled
@@ -91,7 +90,7 @@ def open_encoder(source: Path, device: torch.device | str = "cpu") -> Encoder:
 def spacing_of_training(source: Path) -> Spacing | None:
     """Return the spacing (mm) of all stores that a run or an exported encoder was trained on; None if they differ."""
     if is_export(source):
-        return one_spacing(read_card(source).recipes)
+        return read_card(source).spacing
     return one_spacing(use.recipe for use in recorded_uses(source))
 
 

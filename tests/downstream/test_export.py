@@ -20,7 +20,7 @@ from support.stores import make_store
 import maesil
 from maesil.config.schema import MODEL_KINDS, RunConfig, TrainConfig
 from maesil.data.split import Split
-from maesil.documents import read_json
+from maesil.documents import read_json, write_json
 from maesil.downstream.card import read_card
 from maesil.downstream.export import export_encoder
 from maesil.downstream.monai import load_into_monai_vit, monai_vit_state
@@ -148,7 +148,7 @@ def test_every_kind_is_exported_and_loaded(kind, tmp_path):
 
 def test_the_card_says_all_that_is_needed_and_nobody_s_name(world):
     folder, _, _ = world
-    card = json.loads((folder / "encoder" / "card.json").read_text())
+    card = json.loads((folder / "encoder" / "config.json").read_text())
     assert card["intensity"] == {"window_hu": [-1000.0, 1000.0], "mean": 0.4, "std": 0.3}
     assert card["input"]["edge_voxels"] == 32 and card["input"]["patch_voxels"] == 8
     assert card["model"]["width"] == 128 and card["architecture"]["heads"] == 2
@@ -172,11 +172,11 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
     (tmp_path / "run" / "evaluation").mkdir()
     (tmp_path / "run" / "evaluation" / "scores.json").write_text(json.dumps(scores))
     export_encoder(tmp_path / "run", tmp_path / "out")
-    card = json.loads((tmp_path / "out" / "card.json").read_text())
+    card = json.loads((tmp_path / "out" / "config.json").read_text())
     assert card["stores"]["fingerprints"] == [store.fingerprint]
     assert [recipe["hash"] for recipe in card["stores"]["recipes"]] == [store.recipe_hash]
     assert card["input"]["spacing_zyx_mm"] == ["native"]
-    assert read_card(tmp_path / "out").document() == read_json(tmp_path / "out" / "card.json")
+    assert read_card(tmp_path / "out").document() == read_json(tmp_path / "out" / "config.json")
     assert card["scores"][0]["psnr_hidden"] == 20.25 and "| 20.250 |" in (tmp_path / "out" / "README.md").read_text()
     # Scores of other weights are not those of these.
     path = tmp_path / "run" / "evaluation" / "scores.json"
@@ -185,16 +185,16 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
         with pytest.raises(DamagedError, match=r"scores\.json: expected a file as maesil wrote it"):
             export_encoder(tmp_path / "run", tmp_path / "none")
     path.write_text(json.dumps(scores | {"weights_sha256": "0" * 64}))
-    before = (tmp_path / "out" / "card.json").read_text()
+    before = (tmp_path / "out" / "config.json").read_text()
     with pytest.raises(UsageError, match="--force to replace it"):
         export_encoder(tmp_path / "run", tmp_path / "out")
-    assert (tmp_path / "out" / "card.json").read_text() == before
+    assert (tmp_path / "out" / "config.json").read_text() == before
     export_encoder(tmp_path / "run", tmp_path / "out", force=True)
-    assert json.loads((tmp_path / "out" / "card.json").read_text())["scores"] == []
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["scores"] == []
     # A run that lost what it noted of its stores is told its store, and only its own.
     (tmp_path / "run" / "stores.json").unlink()
     export_encoder(tmp_path / "run", tmp_path / "told", stores=[store.path])
-    assert json.loads((tmp_path / "told" / "card.json").read_text())["stores"] == card["stores"]
+    assert json.loads((tmp_path / "told" / "config.json").read_text())["stores"] == card["stores"]
     other = make_store(tmp_path / "other", [(32, 32, 32)], seed=7)
     with pytest.raises(UsageError, match="expected a store that"):
         export_encoder(tmp_path / "run", tmp_path / "no", stores=[other.path])
@@ -203,40 +203,43 @@ def test_a_trained_run_knows_its_recipe_and_its_scores(tmp_path):
 
 def test_damage_and_other_folders_are_told_apart(world, tmp_path):
     folder, _, _ = world
-    with pytest.raises(CheckpointError, match=r"found no card\.json"):
+    with pytest.raises(CheckpointError, match=r"found no config\.json of one"):
         maesil.load_encoder(tmp_path)
     with pytest.raises(CheckpointError, match=r"found a run; export its encoder first: maesil export .*run --out DIR"):
         maesil.load_encoder(folder / "run")
     copy = tmp_path / "copy"
     shutil.copytree(folder / "encoder", copy)
-    card = (copy / "card.json").read_text()
+    card = (copy / "config.json").read_text()
     unsealed = re.sub(r',\s+"checksum_crc32c": \d+', "", card)
     assert unsealed != card
     for broken in ('"std": 0', '"std": NaN', '"std": "1"'):
-        (copy / "card.json").write_text(re.sub(r'"std": [-0-9.e]+', broken, unsealed))
+        (copy / "config.json").write_text(re.sub(r'"std": [-0-9.e]+', broken, unsealed))
         with pytest.raises(CheckpointError, match="found it incomplete"):
             maesil.load_encoder(copy)
     for damaged in (card.replace('"std": ', '"std": 1'), card[: len(card) // 2], ""):
-        (copy / "card.json").write_text(damaged)
-        with pytest.raises(DamagedError, match=r"card\.json: expected a file as maesil wrote it"):
+        (copy / "config.json").write_text(damaged)
+        with pytest.raises(DamagedError, match=r"config\.json: expected a file as maesil wrote it"):
             maesil.load_encoder(copy)
-    (copy / "card.json").write_text(card)
-    (copy / "encoder.safetensors").rename(copy / "moved")
+    (copy / "config.json").write_text(card)
+    (copy / "model.safetensors").rename(copy / "moved")
     with pytest.raises(CheckpointError, match="found none; export again"):
         maesil.load_encoder(copy)
-    (copy / "moved").rename(copy / "encoder.safetensors")
-    with pytest.raises(CheckpointError, match=r"found no card\.json"):
-        maesil.load_encoder(copy / "card.json")
-    data = bytearray((copy / "encoder.safetensors").read_bytes())
+    (copy / "moved").rename(copy / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"found no config\.json of one"):
+        maesil.load_encoder(copy / "config.json")
+    data = bytearray((copy / "model.safetensors").read_bytes())
     data[len(data) // 2] ^= 1
-    (copy / "encoder.safetensors").write_bytes(data)
+    (copy / "model.safetensors").write_bytes(data)
     with pytest.raises(CheckpointError, match="vouches for"):
         maesil.load_encoder(copy)
-    (copy / "card.json").write_text('{"format": "maesil-encoder", "version": 1}')
+    (copy / "config.json").write_text('{"format": "maesil-encoder", "version": 1}')
     with pytest.raises(CheckpointError, match="incomplete"):
         maesil.load_encoder(copy)
-    (copy / "card.json").write_text('{"format": "other", "version": 1}')
-    with pytest.raises(CheckpointError, match="found other 1"):
+    (copy / "config.json").write_text('{"format": "other", "version": 1}')
+    with pytest.raises(CheckpointError, match=r"found no config\.json of one"):  # another program's
+        maesil.load_encoder(copy)
+    (copy / "config.json").write_text('{"format": "maesil-encoder", "version": 9}')
+    with pytest.raises(CheckpointError, match="found maesil-encoder 9"):
         maesil.load_encoder(copy)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -250,3 +253,29 @@ def test_importing_maesil_is_light_and_unknown_names_are_none():
     assert {"load_encoder", "SuperpatchDataset"} <= set(dir(maesil))
     with pytest.raises(AttributeError, match="no attribute 'load_model'"):
         maesil.load_model  # noqa: B018
+
+
+def test_an_export_of_before_is_loaded_and_replaced_as_it_was(world, tmp_path):
+    folder, volume, tokens = world
+    card = read_json(folder / "encoder" / "config.json")
+    card["weights"]["file"] = "encoder.safetensors"
+    (tmp_path / "old").mkdir()
+    shutil.copy(folder / "encoder" / "model.safetensors", tmp_path / "old" / "encoder.safetensors")
+    write_json(tmp_path / "old" / "card.json", card)
+    with torch.no_grad():
+        torch.testing.assert_close(maesil.load_encoder(tmp_path / "old")(volume), tokens, rtol=0, atol=0)
+    export_encoder(folder / "run", tmp_path / "old", force=True)
+    assert not (tmp_path / "old" / "card.json").exists()
+    maesil.load_encoder(tmp_path / "old")
+    card["weights"]["file"] = "../encoder/model.safetensors"
+    write_json(tmp_path / "old" / "config.json", card)
+    with pytest.raises(CheckpointError, match="incomplete"):
+        maesil.load_encoder(tmp_path / "old")
+
+
+def test_another_program_s_folder_is_not_written_to(world, tmp_path):
+    folder, _, _ = world
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UsageError, match="found other files"):
+        export_encoder(folder / "run", tmp_path / "theirs", force=True)

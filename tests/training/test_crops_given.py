@@ -54,7 +54,7 @@ def test_they_are_named_with_the_reason_and_not_counted(store, tmp_path):
     assert (run.split.train, set(run.split.unused)) == (("thick",), {"thin", "lean"})
     assert json.loads((tmp_path / "r" / "split.json").read_text())["unused"] == list(run.split.unused)
     export_encoder(tmp_path / "r", tmp_path / "e")
-    assert json.loads((tmp_path / "e" / "card.json").read_text())["training"]["patients"] == 1
+    assert json.loads((tmp_path / "e" / "config.json").read_text())["training"]["patients"] == 1
 
 
 def test_a_run_on_them_goes_on_with_its_split_and_another_run_may_use_them(store, tmp_path):
