@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from maesil.downstream.ridge import PENALTIES, Moments, auroc, fit, r_squared, ridge, sum_of
 
@@ -23,12 +26,11 @@ def test_without_a_penalty_it_is_least_squares(data):
     np.testing.assert_allclose(model(x), with_offset @ weights, rtol=1e-5, atol=1e-5)
 
 
-def test_with_a_penalty_it_is_the_closed_form_on_standardised_features(data):
-    x, y = data
-    (model,) = ridge(Moments.of(x, y), [0.3])
-    z = (x.astype(float) - x.mean(0, dtype=float)) / x.std(0, dtype=float)
-    weights = np.linalg.solve(z.T @ z / len(z) + 0.3 * np.eye(7), z.T @ (y - y.mean(0, dtype=float)) / len(z))
-    np.testing.assert_allclose(model(x), z @ weights + y.mean(0, dtype=float), rtol=1e-5, atol=1e-5)
+def test_with_a_penalty_it_is_the_ridge_of_scikit_learn_on_standardised_features(data):
+    x, y = (values.astype(float) for values in data)
+    for penalty, model in zip(PENALTIES, ridge(Moments.of(*data), PENALTIES), strict=True):
+        theirs = make_pipeline(StandardScaler(), Ridge(alpha=penalty * len(x))).fit(x, y)
+        np.testing.assert_allclose(model(x), theirs.predict(x), rtol=1e-5, atol=1e-5)
 
 
 def test_sets_add_up_and_errors_come_from_sums_alone(data):
@@ -70,7 +72,8 @@ def test_r_squared():
     assert r_squared(truth, truth) == 1
     assert r_squared(truth, np.full(4, 1.5)) == 0
     assert r_squared(truth, truth[::-1]) == -3
-    assert r_squared(np.ones(4), truth) is None
+    assert r_squared(truth, np.array([0.0, 1.0, 2.0, 5.0])) == pytest.approx(1 - 4 / 5)
+    assert r_squared(np.full(4, 0.1), truth) is None
 
 
 def test_auroc_counts_pairs():

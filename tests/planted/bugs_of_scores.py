@@ -107,7 +107,10 @@ DOWNSTREAM = [
         "maesil/downstream/ridge.py", "downstream/test_ridge.py",
         ("for number, one in enumerate(parts) if number != left_out", "for number, one in enumerate(parts)",
          "test_the_penalty_is_chosen_by_what_was_left_out"),
-        ("(counts - 1) / 2", "(counts - 1)", "test_auroc_counts_pairs"),
+        ("r2_score(truth_N, predicted_N)", "r2_score(predicted_N, truth_N)", "test_r_squared"),
+        ("roc_auc_score(positive_N, score_N)", "roc_auc_score(~positive_N, score_N)", "test_auroc_counts_pairs"),
+        ("np.maximum(values, 0.0) + penalty", "np.maximum(values, 0.0) + penalty / n",
+         "test_with_a_penalty_it_is_the_ridge_of_scikit_learn_on_standardised_features"),
         ("mean_K - mean_D @ weights", "mean_K", "test_without_a_penalty_it_is_least_squares"),
     ),
     *bugs(

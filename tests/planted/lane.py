@@ -31,7 +31,8 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("maesil", "ingest", "kernels", "cache", "tests", "docs", "pyproject.toml")
 HEAVY = (
     "hypothesis", "matplotlib.pyplot", "nibabel", "rich.progress", "safetensors.torch", "scipy.sparse.linalg",
-    "scipy.stats", "torch._dynamo", "torch.utils.flop_counter", "torch.utils.tensorboard", "typer", "zarr",
+    "scipy.stats", "sklearn.linear_model", "sklearn.pipeline", "torch._dynamo", "torch.utils.flop_counter",
+    "torch.utils.tensorboard", "typer", "zarr",
 )  # fmt: skip
 """Libraries that tests import, that no bug touches, and that start no thread, which a fork would not take along."""
 AT_ONCE = 2
