@@ -72,9 +72,9 @@ def train(
     ``split`` says which patient groups are trained on and validated on, itself or by its file, in place of the
     configuration's share. ``weights`` are the shares of the crops that each of ``stores`` gives; none: by body.
     With ``resume`` a run that was cut off goes on (``auto``: or begins, where there is none); what may change then
-    stands in `maesil.training.resume.ON_RESUME`. ``init_from`` is a run, or an encoder of `maesil.load_encoder`, whose
-    weights a new run begins with; a run that goes on takes its checkpoint, and other weights than those it began with
-    are refused. Raises UsageError, CheckpointError, NoInputError, ResourceError, StoreError (damage,
+    stands in `maesil.training.resume.ON_RESUME`. ``init_from`` is a run, or the ``net`` of what `maesil.load_encoder`
+    gives, whose weights a new run begins with; a run that goes on takes its checkpoint, and other weights than those it
+    began with are refused. Raises UsageError, CheckpointError, NoInputError, ResourceError, StoreError (damage,
     at the step that meets it), and KeyboardInterrupt, with a line that says how to go on, after a signal that asks for
     an end (`maesil.signals.ENDS`), once the checkpoint is written. ``profile`` traces a few steps, see
     `maesil.training.profiling`. ``note`` is a line on the configuration, said once the run is set up.
