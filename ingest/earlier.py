@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from maesil.ingest.failures import MAY_PASS
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import VolumePlan
 from maesil.store.recipe import Recipe
-from maesil.store.records import Volume
+from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
 
 
@@ -39,16 +38,16 @@ class EarlierRuns:
             return False
         return (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash)
 
-    def refused(self, refusal: dict[str, Any], item: Hashed) -> bool:
+    def refused(self, refusal: Refusal, item: Hashed) -> bool:
         """Return whether this very source was refused, and would be again."""
-        if (refusal.get("source_hash"), refusal.get("recipe_hash")) != (item.source_hash, self.recipe.hash):
+        if (refusal.source_hash, refusal.recipe_hash) != (item.source_hash, self.recipe.hash):
             return False
         again = (*MAY_PASS, "duplicate_pixels", *self.options.retry_quarantined)
-        return not self.options.force and refusal["code"] not in again and "all" not in again
+        return not self.options.force and refusal.code not in again and "all" not in again
 
-    def copied(self, refusal: dict[str, Any], item: Hashed) -> str:
+    def copied(self, refusal: Refusal, item: Hashed) -> str:
         """Return the volume that was found to hold the pixels of this source, if it still does; else nothing."""
-        if refusal.get("code") != "duplicate_pixels" or refusal.get("source_hash") != item.source_hash:
+        if refusal.code != "duplicate_pixels" or refusal.source_hash != item.source_hash or not refusal.numbers:
             return ""
-        holder = self.store.live(refusal["numbers"]["same_as"])
+        holder = self.store.live(refusal.numbers["same_as"])
         return holder.volume_id if holder and holder.recipe_hash == self.recipe.hash else ""

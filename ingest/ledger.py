@@ -15,7 +15,7 @@ from maesil.ingest.privacy import IdentityKey, without_paths
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.store.recipe import Recipe
-from maesil.store.records import Volume
+from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
 
 
@@ -34,7 +34,7 @@ class Ledger:
         refused: dict[tuple[Path, str, str], str] = {}
         for series in plan.refused:
             volume_id = self._key.hash("volume", series.identity)
-            self._quarantine(volume_id, series.refusal, series.paths, {"files": len(series.paths)})
+            self._quarantine(volume_id, series.refusal, series.paths)
             refused |= {(path, series.refusal.code, series.refusal.detail): volume_id for path in series.paths}
         for verdict in plan.verdicts:
             known = refused.get((verdict.path, verdict.code, verdict.detail), verdict.volume_id)
@@ -46,23 +46,25 @@ class Ledger:
 
     def refuse(self, plan: VolumePlan, volume_id: str, refusal: Refused, source_hash: str = "") -> None:
         """Put a source into quarantine."""
-        more = {"files": len(plan.source.paths), "source_hash": source_hash}
-        self._quarantine(volume_id, refusal, plan.source.paths, more)
+        self._quarantine(volume_id, refusal, plan.source.paths, source_hash)
         self.verdict(plan, "quarantined", refusal.code, volume_id, refusal.detail)
 
-    def refused_before(self, plan: VolumePlan, volume_id: str, record: dict[str, Any]) -> None:
+    def refused_before(self, plan: VolumePlan, record: Refusal) -> None:
         """Leave a source in quarantine, by the record of an earlier run."""
         self.summary.refused_volumes += 1
-        self._refused.add(volume_id)
-        self.verdict(plan, "quarantined", record["code"], volume_id, record["detail"])
+        self._refused.add(record.volume_id)
+        self.verdict(plan, "quarantined", record.code, record.volume_id, record.detail)
 
     def leave_out(self, plan: VolumePlan, volume_id: str, copy: Volume, holder: str) -> None:
         """Discard a finished attempt that holds the pixels of another volume; remember it for the next run."""
         self._store.storage.remove(copy.prefix)
         self.verdict(plan, "skipped", "duplicate_pixels", holder)
-        document = {"volume_id": volume_id, "code": "duplicate_pixels", "detail": f"the pixels of {holder}"}
-        more = {"numbers": {"same_as": holder}, "recipe_hash": self._recipe.hash, "source_hash": copy.source_hash}
-        self._store.quarantine(volume_id, document | more | {"files": len(plan.source.paths)})
+        self._store.quarantine(
+            Refusal(
+                volume_id, "duplicate_pixels", f"the pixels of {holder}", {"same_as": holder},
+                recipe_hash=self._recipe.hash, source_hash=copy.source_hash, files=len(plan.source.paths),
+            )
+        )  # fmt: skip
 
     def release(self, plan: VolumePlan, volume_id: str) -> None:
         """Drop the records of earlier refusals of what is a volume now."""
@@ -82,8 +84,8 @@ class Ledger:
             if volume.volume_id not in known:
                 self._store.forget(volume.volume_id)
         for record in self._store.quarantined():
-            if record["volume_id"] not in self._refused:
-                self._store.release(record["volume_id"])
+            if record.volume_id not in self._refused:
+                self._store.release(record.volume_id)
 
     def close(self, plan: Plan) -> None:
         """Bring the verdicts down to one per file, see that none is missing, and look at the rest of the store."""
@@ -110,7 +112,9 @@ class Ledger:
             same[volume.pixels].append(volume.volume_id)
         self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
 
-    def _quarantine(self, volume_id: str, refusal: Refused, paths: Sequence[Path], more: dict[str, Any]) -> None:
+    def _quarantine(
+        self, volume_id: str, refusal: Refused, paths: Sequence[Path], source_hash: str | None = None
+    ) -> None:
         self.summary.refused_volumes += 1
         self._refused.add(volume_id)
         detail = without_paths(refusal.detail, paths)
@@ -118,5 +122,6 @@ class Ledger:
             name: without_paths(value, paths) if isinstance(value, str) else value
             for name, value in json_ready(refusal.numbers).items()
         }
-        document = {"volume_id": volume_id, "code": refusal.code, "detail": detail, "numbers": numbers}
-        self._store.quarantine(volume_id, document | {"recipe_hash": self._recipe.hash} | more)
+        self._store.quarantine(
+            Refusal(volume_id, refusal.code, detail, numbers, self._recipe.hash, source_hash, len(paths))
+        )

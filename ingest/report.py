@@ -56,7 +56,7 @@ def _merge(folder: Path, summary: Summary, store: Store | None, run: str) -> lis
     before = report_folder.known_verdicts(folder)
     now = [Noted(verdict, run) for verdict in summary.files]
     known = {volume.volume_id for volume in (*store.volumes(), *store.outdated())} if store else set()
-    known |= {record["volume_id"] for record in store.quarantined()} if store else set()
+    known |= {record.volume_id for record in store.quarantined()} if store else set()
     rows, replaced = report_folder.merged(before, now, known, whole=summary.whole)
     report_folder.add_earlier(folder, replaced)
     report_folder.write_noted(folder / report_folder.FILES, rows)
@@ -90,8 +90,8 @@ def refused_sources(store: Store | None, rows: Sequence[Noted]) -> list[RefusedS
     """Return all refused sources of a store with their files: those in its quarantine, and single damaged files."""
     files = report_folder.files_by_volume(rows)
     found = [
-        RefusedSource(record["volume_id"], record["code"], record["detail"], tuple(files.get(record["volume_id"], ())),
-                      record.get("numbers", {}), record.get("files"))
+        RefusedSource(record.volume_id, record.code, record.detail, tuple(files.get(record.volume_id, ())),
+                      record.numbers or {}, record.files)
         for record in (store.quarantined() if store else ())
     ]  # fmt: skip
     damaged: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)

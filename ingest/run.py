@@ -144,7 +144,7 @@ class _Run:
         # Asked before anything is read: what changes meanwhile must look changed to the next run.
         files = [self.memory.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
         known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := self.memory.get(key))}
-        refused = {record["volume_id"] for record in self.store.quarantined()}
+        refused = {record.volume_id for record in self.store.quarantined()}
         known |= {n: "" for n, plan in enumerate(plans) if n not in known and self._is_new(plan, refused)}
         todo = [n for n in range(len(plans)) if n not in known]
         items = [(plans[n].source, self.store.path) for n in todo]
@@ -174,24 +174,24 @@ class _Run:
         seen: set[str] = set()
         keep_first = self.options.duplicates == "keep-first"
         holders = {volume.source_hash: volume.volume_id for volume in self.store.volumes()}
-        refusals = {record["volume_id"]: record for record in self.store.quarantined()}
+        refusals = {record.volume_id: record for record in self.store.quarantined()}
         for item in hashed:
             if item.volume_id in seen:
                 self.ledger.verdict(item.plan, "skipped", "duplicate_volume", item.volume_id)
                 continue
             seen.add(item.volume_id)
             live = self.store.live(item.volume_id)
-            refusal = refusals.get(item.volume_id, {})
+            refusal = refusals.get(item.volume_id)
             if self.earlier.made(live, item):
                 assert live is not None
                 self.ledger.summary.fresh.append(self._regrouped(live, item))
                 self.ledger.release(item.plan, item.volume_id)
                 self.ledger.verdict(item.plan, "used", "fresh", item.volume_id)
-            elif keep_first and (holder := self.earlier.copied(refusal, item)):
+            elif keep_first and refusal and (holder := self.earlier.copied(refusal, item)):
                 self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holder)
                 continue
-            elif self.earlier.refused(refusal, item):
-                self.ledger.refused_before(item.plan, item.volume_id, refusal)
+            elif refusal and self.earlier.refused(refusal, item):
+                self.ledger.refused_before(item.plan, refusal)
             elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
                 self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
                 continue

@@ -16,7 +16,7 @@ from rich.table import Table
 from maesil.cache.memory import available_memory
 from maesil.kernels import what_triton_lacks
 from maesil.store.store import Store
-from maesil.store.summary import describe
+from maesil.store.summary import summary_of
 from maesil.text import counted
 
 _PACKAGES = ("maesil", "torch", "triton", "numpy", "zarr", "numcodecs", "SimpleITK", "pydicom", "dask", "monai")
@@ -128,13 +128,13 @@ def _compile(device: torch.device) -> Finding:
 
 
 def _fits(store: Store) -> Iterator[Finding]:
-    facts, memory = describe(store), available_memory()
-    decoded, stored = facts["decoded_bytes"], facts["stored_bytes"]
+    found, memory = summary_of(store), available_memory()
+    decoded, stored = found.decoded_bytes, found.stored_bytes
     yield Finding(
-        "store", str(store.path), f"{counted(len(facts['volumes']), 'volume')}, "
-        f"{counted(facts['superpatches'], 'superpatch', 'superpatches')}, "
+        "store", str(store.path), f"{counted(len(found.volumes), 'volume')}, "
+        f"{counted(found.superpatches, 'superpatch', 'superpatches')}, "
         f"{stored / _GB:.2f} GB on disk, {decoded / _GB:.2f} GB decoded",
-        "" if facts["volumes"] else "maesil ingest SRC... --out STORE: it holds no volumes",
+        "" if found.volumes else "maesil ingest SRC... --out STORE: it holds no volumes",
     )  # fmt: skip
     free = shutil.disk_usage(store.path).free
     short = f"free space where {store.path} lies: less than a tenth of its size is left"

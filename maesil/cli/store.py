@@ -32,13 +32,13 @@ def store_info(
 
     Example: maesil store info store.zarr
     """
-    from maesil.store.summary import describe, tables
+    from maesil.store.summary import summary_of
 
-    here = opened(store)
+    summary = summary_of(opened(store), where)
     if as_json:
-        typer.echo(json.dumps(describe(here, where), indent=1))
+        typer.echo(json.dumps(summary.document(), indent=1))
     else:
-        print_all(*tables(here, where))
+        print_all(*summary.tables())
 
 
 @app.command("verify")
@@ -194,16 +194,16 @@ def explain(
     Example: maesil store explain store.zarr 3f2a
     """
     from maesil.ingest.report_folder import files_of
-    from maesil.store.explain import explanation, lines
+    from maesil.store.explain import explanation
     from maesil.text import printable
 
     here = opened(store)
     files = files_of(report or _report_beside(here.path), here.path)
     told = explanation(here, volume, {name: [printable(path) for path in paths] for name, paths in files.items()})
     if as_json:
-        typer.echo(json.dumps(told, indent=1))
+        typer.echo(json.dumps(told.document(), indent=1))
     else:
-        print_all(*lines(told))
+        print_all(*told.lines())
 
 
 def _report_beside(store: Path) -> Path:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from maesil.store.records import Volume
+from maesil.store.records import Refusal, Volume
 from maesil.store.remedies import remedy
 from maesil.store.store import Store
 from maesil.text import counted
@@ -53,28 +54,58 @@ NOTES = {
 """What ingest notes of an accepted volume; ``accepted_CODE`` says that a doubt was accepted on purpose (--accept)."""
 
 
-def explanation(store: Store, volume_id: str, sources: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Explanation:
+    """What a store says of one id: a volume, a refused source, or both where the source changed since."""
+
+    volume_id: str
+    sources: tuple[str, ...]
+    """The files that it came from, as far as they are known."""
+    volume: Volume | None
+    outdated: bool
+    """Whether the volume was made by an earlier recipe."""
+    refusal: Refusal | None
+
+    def document(self) -> dict[str, Any]:
+        """Return everything as JSON-ready values."""
+        told = {"what_to_do": remedy(self.refusal.code)} if self.refusal else {}
+        return {
+            "volume_id": self.volume_id,
+            "sources": list(self.sources),
+            "volume": _volume_document(self.volume, self.outdated) if self.volume else None,
+            "refusal": self.refusal.document() | told if self.refusal else None,
+        }
+
+    def lines(self) -> list[str]:
+        """Return everything as lines of text."""
+        text = _volume_lines(self.volume, self.outdated) if self.volume else []
+        if self.refusal is not None:
+            text.append(f"source {self.volume_id} was refused: {self.refusal.code}: {self.refusal.detail}")
+            text += [f"  {name}: {value}" for name, value in (self.refusal.numbers or {}).items()]
+            text.append(f"  what to do: {remedy(self.refusal.code)}")
+            if self.volume is not None:
+                text.append("  the volume above is of an earlier state of the source")
+        return text + _source_lines(self.sources)
+
+
+def explanation(store: Store, volume_id: str, sources: Mapping[str, Sequence[str]] | None = None) -> Explanation:
     """Return what the store says of a volume or a refused source; `UsageError` unless the id is known and unique.
 
     ``sources`` are the files that each came from, by id: a store knows no path, the report of its ingest does.
     """
     volumes = {volume.volume_id: volume for volume in (*store.outdated(), *store.volumes())}
-    refusals = {record["volume_id"]: record for record in store.quarantined()}
+    refusals = {record.volume_id: record for record in store.quarantined()}
     found = store.whole_id(volume_id, {*volumes, *refusals}, "volume or refused source")
-    refusal = refusals.get(found)
-    return {
-        "volume_id": found,
-        "sources": list((sources or {}).get(found, ())),
-        "volume": _volume(store, volumes[found]) if found in volumes else None,
-        "refusal": refusal | {"what_to_do": remedy(refusal["code"])} if refusal else None,
-    }
+    volume = volumes.get(found)
+    outdated = volume is not None and volume.recipe_hash != store.recipe_hash
+    return Explanation(found, tuple((sources or {}).get(found, ())), volume, outdated, refusals.get(found))
 
 
-def _volume(store: Store, volume: Volume) -> dict[str, Any]:
+def _volume_document(volume: Volume, outdated: bool) -> dict[str, Any]:
     return {
         "group": volume.group,
         "generation": volume.generation,
-        "outdated": volume.recipe_hash != store.recipe_hash,
+        "outdated": outdated,
         "source": volume.source,
         "source_shape_zyx": list(volume.source_shape),
         "source_spacing_zyx_mm": list(volume.source_spacing),
@@ -93,20 +124,6 @@ def note_in_words(note: str) -> str:
     return NOTES.get(note, "")
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """Return an explanation as lines of text."""
-    text = []
-    if (volume := found["volume"]) is not None:
-        text += _volume_lines(found["volume_id"], volume)
-    if (refusal := found["refusal"]) is not None:
-        text.append(f"source {found['volume_id']} was refused: {refusal['code']}: {refusal['detail']}")
-        text += [f"  {name}: {value}" for name, value in refusal.get("numbers", {}).items()]
-        text.append(f"  what to do: {refusal['what_to_do']}")
-        if volume is not None:
-            text.append("  the volume above is of an earlier state of the source")
-    return text + _source_lines(found["sources"])
-
-
 def _source_lines(sources: Sequence[str]) -> list[str]:
     if not sources:
         return ["  files: not known here; --report DIR names the report of its ingest, which knows them"]
@@ -114,24 +131,23 @@ def _source_lines(sources: Sequence[str]) -> list[str]:
     return [f"  {counted(len(sources), 'file')}:", *(f"    {path}" for path in sources[:_FILES_SHOWN]), *more]
 
 
-def _volume_lines(volume_id: str, volume: dict[str, Any]) -> list[str]:
-    source = ", ".join(f"{name} {value}" for name, value in volume["source"].items())
-    hu = volume["hu"]
+def _volume_lines(volume: Volume, outdated: bool) -> list[str]:
+    source, hu = ", ".join(f"{name} {value}" for name, value in volume.source.items()), volume.hu
     text = [
-        f"volume {volume_id}, patient group {volume['group']}, generation {volume['generation']}",
+        f"volume {volume.volume_id}, patient group {volume.group}, generation {volume.generation}",
         f"  source: {source}",
-        f"  voxels: {_by(volume['source_shape_zyx'])} of {_by(volume['source_spacing_zyx_mm'])} mm (z y x)"
-        f" -> {_by(volume['shape_zyx'])} of {_by(volume['spacing_zyx_mm'])} mm",
+        f"  voxels: {_by(volume.source_shape)} of {_by(volume.source_spacing)} mm (z y x)"
+        f" -> {_by(volume.shape)} of {_by(volume.spacing)} mm",
         f"  HU: {hu['min']:.0f} to {hu['max']:.0f}, mean {hu['mean']:.0f}; "
         f"clipped: {hu['clipped_low_share']:.2%} below, {hu['clipped_high_share']:.2%} above",
         f"  shares: {hu['valid_share']:.1%} of the voxels valid, {hu['body_share']:.1%} body",
     ]
-    if volume["outdated"]:
+    if outdated:
         text.append("  made by an earlier recipe: not read until it is ingested again")
-    if not volume["notes"]:
+    if not volume.notes:
         text.append("  nothing was split, repaired or accepted with doubt")
-    return text + [f"  {note}: {words}" for note, words in volume["notes"].items()]
+    return text + [f"  {note}: {note_in_words(note)}" for note in volume.notes]
 
 
-def _by(values: list[float]) -> str:
+def _by(values: Sequence[float]) -> str:
     return " x ".join(f"{round(value, 3):g}" for value in values)

@@ -1,10 +1,11 @@
-"""What a store records of a volume: what it is, and where the bytes of its superpatches lie.
+"""What a store records of a volume (what it is, where the bytes of its superpatches lie), and of a refused source.
 
 Format: ``docs/reference/store-format.md``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -145,3 +146,35 @@ class Volume:
     def at_generation(self, generation: int) -> Volume:
         """Return the same record under another generation number."""
         return replace(self, generation=generation)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One record of the quarantine: why a source became no volume, in codes and numbers, without path or identity.
+
+    What is None is not written: a record of an earlier version may lack it.
+    """
+
+    volume_id: str
+    """That of the volume which it would have become."""
+    code: str
+    """One of `maesil.codes`, or of another version of maesil."""
+    detail: str
+    numbers: Mapping[str, Any] | None = None
+    """Measured values that the code rests on, as JSON knows them."""
+    recipe_hash: str | None = None
+    source_hash: str | None = None
+    """Of what was refused; empty where it could not be read, None where the headers alone decided."""
+    files: int | None = None
+    """How many files the source has."""
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> Refusal:
+        """Return the refusal that `document` describes; KeyError for what is none."""
+        required = {name: document[name] for name in ("volume_id", "code", "detail")}
+        optional = ("numbers", "recipe_hash", "source_hash", "files")
+        return cls(**required, **{name: document[name] for name in optional if name in document})

@@ -17,7 +17,7 @@ from maesil.documents import CHECKSUM, canonical_json, parsed_json, reason, seal
 from maesil.errors import StoreError, UsageError
 from maesil.store.commit import commit_key, quarantine_key
 from maesil.store.recipe import Recipe
-from maesil.store.records import Volume
+from maesil.store.records import Refusal, Volume
 from maesil.store.storage import Storage, local_path
 from maesil.text import candidates
 
@@ -201,9 +201,9 @@ class Store:
         """Take a volume out of the store by its commits; its attempts are left to whoever reads them now."""
         self.storage.remove(f"commits/{volume_id[:2]}/{volume_id}")
 
-    def quarantine(self, volume_id: str, document: dict[str, Any]) -> None:
-        """Record why a source was refused; the document holds codes and numbers, no path and no identity."""
-        key, data = quarantine_key(volume_id), sealed(document)
+    def quarantine(self, refusal: Refusal) -> None:
+        """Record why a source was refused."""
+        key, data = quarantine_key(refusal.volume_id), sealed(refusal.document())
         if (
             not self.storage.exists(key) or self.storage.read(key) != data
         ):  # a run that finds nothing new writes nothing
@@ -213,15 +213,14 @@ class Store:
         """Drop the record of a refusal, once the source has become a volume after all."""
         self.storage.remove(quarantine_key(volume_id))
 
-    def quarantined(self) -> list[dict[str, Any]]:
+    def quarantined(self) -> list[Refusal]:
         """Return the records of all refused sources; `StoreError` on a damaged one."""
         return [self.refusal(key) for key in self.storage.list("quarantine") if key.endswith(".json")]
 
-    def refusal(self, key: str) -> dict[str, Any]:
+    def refusal(self, key: str) -> Refusal:
         """Return one record of a refusal; `StoreError` if it is damaged."""
         try:
-            record = unsealed(self.storage.read(key))
-            return {name: record[name] for name in ("volume_id", "code", "detail")} | record
+            return Refusal.from_document(unsealed(self.storage.read(key)))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{self.path}: {key}: expected the record of a refusal, found damage ({reason(error)})"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.table import Table
@@ -15,53 +16,89 @@ from maesil.text import counted
 from maesil.types import Zyx
 
 
-def describe(store: Store, where: str = "") -> dict[str, Any]:
-    """Return the summary as JSON-ready values; lengths in mm, sizes in bytes; of what a filter takes, if given."""
-    volumes, leaders = store.volumes(), patients([store])
+@dataclass(frozen=True)
+class StoreSummary:
+    """What a store holds, or what a filter takes of it."""
+
+    store: Store
+    volumes: tuple[Volume, ...]
+    """Each with the superpatches that count."""
+    patients: Mapping[str, str]
+    """By patient group, the group that stands for all copies of its scans (`maesil.store.index.patients`)."""
+
+    @property
+    def patient_groups(self) -> int:
+        """How many patients."""
+        return len({self.patients[volume.group] for volume in self.volumes})
+
+    @property
+    def superpatches(self) -> int:
+        """How many superpatches."""
+        return sum(len(volume.superpatches) for volume in self.volumes)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Their size on disk."""
+        return sum(patch.length for volume in self.volumes for patch in volume.superpatches)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Their size in memory."""
+        return sum(2 * volume.tile**3 * len(volume.superpatches) for volume in self.volumes)
+
+    def document(self) -> dict[str, Any]:
+        """Return the summary as JSON-ready values; lengths in mm, sizes in bytes."""
+        return {
+            "path": str(self.store.path),
+            "fingerprint": self.store.fingerprint,
+            "key_fingerprint": self.store.key_fingerprint,
+            "recipe_hash": self.store.recipe_hash,
+            "recipe": self.store.recipe.document(),
+            "volumes": [_volume(volume, self.patients[volume.group]) for volume in self.volumes],
+            "patient_groups": self.patient_groups,
+            "superpatches": self.superpatches,
+            "stored_bytes": self.stored_bytes,
+            "decoded_bytes": self.decoded_bytes,
+            "refused": [refusal.document() for refusal in self.store.quarantined()],
+        }
+
+    def tables(self) -> list[Table | str]:
+        """Return the summary as tables and lines to print."""
+        recipe = self.store.recipe.document()
+        lines = [
+            f"{self.store.path}: {counted(len(self.volumes), 'volume')} of {counted(self.patient_groups, 'patient')}, "
+            f"{counted(self.superpatches, 'superpatch', 'superpatches')} of {recipe['superpatch_voxels']}^3, "
+            f"{self.stored_bytes / 1e6:.1f} MB stored ({self.decoded_bytes / 1e6:.1f} MB decoded)",
+            f"spacing {recipe['spacing_zyx_mm']} mm, HU {recipe['hu_range']}, codec {recipe['codec']}, "
+            f"recipe {self.store.recipe_hash[:12]}, fingerprint {self.store.fingerprint[:12]}",
+        ]
+        refused = [
+            f"refused {refusal.volume_id[:12]}: {refusal.code}: {refusal.detail}"
+            for refusal in self.store.quarantined()
+        ]
+        return [*lines, self._volume_table(), *refused]
+
+    def _volume_table(self) -> Table:
+        table = Table(title="Volumes", title_justify="left")
+        for name, justify in (("volume", "left"), ("patient", "left"), ("shape zyx", "right"), ("spacing mm", "right"),
+                              ("source mm", "right"), ("tiles", "right"), ("body", "right"), ("HU mean", "right"),
+                              ("notes", "left")):  # fmt: skip
+            table.add_column(name, justify=justify, no_wrap=name != "notes")  # type: ignore[arg-type]
+        for volume in self.volumes:
+            table.add_row(
+                volume.volume_id[:12], self.patients[volume.group][:8], _by(volume.shape, "x"),
+                _by(volume.spacing, " "), _by(volume.source_spacing, " "), str(len(volume.superpatches)),
+                f"{volume.hu['body_share']:.0%}", f"{volume.hu['mean']:.0f}", " ".join(volume.notes),
+            )  # fmt: skip
+        return table
+
+
+def summary_of(store: Store, where: str = "") -> StoreSummary:
+    """Return the summary of a store, or of what a filter takes of it."""
+    volumes = store.volumes()
     if where:
         volumes = _filtered(volumes, select(superpatch_table(store), where))
-    return {
-        "path": str(store.path),
-        "fingerprint": store.fingerprint,
-        "key_fingerprint": store.key_fingerprint,
-        "recipe_hash": store.recipe_hash,
-        "recipe": store.recipe.document(),
-        "volumes": [_volume(volume, leaders[volume.group]) for volume in volumes],
-        "patient_groups": len({leaders[volume.group] for volume in volumes}),
-        "superpatches": sum(len(volume.superpatches) for volume in volumes),
-        "stored_bytes": sum(patch.length for volume in volumes for patch in volume.superpatches),
-        "decoded_bytes": sum(2 * volume.tile**3 * len(volume.superpatches) for volume in volumes),
-        "refused": store.quarantined(),
-    }
-
-
-def tables(store: Store, where: str = "") -> list[Table | str]:
-    """Return the summary as tables and lines to print."""
-    found = describe(store, where)
-    recipe = found["recipe"]
-    lines = [
-        f"{found['path']}: {counted(len(found['volumes']), 'volume')} of "
-        f"{counted(found['patient_groups'], 'patient')}, "
-        f"{counted(found['superpatches'], 'superpatch', 'superpatches')} of {recipe['superpatch_voxels']}^3, "
-        f"{found['stored_bytes'] / 1e6:.1f} MB stored ({found['decoded_bytes'] / 1e6:.1f} MB decoded)",
-        f"spacing {recipe['spacing_zyx_mm']} mm, HU {recipe['hu_range']}, codec {recipe['codec']}, "
-        f"recipe {found['recipe_hash'][:12]}, fingerprint {found['fingerprint'][:12]}",
-    ]
-    table = Table(title="Volumes", title_justify="left")
-    for name, justify in (("volume", "left"), ("patient", "left"), ("shape zyx", "right"), ("spacing mm", "right"),
-                          ("source mm", "right"), ("tiles", "right"), ("body", "right"), ("HU mean", "right"),
-                          ("notes", "left")):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=name != "notes")  # type: ignore[arg-type]
-    for volume in found["volumes"]:
-        table.add_row(
-            volume["volume_id"][:12], volume["patient"][:8], _by(volume["shape_zyx"], "x"),
-            _by(volume["spacing_zyx_mm"], " "), _by(volume["source_spacing_zyx_mm"], " "), str(volume["superpatches"]),
-            f"{volume['hu']['body_share']:.0%}", f"{volume['hu']['mean']:.0f}", " ".join(volume["notes"]),
-        )  # fmt: skip
-    refused = [
-        f"refused {record['volume_id'][:12]}: {record['code']}: {record['detail']}" for record in found["refused"]
-    ]
-    return [*lines, table, *refused]
+    return StoreSummary(store, tuple(volumes), patients([store]))
 
 
 def _filtered(volumes: list[Volume], taken: set[tuple[str, Zyx]]) -> list[Volume]:
@@ -90,5 +127,5 @@ def _volume(volume: Volume, patient: str) -> dict[str, Any]:
     }
 
 
-def _by(values: list[float], separator: str) -> str:
+def _by(values: Sequence[float], separator: str) -> str:
     return separator.join(f"{value:g}" for value in (round(value, 3) for value in values))

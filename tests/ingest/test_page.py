@@ -23,7 +23,7 @@ from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.report_folder import files_by_volume, known_verdicts, source_text
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES, FileVerdict
-from maesil.store.explain import NOTES, explanation, lines, note_in_words
+from maesil.store.explain import NOTES, explanation, note_in_words
 from maesil.store.recipe import ACCEPTABLE, REFUSABLE
 from maesil.store.remedies import REMEDIES, remedy
 
@@ -104,7 +104,7 @@ def test_the_page_needs_nothing_else_and_shows_every_volume(ingested):
 def test_the_page_names_the_source_of_every_volume_and_refusal_and_what_to_do(ingested):
     text = unescape((ingested.report / "index.html").read_text())
     by_volume = files_by_volume(known_verdicts(ingested.report))
-    refused = [record["volume_id"] for record in ingested.place.store.quarantined()]
+    refused = [record.volume_id for record in ingested.place.store.quarantined()]
     assert len(refused) == 2 and set(by_volume) == {*refused, *(v["volume_id"] for v in ingested.document["volumes"])}
     for volume_id, paths in by_volume.items():
         after = text[text.index(f'id="{volume_id}"') :]
@@ -143,9 +143,9 @@ def test_a_report_within_the_store_is_refused(ingested):
 def test_explain_says_why(ingested):
     store = ingested.place.store
     tilted = next(v for v in store.volumes() if "sheared" in v.notes)
-    assert any("gantry tilt" in line for line in lines(explanation(store, tilted.volume_id[:10])))
-    refused = next(r for r in store.quarantined() if r["code"] == "gap")
-    result = CliRunner().invoke(app, ["store", "explain", str(store.path), refused["volume_id"]])
+    assert any("gantry tilt" in line for line in explanation(store, tilted.volume_id[:10]).lines())
+    refused = next(r for r in store.quarantined() if r.code == "gap")
+    result = CliRunner().invoke(app, ["store", "explain", str(store.path), refused.volume_id])
     assert result.exit_code == 0 and "gap: slices are missing: 1 after" in result.stdout
     assert CliRunner().invoke(app, ["store", "explain", str(store.path), "zz"]).exit_code == 2
 
@@ -153,20 +153,20 @@ def test_explain_says_why(ingested):
 def test_explain_names_the_files_and_what_to_do(ingested):
     store, report = ingested.place.store, ingested.report
     files = files_by_volume(known_verdicts(report))
-    refused = next(r for r in store.quarantined() if r["code"] == "gap")
-    command = ["store", "explain", str(store.path), refused["volume_id"]]
+    refused = next(r for r in store.quarantined() if r.code == "gap")
+    command = ["store", "explain", str(store.path), refused.volume_id]
     text = CliRunner().invoke(app, command).stdout
     assert "what to do: look for the missing slices" in text and "files: not known here" in text
     text = CliRunner().invoke(app, [*command, "--report", str(report)]).stdout
-    assert f"  {len(files[refused['volume_id']])} files:" in text and str(files[refused["volume_id"]][0]) in text
+    assert f"  {len(files[refused.volume_id])} files:" in text and str(files[refused.volume_id][0]) in text
     told = json.loads(CliRunner().invoke(app, [*command, "--report", str(report), "--json"]).stdout)
-    assert told["sources"] == [str(path) for path in files[refused["volume_id"]]]
+    assert told["sources"] == [str(path) for path in files[refused.volume_id]]
     assert told["refusal"]["what_to_do"] == remedy("gap")
 
 
 def test_a_beginning_that_several_ids_share_names_them(ingested):
     store = ingested.place.store
-    ids = sorted({v.volume_id for v in store.volumes()} | {r["volume_id"] for r in store.quarantined()})
+    ids = sorted({v.volume_id for v in store.volumes()} | {r.volume_id for r in store.quarantined()})
     for command in (["store", "explain", str(store.path), ""], ["store", "export", str(store.path), "--out", "x", ""]):
         result = CliRunner().invoke(app, command)
         known = ids if "explain" in command else sorted(v.volume_id for v in store.volumes())

@@ -120,7 +120,7 @@ def test_a_second_run_keeps_what_the_first_one_found(grown):
     assert len(rows) == 1 + 2 * SLICES - 1 and len({noted.run for noted in rows}) in (1, 2)
     files = files_by_volume(rows)
     volumes, refused = grown.store.volumes(), grown.store.quarantined()
-    assert set(files) == {v.volume_id for v in volumes} | {r["volume_id"] for r in refused} and len(refused) == 1
+    assert set(files) == {v.volume_id for v in volumes} | {r.volume_id for r in refused} and len(refused) == 1
     assert sorted(len(paths) for paths in files.values()) == [1, SLICES - 1, SLICES]
     page = (report(grown) / "index.html").read_text()
     assert page.count("SMITH-42.nii.gz") >= 2 and page.count("axial plane") == 2, "all volumes of the store are shown"

@@ -26,7 +26,7 @@ def test_a_refusal_is_recorded_once_and_released(first, tmp_path):
     summary = place.ingest()
     assert (summary.refused_volumes, len(summary.committed)) == (1, 2)
     (record,) = place.store.quarantined()
-    assert record["code"] == "gap" and record["numbers"]["missing"] == [1]
+    assert record.code == "gap" and record.numbers["missing"] == [1]
     before = snapshot(place.out)
     again = place.ingest()
     assert again.refused_volumes == 1 and again.counts == summary.counts

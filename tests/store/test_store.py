@@ -13,10 +13,11 @@ import pytest
 import zarr
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.documents import canonical_json
+from maesil.documents import canonical_json, unsealed
 from maesil.errors import StoreError, UsageError
 from maesil.store.reader import SuperpatchReader
 from maesil.store.recipe import Recipe
+from maesil.store.records import Refusal
 from maesil.store.store import Store
 
 RECIPE = Recipe(spacing=None, superpatch=32)
@@ -275,11 +276,16 @@ def test_volume_by_the_beginning_of_its_id(tmp_path):
 
 
 def test_quarantine_records_come_back_and_go(store):
-    record = {"volume_id": "ab" * 16, "code": "gap", "detail": "one missing", "numbers": {"missing": [1]}}
-    store.quarantine(record["volume_id"], record)
-    assert store.quarantined() == [record]
-    store.release(record["volume_id"])
-    store.release(record["volume_id"])
+    whole = Refusal("ab" * 16, "gap", "one missing", {"missing": [1]}, "5" * 64, "", 7)
+    by_headers = Refusal("cd" * 16, "localizer", "a scout", files=1)
+    for record in (whole, by_headers):
+        store.quarantine(record)
+    assert store.quarantined() == [whole, by_headers]
+    assert unsealed(store.storage.read(f"quarantine/cd/{'cd' * 16}.json")) == {
+        "volume_id": "cd" * 16, "code": "localizer", "detail": "a scout", "files": 1
+    }  # fmt: skip
+    for record in (whole, whole, by_headers):
+        store.release(record.volume_id)
     assert store.quarantined() == []
 
 

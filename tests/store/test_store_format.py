@@ -54,7 +54,7 @@ def test_an_archived_store_is_read_voxel_for_voxel(store, expected):
     for volume_id, hu in expected["hu"].items():
         np.testing.assert_array_equal(reader.read_region(volume_id, (0, 0, 0), hu.shape), hu)
     assert store.recipe_hash == store.recipe.hash == expected["recipe_hash"]
-    assert [record["code"] for record in store.quarantined()] == expected["refused"]
+    assert [record.code for record in store.quarantined()] == expected["refused"]
     verified = verify(store)
     assert (verified.volumes, verified.superpatches, verified.problems) == (2, expected["superpatches"], ())
 

@@ -9,18 +9,19 @@ import pytest
 from rich.console import Console
 from support.stores import make_store
 
-from maesil.store.summary import describe, tables
+from maesil.store.records import Refusal
+from maesil.store.summary import summary_of
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     store = make_store(tmp_path_factory.mktemp("info") / "s.zarr", [(20, 33, 16), (9, 9, 9)], superpatch=16)
-    store.quarantine("ab" * 16, {"volume_id": "ab" * 16, "code": "gap", "detail": "[1 missing] after 7 mm"})
+    store.quarantine(Refusal("ab" * 16, "gap", "[1 missing] after 7 mm"))
     return store
 
 
 def test_describe_adds_up(store):
-    found = describe(store)
+    found = summary_of(store).document()
     assert json.loads(json.dumps(found)) == found
     volumes = store.volumes()
     assert [v["volume_id"] for v in found["volumes"]] == [v.volume_id for v in volumes]
@@ -36,7 +37,7 @@ def test_describe_adds_up(store):
 
 def test_tables_name_every_volume_and_refusal(store):
     console = Console(file=io.StringIO(), width=200)
-    for renderable in tables(store):
+    for renderable in summary_of(store).tables():
         console.print(renderable, markup=False)
     text = console.file.getvalue()
     for volume in store.volumes():

@@ -15,6 +15,7 @@ from support.stores import make_store
 from maesil.errors import StoreError
 from maesil.store.index import write_index
 from maesil.store.reader import MAPS, SuperpatchReader
+from maesil.store.records import Refusal
 from maesil.store.store import Store
 from maesil.store.verify import verify
 
@@ -71,7 +72,7 @@ def test_an_intact_store_has_no_problems(store):
 def test_forty_flipped_bits_are_forty_times_found(tmp_path, codec, half):
     """Half of them spread over files, half over bytes, so that shards and small records both get their share."""
     store = make_store(tmp_path / "s.zarr", [(20, 33, 16), (9, 40, 8)], superpatch=8, codec=codec)
-    store.quarantine("ab" * 16, {"volume_id": "ab" * 16, "code": "gap", "detail": "one slice is missing"})
+    store.quarantine(Refusal("ab" * 16, "gap", "one slice is missing"))
     write_index(store)
     rng = random.Random(1)
     files = vouched_files(store)

@@ -62,7 +62,7 @@ def make(folder: Path) -> None:
         expected[codec] = {
             "volumes": {volume.volume_id: volume.source["kind"] for volume in store.volumes()},
             "superpatches": sum(len(volume.superpatches) for volume in store.volumes()),
-            "refused": [record["code"] for record in store.quarantined()],
+            "refused": [record.code for record in store.quarantined()],
             "recipe_hash": store.recipe_hash,
         }
     np.savez_compressed(folder / "archive" / "hu.npz", **hu)
