@@ -55,8 +55,9 @@ def evaluate(
 
 def _meaning(report: Report) -> str:
     """Return in one sentence what the table says of the model."""
-    name = "psnr_whole" if report.facts["mask"] == "none" else "psnr_hidden"
-    scores = {row["model"]: row[name] for row in report.rows if row["region"] == "body"}
+    full = report.facts["mask"] == "none"
+    body = [row for row in report.rows if row["region"] == "body"]
+    scores = {row["model"]: row["psnr_whole"] if full else row["psnr_hidden"] for row in body}
     naive = scores.pop("interpolation", None)
     scores.pop("mean", None)
     found = next(iter(scores.values()), None)

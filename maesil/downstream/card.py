@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from maesil.config.schema import AS_BEFORE, RunConfig
 from maesil.config.toml import from_document, to_document
 from maesil.documents import read_json
 from maesil.errors import CheckpointError, UsageError
-from maesil.evaluation.scores import SCORES, Row
+from maesil.evaluation.metrics import Region
+from maesil.evaluation.scores import SCORES, PaperTable, Scores, number_told
 from maesil.store.recipe import Recipe
 from maesil.text import counted
 from maesil.training.checkpoint import CHECKPOINT
@@ -43,6 +44,18 @@ class Weights:
     tensors: int
 
 
+class ScoresOfStore(Scores, total=False):
+    """A row of ``maesil evaluate`` without what does not apply, and the store that it is of."""
+
+    model: str
+    table: PaperTable
+    region: Region
+    mask: str
+    window: list[float]
+    volumes: int
+    store_fingerprint: str
+
+
 @dataclass(frozen=True)
 class Card:
     """What is known of an exported encoder."""
@@ -57,7 +70,7 @@ class Card:
     store_fingerprints: tuple[str, ...]
     recipes: tuple[Recipe, ...]
     """Of those stores, as far as they are known."""
-    scores: tuple[Row, ...]
+    scores: tuple[ScoresOfStore, ...]
     """What these very weights scored, each row with the fingerprint of the store; empty where nobody evaluated them."""
     weights: Weights
     licence: str = NO_LICENCE
@@ -217,12 +230,14 @@ def _patch_told(patch: Edges) -> str:
     return f"{patch}^3" if isinstance(patch, int) else f"{' x '.join(map(str, zyx(patch)))} (z, y, x)"
 
 
-def _score_table(scores: Iterable[Row]) -> str:
-    scores = list(scores)
+def _score_table(scores: Sequence[ScoresOfStore]) -> str:
     if not scores:
         return "Not evaluated: run `maesil evaluate` before `maesil export`."
     shown = [name for name in SCORES if any(name in row for row in scores)]
     head = ["model", "region", *shown, "volumes"]
-    rows = [[str(row.get(name, "-")) if not isinstance(row.get(name), float) else f"{row[name]:.3f}" for name in head]
-            for row in scores]  # fmt: skip
+    rows = [
+        [str(row.get("model", "-")), str(row.get("region", "-")), *(number_told(row.get(name), 3) for name in shown),
+         str(row.get("volumes", "-"))]
+        for row in scores
+    ]  # fmt: skip
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -17,10 +18,21 @@ from safetensors.torch import load_file, save
 from maesil.cache.provenance import recorded_uses
 from maesil.config.schema import require_known
 from maesil.documents import fields_of, read_json, write_json
-from maesil.downstream.card import CARD, FORMAT, NO_LICENCE, VERSION, Card, Weights, card_of, is_export, read_card
+from maesil.downstream.card import (
+    CARD,
+    FORMAT,
+    NO_LICENCE,
+    VERSION,
+    Card,
+    ScoresOfStore,
+    Weights,
+    card_of,
+    is_export,
+    read_card,
+)
 from maesil.downstream.nnunet import remove_nnunet, require_for_nnunet, write_nnunet
 from maesil.errors import CheckpointError, UsageError
-from maesil.evaluation.scores import SCORES, Row
+from maesil.evaluation.scores import SCORES
 from maesil.files import make_folder, write_whole
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
@@ -109,7 +121,7 @@ def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Enco
     return encoder.to(device)
 
 
-def _scores(run_dir: Path, run: Run) -> tuple[Row, ...]:
+def _scores(run_dir: Path, run: Run) -> tuple[ScoresOfStore, ...]:
     """Return the rows of the last ``maesil evaluate``, naive baselines too, if it scored these very weights."""
     path = run_dir / "evaluation" / "scores.json"
     found = read_json(path) if path.exists() else {}
@@ -119,7 +131,8 @@ def _scores(run_dir: Path, run: Run) -> tuple[Row, ...]:
     with fields_of(path):
         of_store = {"store_fingerprint": found["store_fingerprint"]}
         return tuple(
-            {name: row[name] for name in kept if row.get(name) is not None} | of_store for row in found["rows"]
+            cast(ScoresOfStore, {name: row[name] for name in kept if row.get(name) is not None} | of_store)
+            for row in found["rows"]
         )
 
 

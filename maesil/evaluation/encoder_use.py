@@ -7,21 +7,34 @@ nothing. The score alone does not show that; these passes do.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from maesil.evaluation.metrics import ErrorSums
+from maesil.evaluation.metrics import ErrorSums, Region
 from maesil.evaluation.predict import ModelPredictor, Reconstruction, reconstruct
-from maesil.evaluation.scores import Row
+from maesil.evaluation.scores import Psnr, Row, ScoreName
 from maesil.models.latent import USED_FROM_DB, LatentChange, LatentStatistics, mean_over_crop, shuffled
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.training.checkpoint import Run
 
 
-def primary_score(run: Run) -> str:
+def primary_score(run: Run) -> Psnr:
     """Return the name of the score that stands for a run: of the hidden voxels, or of all where none is hidden."""
     return "psnr_whole" if run.config.mask.kind == "none" else "psnr_hidden"
+
+
+@dataclass(frozen=True)
+class EncoderUse:
+    """What an encoder is worth in one region of a volume."""
+
+    gain_db: float
+    """What the score loses when each latent token is replaced by the mean over its crop."""
+    gain_shuffled_db: float
+    """What it loses when the tokens of a crop change places."""
+    effective_rank: float
+    """That of the volume's latent tokens (`LatentStatistics`), the same for all regions."""
 
 
 def encoder_use(
@@ -29,37 +42,29 @@ def encoder_use(
     reader: SuperpatchReader,
     volume: Volume,
     predictor: ModelPredictor,
+    unchanged: Reconstruction,
     reference: Tensor,
-    regions: dict[str, Tensor],
-    scores: dict[str, Row],
+    regions: dict[Region, Tensor],
     seed: int,
-) -> dict[str, Row]:
-    """Return the `ENCODER_SCORES` of a volume by region; ``scores`` are those of the model as it is.
-
-    ``encoder_gain_db`` is what the score loses when each latent token is replaced by the mean over its crop,
-    ``encoder_gain_shuffled_db`` when the tokens of a crop change places, ``effective_rank`` that of the volume's latent
-    tokens (`LatentStatistics`), the same for all regions.
-    """
+) -> dict[Region, EncoderUse]:
+    """Return what the encoder is worth for a volume, by region; ``unchanged`` is what the model predicts as it is."""
     name, statistics = primary_score(run), LatentStatistics()
 
-    def score_with(change: LatentChange) -> dict[str, float]:
+    def score_with(change: LatentChange) -> dict[Region, float]:
         with predictor.model.latent_changed(change):
             result = reconstruct(reader, volume, predictor, run.config, seed, reference.device)
         return {region: _score(run, reference, result, voxels, name) for region, voxels in regions.items()}
 
     by_mean = score_with(lambda latent_BND: mean_over_crop(statistics(latent_BND)))
     by_order = score_with(shuffled)
+    as_it_is = {region: _score(run, reference, unchanged, voxels, name) for region, voxels in regions.items()}
     return {
-        region: {
-            "encoder_gain_db": row[name] - by_mean[region],
-            "encoder_gain_shuffled_db": row[name] - by_order[region],
-            "effective_rank": statistics.effective_rank,
-        }
-        for region, row in scores.items()
+        region: EncoderUse(score - by_mean[region], score - by_order[region], statistics.effective_rank)
+        for region, score in as_it_is.items()
     }
 
 
-def _score(run: Run, reference: Tensor, result: Reconstruction, voxels: Tensor, name: str) -> float:
+def _score(run: Run, reference: Tensor, result: Reconstruction, voxels: Tensor, name: Psnr) -> float:
     sums = ErrorSums(run.intensity.window)
     sums.add(reference, result.predicted, result.hidden, voxels)
     score: float = getattr(sums, name)
@@ -78,5 +83,8 @@ def warning_of_unused_encoders(rows: Iterable[Row]) -> tuple[str, ...]:
 
 
 def _unused(row: Row) -> bool:
-    gains = [row["encoder_gain_db"], row["encoder_gain_shuffled_db"]]
-    return all(gain is not None for gain in gains) and min(gains) < USED_FROM_DB
+    gains = [gain for name in _GAINS if (gain := row[name]) is not None]
+    return len(gains) == len(_GAINS) and min(gains) < USED_FROM_DB
+
+
+_GAINS: tuple[ScoreName, ...] = ("encoder_gain_db", "encoder_gain_shuffled_db")

@@ -25,9 +25,9 @@ from maesil.documents import write_json
 from maesil.errors import NoInputError, UsageError
 from maesil.evaluation.encoder_use import encoder_use, warning_of_unused_encoders
 from maesil.evaluation.lpips import Lpips
-from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, region_voxels, ssim
+from maesil.evaluation.metrics import REGIONS, BorderSums, ErrorSums, Region, patch_rmse, region_voxels, ssim
 from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
-from maesil.evaluation.scores import ERROR_SCORES, HU_CLASSES, REGIONS, Report, Row, plain, summarise
+from maesil.evaluation.scores import HU_CLASSES, RegionScores, Report, VolumeRow, as_json_has_it, summarise
 from maesil.files import make_folder, require_file_place, results_at_once
 from maesil.pictures import save_reconstruction
 from maesil.progress import progress
@@ -79,7 +79,7 @@ def evaluate(
         require_file_place(json_path)
 
     reader, predictors = SuperpatchReader(store), make_predictors(run)
-    scored: list[Row] = []
+    scored: list[VolumeRow] = []
     pictures: list[Path] = []
     with results_at_once(out) as drawn_in, progress({"evaluate": "predicted volume"}) as report_progress:
         for number, volume in enumerate(chosen):
@@ -93,13 +93,13 @@ def evaluate(
 
     trained_on = same_patients(leaders, seen.train)
     report = summarise(run_dir, run, store, chosen, seed, scored, pictures, trained_on)
-    facts = report.facts | {"weights_sha256": run.weights_sha256()}
+    report.facts["weights_sha256"] = run.weights_sha256()
     warnings = warning_of_unused_encoders(report.rows)
     notes = (*report.notes, *warnings, *unchecked, *notes_on_spacing(run_dir, store))
-    report = replace(report, facts=facts, notes=notes)
     if lpips:
-        facts = report.facts | {"lpips_weights_sha256": lpips.sha256}
-        report = replace(report, facts=facts, notes=report.notes + lpips.notes)
+        report.facts["lpips_weights_sha256"] = lpips.sha256
+        notes += lpips.notes
+    report = replace(report, notes=notes)
     # The pictures are there; scores of others must not stay beside them.
     for path in {out / "scores.json", json_path or out / "scores.json"}:
         write_json(path, report.document())
@@ -174,12 +174,12 @@ def score_volumes(
     predictors: Sequence[Predictor],
     seed: int,
     lpips: Lpips | None = None,
-) -> list[Row]:
+) -> list[VolumeRow]:
     """Score volumes by every predictor, without pictures: rows of plain values (see `score_volume`)."""
-    rows = []
+    rows: list[VolumeRow] = []
     for volume in volumes:
         for _, of_volume in evaluate_volume(run, reader, volume, predictors, seed, lpips):
-            rows += [{name: plain(value) for name, value in row.items()} for row in of_volume]
+            rows += map(as_json_has_it, of_volume)
     return rows
 
 
@@ -190,7 +190,7 @@ def evaluate_volume(
     predictors: Iterable[Predictor],
     seed: int,
     lpips: Lpips | None = None,
-) -> Iterator[tuple[Reconstruction, list[Row]]]:
+) -> Iterator[tuple[Reconstruction, list[VolumeRow]]]:
     """Yield, for each predictor, the predicted volume and its rows."""
     device = next(run.model.parameters()).device
     reference = torch.from_numpy(reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)).to(device)
@@ -198,19 +198,24 @@ def evaluate_volume(
     regions = region_voxels(valid, body, volume.shape)
     for predictor in predictors:
         result = reconstruct(reader, volume, predictor, run.config, seed, device)
-        identity = {"model": predictor.name, "volume_id": volume.volume_id, "group": volume.group}
-        rows = [{**identity, **row} for row in score_volume(reference, result, regions, run, lpips)]
+        rows: list[VolumeRow] = [
+            {"model": predictor.name, "volume_id": volume.volume_id, "group": volume.group, **row}
+            for row in score_volume(reference, result, regions, run, lpips)
+        ]
         if isinstance(predictor, ModelPredictor):
-            by_region = {row["region"]: row for row in rows if "group_by" not in row}
-            use = encoder_use(run, reader, volume, predictor, reference, regions, by_region, seed)
-            for region, row in by_region.items():
-                row |= use[region]
+            by_region = encoder_use(run, reader, volume, predictor, result, reference, regions, seed)
+            for row in rows:
+                if "group_by" not in row:
+                    use = by_region[row["region"]]
+                    row["encoder_gain_db"] = use.gain_db
+                    row["encoder_gain_shuffled_db"] = use.gain_shuffled_db
+                    row["effective_rank"] = use.effective_rank
         yield result, rows
 
 
 def score_volume(
-    reference: Tensor, result: Reconstruction, regions: dict[str, Tensor], run: Run, lpips: Lpips | None = None
-) -> Iterator[Row]:
+    reference: Tensor, result: Reconstruction, regions: dict[Region, Tensor], run: Run, lpips: Lpips | None = None
+) -> Iterator[RegionScores]:
     """Yield one volume's scores: a row per region, then rows by HU class and by column, which name their group."""
     window, config = run.intensity.window, run.config.model
     hidden, predicted = result.hidden, result.predicted
@@ -228,30 +233,36 @@ def score_volume(
         borders = BorderSums(config.patch, config.crop, window)
         borders.add(reference, predicted, hidden & regions[region])
         spread = patch_rmse(reference, predicted, hidden, regions[region], window, config.patch).cpu()
-        yield {
-            "region": region,
-            **_error_scores(reference, predicted, hidden, regions[region], run),
-            **{name: values[region] for name, values in similar.items()},
-            "lpips": perceptual.get(region, math.nan),
-            "border_ratio": borders.ratio,
-            "seam_ratio": borders.seam_ratio,
-            "patch_rmse_hu": [float(np.percentile(spread, q)) for q in (10, 50, 90)] if len(spread) else None,
-        }
+        row = _with_errors({"region": region}, reference, predicted, hidden, regions[region], run)
+        row["ssim_3d"] = similar["ssim_3d"][region]
+        row["ssim_axial"] = similar["ssim_axial"][region]
+        row["lpips"] = perceptual.get(region, math.nan)
+        row["border_ratio"] = borders.ratio
+        row["seam_ratio"] = borders.seam_ratio
+        row["patch_rmse_hu"] = [float(np.percentile(spread, q)) for q in (10, 50, 90)] if len(spread) else None
+        yield row
     in_body = regions["body"]
     groups = {("hu_class", name): (reference >= lo) & (reference < hi) for name, (lo, hi) in HU_CLASSES.items()}
     if run.config.mask.kind != "none":
         groups["column", "hidden everywhere"] = result.column_hidden
         groups["column", "partly visible"] = hidden & ~result.column_hidden
     for (by, name), chosen in groups.items():
-        errors = _error_scores(reference, predicted, hidden, in_body & chosen, run)
-        yield {"region": "body", "group_by": by, "group_name": name, **errors}
+        row = {"region": "body", "group_by": by, "group_name": name}
+        yield _with_errors(row, reference, predicted, hidden, in_body & chosen, run)
 
 
-def _error_scores(reference: Tensor, predicted: Tensor, hidden: Tensor, region: Tensor, run: Run) -> Row:
+def _with_errors(
+    row: RegionScores, reference: Tensor, predicted: Tensor, hidden: Tensor, voxels: Tensor, run: Run
+) -> RegionScores:
+    """Return a row with the scores that come from the squared and absolute errors of some voxels."""
     sums = ErrorSums(run.intensity.window)
-    sums.add(reference, predicted, hidden, region)
-    scores: Row = {name: getattr(sums, name) for name in ERROR_SCORES}
-    return scores if run.config.mask.kind != "none" else scores | {"psnr_hidden": math.nan, "psnr_pasted": math.nan}
+    sums.add(reference, predicted, hidden, voxels)
+    nothing_hidden = run.config.mask.kind == "none"
+    row["psnr_hidden"] = math.nan if nothing_hidden else sums.psnr_hidden
+    row["psnr_whole"] = sums.psnr_whole
+    row["psnr_pasted"] = math.nan if nothing_hidden else sums.psnr_pasted
+    row["mae_hu"] = sums.mae_hu
+    return row
 
 
 def crop_with_most_body(reader: SuperpatchReader, volume: Volume, crop: Edges) -> Box:

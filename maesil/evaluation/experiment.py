@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from rich.console import Console
@@ -32,7 +32,7 @@ from maesil.evaluation.evaluate import score_volumes
 from maesil.evaluation.lpips import Lpips
 from maesil.evaluation.predict import Predictor, model_predictors, naive_baselines, psnr_of_crops, reconstruct
 from maesil.evaluation.report import Experiment, Trained, write_report
-from maesil.evaluation.scores import Row, thickness_of
+from maesil.evaluation.scores import PaperTable, VolumeRow, thickness_of
 from maesil.files import whole_file, write_whole
 from maesil.store.grid import box_at
 from maesil.store.index import patients
@@ -46,7 +46,7 @@ from maesil.training.setup import with_steps
 from maesil.training.train import train
 from maesil.types import HuArray, Zyx
 
-TABLES = {"A": "dual", "B": "none"}
+TABLES: dict[PaperTable, str] = {"A": "dual", "B": "none"}
 """The mask under which the models of each table are trained and scored."""
 
 
@@ -67,7 +67,7 @@ class Budget:
         require_known(name, list(budgets), "budget")
         return cls(name, budgets[name])
 
-    def config(self, model: str, table: str, seed: int, device: str) -> RunConfig:
+    def config(self, model: str, table: PaperTable, seed: int, device: str) -> RunConfig:
         """Return how a model is trained for a table."""
         own = self.document[model]
         config = PRESETS[self.document["preset"]]
@@ -173,7 +173,7 @@ class _TestSet:
     device: str
     lpips: Lpips | None
 
-    def score(self, run: Run, predictors: Sequence[Predictor]) -> list[Row]:
+    def score(self, run: Run, predictors: Sequence[Predictor]) -> list[VolumeRow]:
         """Score all volumes by every predictor."""
         parts = [score_volumes(run, r, [v], predictors, self.seed, self.lpips) for r, v in self.volumes]
         return [row for part in parts for row in part]
@@ -240,7 +240,7 @@ def _train_unless_done(stores: Sequence[Path], config: RunConfig, folder: Path, 
         write_whole(folder / "trained", f"{summary.steps}\n")
 
 
-def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
+def _score_or_find(folder: Path, table: PaperTable, test: _TestSet) -> Trained:
     """Score a model on the test volumes, or find the scores; and keep one crop of it for the pictures."""
     run, scores = load_run(folder, pick_device(test.device)), folder / "scores.json"
     if not scores.exists():
@@ -255,7 +255,7 @@ def _score_or_find(folder: Path, table: str, test: _TestSet) -> Trained:
         return Trained(table, run, _rows_of(found["scored"]), Cost(**found["cost"]), seconds, folder)
 
 
-def _score_naive_or_find(out: Path, test: _TestSet) -> list[Row]:
+def _score_naive_or_find(out: Path, test: _TestSet) -> list[VolumeRow]:
     """Score the naive baselines under the masks of table A, or find the scores."""
     scores = out / "floors" / "volumes.json"
     if not scores.exists():
@@ -286,9 +286,9 @@ def _naive_curves_or_find(out: Path, stores: Sequence[Path]) -> dict[str, float]
         return {name: float(psnr) for name, psnr in curves["psnr"].items()}
 
 
-def _rows_of(scored: list[Row]) -> list[Row]:
+def _rows_of(scored: list[Any]) -> list[VolumeRow]:
     """Return rows as they were read; TypeError or AttributeError for what are none."""
-    return [dict(row.items()) for row in scored]
+    return [cast(VolumeRow, dict(row.items())) for row in scored]
 
 
 def _keep_crop(path: Path, run: Run, predictor: Predictor, test: _TestSet) -> None:

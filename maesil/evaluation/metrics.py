@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -28,7 +29,11 @@ SSIM_K1, SSIM_K2 = 0.01, 0.03
 _SLAB = 16
 
 
-def region_voxels(valid_cells: Tensor, body_cells: Tensor, shape: Zyx) -> dict[str, Tensor]:
+Region = Literal["body", "whole"]
+REGIONS: tuple[Region, ...] = get_args(Region)
+
+
+def region_voxels(valid_cells: Tensor, body_cells: Tensor, shape: Zyx) -> dict[Region, Tensor]:
     """Return the scored regions of a volume as bool ``[Z, Y, X]``, from its uint8 maps of 8^3 cells.
 
     ``whole``: the voxels of cells that lie wholly inside the scan (share 255). ``body``: those of them whose
@@ -37,7 +42,8 @@ def region_voxels(valid_cells: Tensor, body_cells: Tensor, shape: Zyx) -> dict[s
     valid = valid_cells == 255
     body = valid & (body_cells >= BODY_SHARE)
     z, y, x = shape
-    return {name: expand_cells(cells, MAP_CELL)[:z, :y, :x] for name, cells in (("body", body), ("whole", valid))}
+    cells: dict[Region, Tensor] = {"body": body, "whole": valid}
+    return {region: expand_cells(of_region, MAP_CELL)[:z, :y, :x] for region, of_region in cells.items()}
 
 
 @dataclass
@@ -126,11 +132,11 @@ def ssim(
     reference_ZYX: Tensor,
     predicted_ZYX: Tensor,
     window: Window,
-    regions: Mapping[str, Tensor],
+    regions: Mapping[Region, Tensor],
     *,
     valid_ZYX: Tensor | None = None,
     axial: bool = False,
-) -> dict[str, float]:
+) -> dict[Region, float]:
     """Return the structural similarity of each region: the mean of `ssim_map` over its voxels (NaN over nothing)."""
     totals, counts = (
         dict.fromkeys(regions, 0.0),

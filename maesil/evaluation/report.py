@@ -22,7 +22,20 @@ from maesil.errors import DamagedError
 from maesil.evaluation.cost import Cost
 from maesil.evaluation.encoder_use import warning_of_unused_encoders
 from maesil.evaluation.intervals import Difference, paired_difference
-from maesil.evaluation.scores import SCORES, Row, in_thickness_groups, mean_rows, number_told, table_of
+from maesil.evaluation.metrics import Region
+from maesil.evaluation.scores import (
+    SCORES,
+    Comparison,
+    PaperTable,
+    Psnr,
+    Row,
+    ScoreName,
+    VolumeRow,
+    comparison_of,
+    in_thickness_groups,
+    mean_rows,
+    number_told,
+)
 from maesil.files import write_whole
 from maesil.pages import data_url, rendered
 from maesil.pictures import save_comparison
@@ -41,12 +54,12 @@ NAMES = {
     "mean": "mean (naive)",
 }
 
-TITLES = {
+TITLES: dict[PaperTable, str] = {
     "A": "Table A, inpainting: the masked input, scored where it was hidden",
     "B": "Table B, reconstruction: the full input, scored everywhere",
 }
 
-_PSNR = {"A": ("psnr_hidden", "psnr_pasted"), "B": ("psnr_whole",)}
+_PSNR: dict[PaperTable, tuple[Psnr, ...]] = {"A": ("psnr_hidden", "psnr_pasted"), "B": ("psnr_whole",)}
 """The PSNR of each table; the first one orders it. All other scores are of both."""
 _COLOURS = ("#0b6e4f", "#c44900", "#7b2d8b", "#1f6fb2", "#8a6d00")
 
@@ -55,9 +68,9 @@ _COLOURS = ("#0b6e4f", "#c44900", "#7b2d8b", "#1f6fb2", "#8a6d00")
 class Trained:
     """One model of one table."""
 
-    table: str
+    table: PaperTable
     run: Run
-    scored: list[Row]
+    scored: list[VolumeRow]
     """Rows of its volumes, see `maesil.evaluation.evaluate.score_volume`."""
     cost: Cost
     seconds: float
@@ -79,7 +92,7 @@ class Experiment:
     store_fingerprint: str
     split: Split
     runs: tuple[Trained, ...]
-    naive: list[Row]
+    naive: list[VolumeRow]
     """Rows of the naive baselines' volumes, under the masks of table A."""
     naive_curves: dict[str, float]
     """What the naive baselines score on the crops of the learning curves (dB), by name."""
@@ -102,44 +115,41 @@ class Experiment:
             rows += mean_rows(grouped, ("group_by", "group_name", "region", "model"), common)
         return rows
 
-    def _parts(self) -> Iterable[tuple[list[Row], Row]]:
+    def _parts(self) -> Iterable[tuple[list[VolumeRow], Comparison]]:
+        """Yield the rows of the volumes, one model after another, with what they have in common."""
         for one in self.runs:
             yield (
                 one.scored,
-                self._common(one.run)
-                | {
+                {
+                    **comparison_of(one.run, self.seed),
                     "parameters": one.cost.parameters,
                     "gflop": one.cost.gflop,
                     "latent_per_voxel": one.cost.latent_per_voxel,
                     "steps": one.run.step,
                 },
             )
-        yield self.naive, self._common(next(one.run for one in self.runs if one.table == "A"))
+        yield self.naive, comparison_of(next(one.run for one in self.runs if one.table == "A"), self.seed)
 
-    def _common(self, run: Run) -> Row:
-        window = list(run.intensity.window)
-        return {**table_of(run), "mask": run.config.mask.kind, "seed": self.seed, "window": window}
-
-    def spread(self, row: Row, score: str) -> float | None:
+    def spread(self, row: Row, score: ScoreName) -> float | None:
         """Return the standard deviation of a row's score over patients; None for fewer than two."""
         means = list(self._by_patient(row["table"], row["model"], row["region"], score).values())
         return float(np.std(means, ddof=1)) if len(means) > 1 else None
 
-    def difference(self, row: Row, score: str) -> Difference | None:
+    def difference(self, row: Row, score: ScoreName) -> Difference | None:
         """Return how far MAESIL lies above a row of the same table, over the patients of both."""
         ours, theirs = (
             self._by_patient(row["table"], model, row["region"], score) for model in ("maesil", row["model"])
         )
         return paired_difference(ours, theirs, self.seed)
 
-    def _by_patient(self, table: str, model: str, region: str, score: str) -> dict[str, float]:
+    def _by_patient(self, table: PaperTable, model: str, region: Region, score: ScoreName) -> dict[str, float]:
         """Return a model's score of each patient, the mean over the patient's volumes."""
         scored = [r for part, common in self._parts() if common["table"] == table for r in part]
         values: dict[str, list[float]] = {}
         for one in scored:
             same = (one["model"], one["region"]) == (model, region) and "group_by" not in one
-            if same and one[score] is not None:
-                values.setdefault(one["group"], []).append(one[score])
+            if same and (value := one[score]) is not None:
+                values.setdefault(one["group"], []).append(value)
         return {patient: float(np.mean(of_patient)) for patient, of_patient in values.items()}
 
 
@@ -149,8 +159,7 @@ def write_report(experiment: Experiment, out: Path) -> None:
     All but the seconds and the curves' time axis are the same for the same seed, store and budget.
     """
     rows = experiment.rows()
-    document = {"rows": rows, "rows_other": experiment.rows_other(), **_facts(experiment)}
-    write_json(out / "results.json", document)
+    write_json(out / "results.json", _document(experiment, rows))
     write_whole(out / "results.csv", _csv(rows))
     tables = {table: _table(experiment, rows, table) for table in TITLES}
     write_whole(out / "tables.md", _markdown(experiment, tables))
@@ -159,8 +168,10 @@ def write_report(experiment: Experiment, out: Path) -> None:
     write_whole(out / "index.html", _page(experiment, tables, [out / "curves.png", *pictures]))
 
 
-def _facts(experiment: Experiment) -> dict[str, Any]:
+def _document(experiment: Experiment, rows: list[Row]) -> dict[str, Any]:
     return {
+        "rows": rows,
+        "rows_other": experiment.rows_other(),
         "budget": experiment.budget,
         "seed": experiment.seed,
         "store_fingerprint": experiment.store_fingerprint,
@@ -178,9 +189,10 @@ def _csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list[str]]:
+def _table(experiment: Experiment, rows: Sequence[Row], table: PaperTable) -> list[list[str]]:
     """Return a table for people, the region `body`, best first: header, then a row a model."""
-    first, *_ = shown = (*_PSNR[table], *(name for name in SCORES if not name.startswith("psnr_")))
+    shown: list[ScoreName] = [*_PSNR[table], *(name for name in SCORES if not name.startswith("psnr_"))]
+    first = shown[0]
     lines = [
         [
             "model",
@@ -202,7 +214,7 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: str) -> list[list
     return lines
 
 
-def _difference(experiment: Experiment, row: Row, score: str) -> str:
+def _difference(experiment: Experiment, row: Row, score: ScoreName) -> str:
     found = None if row["model"] == "maesil" else experiment.difference(row, score)
     return "-" if found is None else f"{found.mean:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
 
@@ -231,7 +243,7 @@ def _told(experiment: Experiment) -> str:
     )
 
 
-def _markdown(experiment: Experiment, tables: dict[str, list[list[str]]]) -> str:
+def _markdown(experiment: Experiment, tables: dict[PaperTable, list[list[str]]]) -> str:
     parts = [_told(experiment), *warning_of_unused_encoders(experiment.rows())]
     for table, lines in tables.items():
         rows = ["| " + " | ".join(line) + " |" for line in lines]
@@ -269,7 +281,7 @@ def _draw_curves(experiment: Experiment, path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
-def _draw_comparison(experiment: Experiment, out: Path, table: str) -> Path | None:
+def _draw_comparison(experiment: Experiment, out: Path, table: PaperTable) -> Path | None:
     """Draw one crop of a test volume as every model of a table reconstructs it."""
     sources = {NAMES[one.model]: one.folder / "crop.npz" for one in experiment.runs if one.table == table}
     if table == "A":
@@ -304,7 +316,7 @@ def _kept_crop(path: Path) -> dict[str, NDArray[Any]]:
         raise DamagedError(f"{path}: {told}") from error
 
 
-def _page(experiment: Experiment, tables: dict[str, list[list[str]]], pictures: Sequence[Path]) -> str:
+def _page(experiment: Experiment, tables: dict[PaperTable, list[list[str]]], pictures: Sequence[Path]) -> str:
     """Return a page that needs no other file."""
     return rendered(
         "experiment.html",

@@ -115,7 +115,7 @@ class Trainer(Learner):
     def encoder_gains(self) -> dict[str, float]:
         """Return what ``validation_psnr`` loses when latent tokens are replaced by their mean, and when shuffled (dB).
 
-        The names are those of `maesil.evaluation.scores.ENCODER_SCORES`.
+        The names are those of `maesil.evaluation.scores.Scores`.
         """
         as_it_is, gains = self._psnr(self._validation_errors()[1]), {}
         for name, change in (("encoder_gain_db", mean_over_crop), ("encoder_gain_shuffled_db", shuffled)):

@@ -36,7 +36,7 @@ EVALUATION = [
          "test_the_thickness_group_is_that_of_the_scanner_s_slices_and_not_of_the_store_s"),
         ("above < volume.source_spacing[0]", "above < volume.spacing[0]",
          "test_the_thickness_group_is_that_of_the_scanner_s_slices_and_not_of_the_store_s"),
-        ("if _is_number(row.get(name))]", "if row.get(name)]",
+        ("(value := row.get(name)) is not None and not math.isnan(value)]", "(value := row.get(name))]",
          "test_a_score_is_the_mean_over_the_volumes_that_have_it"),
         ("np.std(means, ddof=1)", "np.std(means)", "test_the_spread_is_over_patients"),
     ),
@@ -77,7 +77,7 @@ EVALUATION = [
     ),
     *bugs(
         "maesil/evaluation/encoder_use.py", "evaluation/test_encoder_use.py",
-        ('"encoder_gain_db": row[name] - by_mean[region]', '"encoder_gain_db": by_mean[region] - row[name]',
+        ("EncoderUse(score - by_mean[region]", "EncoderUse(by_mean[region] - score",
          "test_an_encoder_that_carries_the_score_is_left_alone"),
         ("by_order = score_with(shuffled)", "by_order = score_with(mean_over_crop)",
          "test_an_encoder_that_carries_the_score_is_left_alone"),
@@ -95,7 +95,7 @@ EVALUATION = [
     ),
     *bugs(
         "maesil/evaluation/report.py", "evaluation/test_report.py",
-        ("if same and one[score] is not None:", "if one[score] is not None:",
+        ("if same and (value := one[score]) is not None:", "if (value := one[score]) is not None:",
          "test_patients_count_once_and_only_by_rows_of_the_region"),
         ('values.setdefault(one["group"], [])', 'values.setdefault(one["volume_id"], [])',
          "test_patients_count_once_and_only_by_rows_of_the_region"),
