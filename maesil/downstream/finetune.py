@@ -92,6 +92,17 @@ class DiceOfStart(Dice):
     seed: int
 
 
+class FinetuneFacts(TypedDict):
+    """What a fine-tuning was made of."""
+
+    store_fingerprint: str
+    classes: list[str]
+    budget: dict[str, int | float]
+    seed: int
+    volumes_trained_on: int
+    volumes_scored: int
+
+
 @dataclass(frozen=True)
 class FinetuneReport:
     """What fine-tuning came to."""
@@ -99,7 +110,7 @@ class FinetuneReport:
     rows: list[DiceOfStart]
     """One a start, seed, volume and class."""
     classes: tuple[str, ...]
-    facts: dict[str, Any]
+    facts: FinetuneFacts
     notes: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
@@ -182,7 +193,7 @@ def finetune(
         patients = patients_of(leaders, labels.volumes, trained_on, seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
         rows, first = _compare(run, reader, labels, task, budget, seed)
-    facts = {
+    facts: FinetuneFacts = {
         "store_fingerprint": store.fingerprint,
         "classes": list(labels.classes),
         "budget": vars(budget),

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -42,7 +42,31 @@ from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
 
 _PRESENT_FROM = 0.5
 """Share of a patch from which on a class counts as present, for the AUROC."""
-Scores = dict[str, Any]
+
+ProbeRow = TypedDict(
+    "ProbeRow",
+    {
+        "encoder": str,
+        "class": str,
+        "r2": float | None,
+        "auroc": float | None,
+        "r2_by_fold": NotRequired[list[float | None]],
+    },
+)
+"""How well an encoder's vectors tell a class; ``class`` is ``mean`` for the mean over classes, which has no folds."""
+
+
+class ProbeFacts(TypedDict):
+    """What a probe was made of."""
+
+    store_fingerprint: str
+    seed: int
+    folds: int
+    patients_scored: int
+    patients_learnt_from_only: int
+    patches: int
+    classes: dict[str, float]
+    """The mean share of each class in the patches looked at."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +97,8 @@ class Fold:
 class ProbeReport:
     """What a probe came to."""
 
-    rows: list[Scores]
-    """One an encoder and class: ``encoder``, ``class`` (``mean``: over classes), ``r2``, ``auroc``, ``r2_by_fold``."""
-    facts: dict[str, Any]
-    """``classes``: the mean share of each class in the patches looked at."""
+    rows: list[ProbeRow]
+    facts: ProbeFacts
     notes: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
@@ -133,7 +155,7 @@ def probe(
         looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
     cut, told, used = _fold(looked_at, patients, labels.volumes, model, folds)
     shares_NK = np.concatenate([one.shares_NK for one in used])
-    facts = {
+    facts: ProbeFacts = {
         "store_fingerprint": store.fingerprint,
         "seed": seed,
         "folds": len(cut),
@@ -319,41 +341,45 @@ def _join(parts: Sequence[Patches]) -> Patches:
     )
 
 
-def _score(folds: Sequence[Fold], encoders: Sequence[str], classes: Sequence[str]) -> list[Scores]:
+def _score(folds: Sequence[Fold], encoders: Sequence[str], classes: Sequence[str]) -> list[ProbeRow]:
     """Fit and score every encoder on every fold: a row an encoder and class, and the mean over classes.
 
     Patches of all folds are scored together: in a patient with hardly any of a class R2 alone means little.
     """
     truths = [fold.test.shares_NK.astype(np.float64) for fold in folds]
-    rows: list[Scores] = []
+    rows: list[ProbeRow] = []
     for encoder in encoders:
         predictions = []
         for fold in folds:
             model = fit([Moments.of(part.features[encoder], part.shares_NK) for part in fold.train])
             predictions.append(model(fold.test.features[encoder]))
         of_classes = [
-            {"encoder": encoder, "class": name, **_of_class([t[:, k] for t in truths], [p[:, k] for p in predictions])}
+            _of_class(encoder, name, [t[:, k] for t in truths], [p[:, k] for p in predictions])
             for k, name in enumerate(classes)
         ]
-        rows += [*of_classes, {"encoder": encoder, "class": "mean", **_mean(of_classes)}]
+        rows += [*of_classes, _mean(encoder, of_classes)]
     return rows
 
 
-def _of_class(truths: Sequence[Array], predictions: Sequence[Array]) -> Scores:
+def _of_class(encoder: str, name: str, truths: Sequence[Array], predictions: Sequence[Array]) -> ProbeRow:
     truth, predicted = np.concatenate(truths), np.concatenate(predictions)
-    by_fold = [r_squared(one, other) for one, other in zip(truths, predictions, strict=True)]
     return {
-        "r2": r_squared(truth, predicted), "auroc": auroc(truth >= _PRESENT_FROM, predicted), "r2_by_fold": by_fold,
-    }  # fmt: skip
+        "encoder": encoder,
+        "class": name,
+        "r2": r_squared(truth, predicted),
+        "auroc": auroc(truth >= _PRESENT_FROM, predicted),
+        "r2_by_fold": [r_squared(one, other) for one, other in zip(truths, predictions, strict=True)],
+    }
 
 
-def _mean(scored: Sequence[Scores]) -> Scores:
+def _mean(encoder: str, rows: Sequence[ProbeRow]) -> ProbeRow:
     """Average what could be scored."""
-    means: Scores = {}
-    for name in ("r2", "auroc"):
-        values = [one[name] for one in scored if one[name] is not None]
-        means[name] = float(np.mean(values)) if values else None
-    return means
+
+    def mean_of(score: Literal["r2", "auroc"]) -> float | None:
+        known = [value for row in rows if (value := row[score]) is not None]
+        return float(np.mean(known)) if known else None
+
+    return {"encoder": encoder, "class": "mean", "r2": mean_of("r2"), "auroc": mean_of("auroc")}
 
 
 def _text(value: float | None) -> str:
