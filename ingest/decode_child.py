@@ -22,10 +22,24 @@ import numpy as np
 from maesil.errors import Refused
 from maesil.ingest import decode
 from maesil.ingest.dicom import hu_digests
-from maesil.ingest.isolated import map_shared, receive, send
+from maesil.ingest.isolated import map_shared
+from maesil.ingest.messages import (
+    Answer,
+    Decoded,
+    Digests,
+    DigestSlices,
+    Failure,
+    Hash,
+    HashSource,
+    Limits,
+    Request,
+    answer_to_json,
+    receive,
+    request_from_json,
+    send,
+)
 from maesil.ingest.planes import TemporaryFile
 from maesil.ingest.scanned import SCANNED_BYTES, scanned_on_disk
-from maesil.ingest.source import Source
 from maesil.types import Planes, Zyx
 
 _PR_SET_PDEATHSIG = 1
@@ -65,63 +79,52 @@ def main(descriptor: int, parent: int) -> None:
     connection = socket.socket(fileno=descriptor)
     while True:
         try:
-            request, room = receive(connection)
+            document, room = receive(connection)
         except (EOFError, OSError):
             return
         shared = _Shared(room)
-        send(connection, _answer(request, shared), shared.descriptor)
+        answer = answer_to_json(_answer(document, shared))
+        send(connection, answer, [] if shared.descriptor is None else [shared.descriptor])
         shared.close()
 
 
-def _answer(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
+def _answer(document: dict[str, Any], shared: _Shared) -> Answer:
     try:
-        _limit(**request["limits"])
+        request, limits = request_from_json(document)
+        _limit(limits)
         return _carry_out(request, shared)
     except Refused as refusal:
-        return {"refused": [refusal.code, refusal.detail, refusal.numbers]}
+        return Failure("refused", refusal.code, refusal.detail, refusal.numbers)
     except MemoryError:
-        return {"memory": True}
+        return Failure("memory")
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        return {"refused": ["damaged_file", f"the file cannot be read to its end ({error})", {}]}
+        return Failure("refused", "damaged_file", f"the file cannot be read to its end ({error})")
     except OSError as error:
         if error.errno == errno.ENOMEM:  # what mmap calls it
-            return {"memory": True}
-        return {"os_error": [error.errno or 0, error.strerror or str(error)]}
+            return Failure("memory")
+        return Failure("os_error", str(error.errno or 0), error.strerror or str(error))
     except Exception as error:
         # Its text may quote the header, and a refusal is written into the store.
         last = traceback.extract_tb(error.__traceback__)[-1]
-        return {"unexpected": f"{type(error).__name__} in {Path(last.filename).name}, line {last.lineno}"}
+        where = f"{Path(last.filename).name}, line {last.lineno}"
+        return Failure("unexpected", detail=f"{type(error).__name__} in {where}")
 
 
-def _carry_out(request: dict[str, Any], shared: _Shared) -> dict[str, Any]:
-    if request["task"] == "hu_digests":
-        return {"hashes": [digest.hex() for digest in hu_digests(Path(request["path"]), request["frames"])]}
-    source = _source(request["source"])
-    if request["task"] == "source_hash":
-        return {"hash": decode.source_hash(source, shared.allocate)}
-    scan, found = decode.read_hashed(source, shared.allocate, request["hash"])
-    affine = np.asarray(scan.affine).tolist()
-    return {"shape": scan.shape, "affine": affine, "notes": list(scan.notes), "source": scan.source, "hash": found}
+def _carry_out(request: Request, shared: _Shared) -> Answer:
+    if isinstance(request, DigestSlices):
+        return Digests(tuple(hu_digests(request.path, request.frames)))
+    if isinstance(request, HashSource):
+        return Hash(decode.source_hash(request.source, shared.allocate))
+    scan, found = decode.read_hashed(request.source, shared.allocate, request.known_hash)
+    return Decoded(scan.shape, scan.affine, scan.notes, scan.source, found)
 
 
-def _source(document: dict[str, Any]) -> Source:
-    affine = document["affine"]
-    return Source(
-        kind=document["kind"],
-        paths=tuple(map(Path, document["paths"])),
-        planes=tuple(None if plane is None else (plane[0], plane[1]) for plane in document["planes"]),
-        affine=None if affine is None else np.asarray(affine, dtype=np.float64),
-        technical=document["technical"],
-        prefer=document["prefer"],
-    )
-
-
-def _limit(memory_bytes: int, cpu_seconds: int) -> None:
+def _limit(limits: Limits) -> None:
     """Allow so much more address space and processor time than has been taken by now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    _soft(resource.RLIMIT_AS, pages * mmap.PAGESIZE + memory_bytes)
+    _soft(resource.RLIMIT_AS, pages * mmap.PAGESIZE + limits.memory_bytes)
     used = resource.getrusage(resource.RUSAGE_SELF)
-    _soft(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + cpu_seconds)
+    _soft(resource.RLIMIT_CPU, int(used.ru_utime + used.ru_stime) + 1 + limits.cpu_seconds)
 
 
 def _soft(what: int, value: int) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import mmap
 import os
 import signal
@@ -19,11 +18,26 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from maesil.errors import Refused
+from maesil.ingest.messages import (
+    Answer,
+    Decoded,
+    Digests,
+    DigestSlices,
+    Failure,
+    Hash,
+    HashSource,
+    Limits,
+    ReadSource,
+    Request,
+    answer_from_json,
+    receive,
+    request_to_json,
+    send,
+)
 from maesil.ingest.planes import TemporaryFile, temporary_file
 from maesil.ingest.scanned import SCANNED_BYTES, Scanned, scanned_on_disk
 from maesil.ingest.source import Source
@@ -37,7 +51,6 @@ SECONDS = 120.0
 SECONDS_PER_BYTE = 1e-6
 CPU_SHARE = 0.5
 """Of the wall-clock limit."""
-_LENGTH = 4
 
 
 def read(source: Source) -> Scanned:
@@ -51,24 +64,25 @@ def read_hashed(source: Source, known: str = "", folder: Path | None = None) -> 
     The voxels of a long source lie in a temporary file in ``folder``, those of others in memory.
     """
     file = _file_for(source, folder)
-    answer, descriptor = _child().ask({"task": "read", "source": _document(source), "hash": known}, source, file)
-    shape, affine = answer["shape"], np.asarray(answer["affine"], dtype=np.float64)
-    hu, valid = _received(descriptor, shape) if file is None else scanned_on_disk(file, folder, shape)
-    return Scanned(hu, valid, affine, tuple(answer["notes"]), answer["source"]), str(answer["hash"])
+    answer, descriptor = _child().ask(ReadSource(source, known), source, file)
+    assert isinstance(answer, Decoded)
+    received = _received(descriptor, answer.shape) if file is None else scanned_on_disk(file, folder, answer.shape)
+    return Scanned(*received, answer.affine, answer.notes, answer.source), answer.hash
 
 
 def source_hash(source: Source, folder: Path | None = None) -> str:
     """Return the hash of a source, as `maesil.ingest.decode.source_hash`."""
-    request = {"task": "source_hash", "source": _document(source)}
-    answer, _ = _child().ask(request, source, _file_for(source, folder))
-    return str(answer["hash"])
+    answer, _ = _child().ask(HashSource(source), source, _file_for(source, folder))
+    assert isinstance(answer, Hash)
+    return answer.hash
 
 
 def hu_digests(path: Path, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
     """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
     file = Source("slices", (path,), decoded_bytes=decoded_bytes)
-    answer, _ = _child().ask({"task": "hu_digests", "path": _for_the_child(path), "frames": list(frames)}, file)
-    return [bytes.fromhex(digest) for digest in answer["hashes"]]
+    answer, _ = _child().ask(DigestSlices(path, tuple(frames)), file)
+    assert isinstance(answer, Digests)
+    return list(answer.digests)
 
 
 def _file_for(source: Source, folder: Path | None) -> TemporaryFile | None:
@@ -91,23 +105,6 @@ def map_shared(descriptor: int, size: int) -> mmap.mmap:
     return mmap.mmap(descriptor, size, flags=mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0))
 
 
-def _document(source: Source) -> dict[str, Any]:
-    affine = None if source.affine is None else source.affine.tolist()
-    return {
-        "kind": source.kind,
-        "paths": [_for_the_child(path) for path in source.paths],
-        "planes": source.planes,
-        "affine": affine,
-        "technical": source.technical,
-        "prefer": source.prefer,
-    }
-
-
-def _for_the_child(path: Path) -> str:
-    """Return a path as the child finds it: it works where this process was when it started, which may have moved."""
-    return str(path.absolute())
-
-
 class Child:
     """A process that decodes for this one; started when first asked."""
 
@@ -117,9 +114,7 @@ class Child:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
-    def ask(
-        self, request: dict[str, Any], source: Source, file: TemporaryFile | None = None
-    ) -> tuple[dict[str, Any], int | None]:
+    def ask(self, request: Request, source: Source, file: TemporaryFile | None = None) -> tuple[Answer, int | None]:
         """Return the child's answer and, where it sends one, the descriptor of shared memory with the voxels.
 
         With a ``file`` it writes the voxels there. Raises what the child raised; `Refused` if it died or took more than
@@ -127,13 +122,13 @@ class Child:
         """
         wall = SECONDS + SECONDS_PER_BYTE * source.decoded_bytes
         voxels = 3 * source.decoded_bytes if file is None else _COPIES_OF_A_SLICE * source.slice_bytes
-        limits = {"memory_bytes": MEMORY_BYTES + voxels, "cpu_seconds": int(CPU_SHARE * wall)}
+        limits = Limits(MEMORY_BYTES + voxels, cpu_seconds=int(CPU_SHARE * wall))
         with self._lock:
             connection = self._connected()
             connection.settimeout(wall)
             try:
-                send(connection, {**request, "limits": limits}, None if file is None else file.fileno())
-                answer, descriptor = receive(connection)
+                send(connection, request_to_json(request, limits), [] if file is None else [file.fileno()])
+                document, descriptor = receive(connection)
             except TimeoutError:
                 self.stop()
                 raise Refused("decode_time", f"decoding took more than {wall:.0f} s and was ended") from None
@@ -142,7 +137,10 @@ class Child:
             except BaseException:  # interrupted: what it answers must not be taken for the next answer
                 self.stop()
                 raise
-        return _unless_raised(answer), descriptor
+        answer = answer_from_json(document)
+        if isinstance(answer, Failure):
+            raise answer.error()
+        return answer, descriptor
 
     def stop(self) -> int | None:
         """End the child; return its exit status if it had ended by itself."""
@@ -189,50 +187,6 @@ class Child:
         if status is None or status >= 0:  # no signal: it could not start, which is no source's fault
             return Refused("unexpected", f"the process that decodes ended by itself (status {status})")
         return Refused("decoder_crashed", f"the decoder crashed (signal {-status}) on this source; it is damaged")
-
-
-def _unless_raised(answer: dict[str, Any]) -> dict[str, Any]:
-    if "refused" in answer:
-        code, detail, numbers = answer["refused"]
-        raise Refused(code, detail, **numbers)
-    if "os_error" in answer:
-        raise OSError(*answer["os_error"])
-    if "memory" in answer:
-        raise Refused("decode_memory", "decoding took more memory than what the header claims can need")
-    if "unexpected" in answer:
-        raise Refused("unexpected", answer["unexpected"])
-    return answer
-
-
-def send(connection: socket.socket, document: dict[str, Any], descriptor: int | None = None) -> None:
-    """Send a document and, with it, a descriptor."""
-    data = json.dumps(document, default=_plain).encode()
-    header = len(data).to_bytes(_LENGTH, "little")
-    if descriptor is None:
-        connection.sendall(header)
-    else:
-        socket.send_fds(connection, [header], [descriptor])
-    connection.sendall(data)
-
-
-def _plain(value: Any) -> Any:
-    """Return a number of numpy as JSON knows it, anything else as text."""
-    return value.item() if isinstance(value, np.generic) else str(value)
-
-
-def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """Return a document and the descriptor that came with it; `EOFError` if the other side is gone."""
-    header, descriptors, _, _ = socket.recv_fds(connection, _LENGTH, 1)
-    if len(header) < _LENGTH:
-        raise EOFError("the other side is gone")
-    left, parts = int.from_bytes(header, "little"), []
-    while left:
-        if not (part := connection.recv(min(left, 1 << 20))):
-            raise EOFError("the other side is gone")
-        parts.append(part)
-        left -= len(part)
-    document: dict[str, Any] = json.loads(b"".join(parts))
-    return document, descriptors[0] if descriptors else None
 
 
 _children: list[Child] = []

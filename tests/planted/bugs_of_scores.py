@@ -189,7 +189,7 @@ DOWNSTREAM = [
         ("[(edge - 1) / 2 for edge in patch]", "[edge / 2 for edge in patch]", "test_tokens_know_where_they_lie"),
     ),
     *bugs(
-        "ingest/isolated.py", "ingest/test_read.py",
+        "ingest/messages.py", "ingest/test_read.py",
         ("return str(path.absolute())", "return str(path)",
          "test_relative_paths_are_found_wherever_the_process_has_moved"),
     ),
