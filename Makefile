@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow planted-bugs lint types imports docs check gpu clean
+.PHONY: demo test test-slow planted-bugs lint types imports docs check gpu gpu-bundle clean
 
 demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
@@ -33,14 +33,16 @@ docs: .venv/.installed-docs
 
 check: lint types imports docs test test-slow planted-bugs
 
-# On a machine with a GPU; needs python3 (or PYTHON=...) with torch, triton, numpy and pytest, and no .venv.
+# One folder for a bare machine with a GPU: the source, a small store, wheels. See docs/how-to/gpu.md.
+gpu-bundle: .venv/.installed-test
+	PYTHONPATH=. $(BIN)/python tests/gpu/bundle.py
+
+# In that folder: nine minutes on the GPU, then gpu.json and gpu.md. Needs python3 (or PYTHON=...) with torch, Triton, numpy.
 gpu:
-	@$(PYTHON) -c "import torch; torch.cuda.is_available() or exit('make gpu: expected a CUDA GPU, torch sees none')"
-	PYTHONPATH=. $(PYTHON) -m pytest -q -p no:cacheprovider tests/kernels/on_gpu.py
-	PYTHONPATH=. $(PYTHON) tests/benchmarks/kernels_gpu.py --json kernels_gpu.json
+	$(PYTHON) tests/gpu/run.py
 
 clean:
-	rm -rf .venv demo site build *.egg-info
+	rm -rf .venv demo site build gpu-bundle *.egg-info
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

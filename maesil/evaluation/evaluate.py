@@ -29,7 +29,7 @@ from maesil.evaluation.metrics import REGIONS, BorderSums, ErrorSums, Region, pa
 from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
 from maesil.evaluation.scores import HU_CLASSES, RegionScores, Report, VolumeRow, as_json_has_it, summarise
 from maesil.files import make_folder, require_file_place, results_at_once
-from maesil.pictures import save_reconstruction
+from maesil.installed import PICTURES, not_installed
 from maesil.progress import progress
 from maesil.store.filters import select
 from maesil.store.grid import box_at
@@ -78,7 +78,7 @@ def evaluate(
     if json_path:
         require_file_place(json_path)
 
-    reader, predictors = SuperpatchReader(store), make_predictors(run)
+    reader, predictors, undrawn = SuperpatchReader(store), make_predictors(run), not_installed(PICTURES)
     scored: list[VolumeRow] = []
     pictures: list[Path] = []
     with results_at_once(out) as drawn_in, progress({"evaluate": "predicted volume"}) as report_progress:
@@ -87,7 +87,7 @@ def evaluate(
                 predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
             ):
                 scored += rows
-                if isinstance(predictor, ModelPredictor) and predictor.pictured:
+                if isinstance(predictor, ModelPredictor) and predictor.pictured and not undrawn:
                     pictures += (out / path.name for path in _draw(run, reader, volume, result, drawn_in))
             report_progress("evaluate", number + 1, len(chosen))
 
@@ -95,7 +95,8 @@ def evaluate(
     report = summarise(run_dir, run, store, chosen, seed, scored, pictures, trained_on)
     report.facts["weights_sha256"] = run.weights_sha256()
     warnings = warning_of_unused_encoders(report.rows)
-    notes = (*report.notes, *warnings, *unchecked, *notes_on_spacing(run_dir, store))
+    no_pictures = [f"no pictures: {undrawn} is not installed"] if undrawn else []
+    notes = (*report.notes, *warnings, *unchecked, *notes_on_spacing(run_dir, store), *no_pictures)
     if lpips:
         report.facts["lpips_weights_sha256"] = lpips.sha256
         notes += lpips.notes
@@ -276,6 +277,8 @@ def crop_with_most_body(reader: SuperpatchReader, volume: Volume, crop: Edges) -
 
 def _draw(run: Run, reader: SuperpatchReader, volume: Volume, result: Reconstruction, out: Path) -> list[Path]:
     """Draw the crop with the most body, and the whole volume in three planes."""
+    from maesil.pictures import save_reconstruction  # matplotlib, which not all machines have
+
     hu = reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)
     predicted, hidden = result.predicted.cpu().numpy(), result.hidden.cpu().numpy()
     window, short = run.intensity.window, volume.volume_id[:8]

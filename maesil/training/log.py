@@ -9,12 +9,16 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maesil.files import write_whole
+from maesil.installed import EVENTS, not_installed
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 _EARLIER_NAMES = {"superpatches_per_s": "crops_per_s"}
@@ -26,11 +30,9 @@ class RunLog:
     """The log of one run from step ``start`` on; metrics of later steps, from before a kill, are cut off."""
 
     def __init__(self, run_dir: Path, start: int, steps: int, console: Console) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
-
         truncate_metrics(run_dir / METRICS, start)
         self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        self._events = None if not_installed(EVENTS) else _events(run_dir / "tensorboard", start)
         self._console = console
         self._last_line = time.monotonic()
         self._progress = Progress(
@@ -54,7 +56,8 @@ class RunLog:
     ) -> None:
         self._progress.stop()
         self._metrics.close()
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
     def write(self, record: dict[str, Any]) -> None:
         """Add one record, ``step`` and numbers, to the metrics and to TensorBoard."""
@@ -68,7 +71,7 @@ class RunLog:
         if "validation_psnr" in record:
             self._psnr = f"  held out {record['validation_psnr']:.2f} dB"
         for name, value in record.items():
-            if name != "step":
+            if self._events is not None and name != "step":
                 self._events.add_scalar(name, value, record["step"])
 
     def sync(self) -> None:
@@ -88,6 +91,12 @@ class RunLog:
             line = f"step {step}/{self._steps}  {told}{self._psnr}{self._speed}"
             self._console.print(line, highlight=False, soft_wrap=True)
             self._last_line = now
+
+
+def _events(folder: Path, start: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
+
+    return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 class NoLog(nullcontext["NoLog"]):

@@ -19,6 +19,7 @@ from maesil.data.split import Split
 from maesil.devices import convolutions_tuned, memory_errors_named
 from maesil.distributed import joined
 from maesil.files import folder_locked
+from maesil.installed import EVENTS, PICTURES, not_installed
 from maesil.kernels import use_kernels
 from maesil.models.encoders import Encoder
 from maesil.signals import interrupts_deferred, interrupts_raised
@@ -90,8 +91,9 @@ def train(
                 stores, config, out, resume=resume, split=split, weights=weights, init_from=init_from, console=console
             )
             begun_at = trainer.step
-            if note:
-                console.print(note, highlight=False)
+            for line in (note, *_left_out()):
+                if line:
+                    console.print(line, highlight=False)
             last = _take_steps(trainer, out, console, profile) if begun_at < trainer.config.train.steps else {}
     held_out = len(trainer.split.validation) + len(trainer.split.test)
     return TrainSummary(out, trainer.step, time.monotonic() - started, last, begun_at, held_out)
@@ -135,7 +137,8 @@ def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) ->
                 trainer.read()  # no step that blew up becomes a checkpoint
                 log.sync()
                 kept.write()
-            if ranks.first and (end or (settings.picture_every and step % settings.picture_every == 0)):
+            pictured = end or (settings.picture_every and step % settings.picture_every == 0)
+            if ranks.first and pictured and not not_installed(PICTURES):
                 trainer.draw_picture(out / "pictures" / f"step_{step:07d}.png")
             if stop and not end:
                 ranks.any(False)  # the first rank has written it before any other ends
@@ -143,6 +146,13 @@ def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) ->
                     f"interrupted after step {step}; the checkpoint is written, go on with --resume"
                 )
     return last
+
+
+def _left_out() -> Iterator[str]:
+    """Say what this run will not leave, for want of a package."""
+    for what, modules in (("no pictures", PICTURES), ("no log for TensorBoard", EVENTS)):
+        if missing := not_installed(modules):
+            yield f"{what}: {missing} is not installed"
 
 
 _ENDS_SOON = "asked to end: the checkpoint follows after this step; ask again to end at once, without it"

@@ -210,13 +210,13 @@ def measure(rows: list[Row], batch: int, rounds: int, steps: int, device: torch.
                 "row": row.name, "ms": 1e3 * seconds, "crops_per_second": batch / seconds,
                 "gflop": row.flops / 1e9, "floor_ms": 1e3 * floor, "share_of_peak": floor / seconds,
                 "parameters": row.parameters, "spread": (max(times) - min(times)) / seconds,
-                "peak_megabytes": _peak_megabytes(row, device), "peak_flops": peak,
+                "peak_megabytes": peak_megabytes(row, device), "peak_flops": peak,
             }
         )  # fmt: skip
     return found
 
 
-def _peak_megabytes(row: Row, device: torch.device) -> float | None:
+def peak_megabytes(row: Row, device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     gc.collect()

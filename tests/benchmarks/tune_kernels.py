@@ -30,7 +30,7 @@ import triton
 from maesil.kernels import configs, gather, loss, unshuffle
 from maesil.kernels.configs import TABLE, Launch, by_rule
 
-ARCHITECTURES = ("80", "90")
+ARCHITECTURES = ("80", "90", "100")
 PATCHES = (8, 4, 16)
 WIDTHS = (384, 512, 256, 128, 192, 768)
 BY_PATCH, BY_WIDTH = ("gather", "loss_forward", "loss_backward"), (

@@ -16,26 +16,28 @@ import pytest
 import torch
 from support.ahead_of_time import MachineCode, compiled_for, read
 
-from maesil.kernels import gather, loss, unshuffle
+from maesil.config.presets import PRESETS
+from maesil.kernels import configs, gather, loss, unshuffle
 from maesil.kernels.reference import Size, edges_of
 
 GOLDEN = Path(__file__).with_name("registers.json")
+ARCHITECTURES = (80, 90, 100)
 SLACK = 1.25
 """How much more another version of the compiler may use."""
 
 
-def patch_calls(patch: Size, dtype: torch.dtype, edge: int = 96) -> dict[str, Callable[[], object]]:
+def patch_calls(patch: Size, dtype: torch.dtype, edge: int = 96, batch: int = 2) -> dict[str, Callable[[], object]]:
     """Gather and loss as training calls them, on scans whose edge is divisible by 8."""
-    voxels, batch = math.prod(edges_of(patch)), 2
+    voxels = math.prod(edges_of(patch))
     tokens = edge**3 // voxels
-    volume = torch.zeros(batch, edge, edge, edge, dtype=torch.int16)
-    ids = torch.zeros(batch, tokens // 2, dtype=torch.int64)
+    volume = torch.empty(batch, edge, edge, edge, dtype=torch.int16)  # never read
+    ids = torch.empty(batch, tokens // 2, dtype=torch.int64)
     whole = {"patch_size": patch, "window": (-1000.0, 1000.0), "mean": 0.3, "std": 0.2}
     whole |= {"origin": None, "flip": None, "size": None}
     flipped = {**whole, "flip": torch.zeros(batch, 3, dtype=torch.bool)}
     placed = {**flipped, "origin": torch.zeros(batch, 3, dtype=torch.int64), "size": edge // 2}
     placed["window"] = torch.zeros(batch, 2)
-    pred = torch.zeros(*ids.shape, voxels, dtype=dtype)
+    pred = torch.empty(*ids.shape, voxels, dtype=dtype)
     error = {"norm_patch": False, "eps": 1e-6, "weight": torch.zeros(ids.shape)}
     normed = {**error, "norm_patch": True}
     one = torch.ones(())
@@ -56,14 +58,14 @@ def patch_calls(patch: Size, dtype: torch.dtype, edge: int = 96) -> dict[str, Ca
     }
 
 
-def token_calls(width: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+def token_calls(width: int, dtype: torch.dtype, tokens: int = 512, batch: int = 2) -> dict[str, Callable[[], object]]:
     """Unshuffle, whole and in part, and its gradients."""
-    batch, tokens, shown, chosen = 2, 512, 128, 256
-    leaves = torch.zeros(batch, shown, width, dtype=dtype), torch.zeros(width), torch.zeros(tokens, width)
+    shown, chosen = tokens // 4, tokens // 2
+    leaves = torch.empty(batch, shown, width, dtype=dtype), torch.zeros(width), torch.zeros(tokens, width)
     ids = torch.zeros(batch, tokens, dtype=torch.int64)
     subset = torch.zeros(batch, chosen, dtype=torch.int64)
-    grad = torch.zeros(batch, tokens, width, dtype=dtype)
-    part = torch.zeros(batch, chosen, width, dtype=dtype)
+    grad = torch.empty(batch, tokens, width, dtype=dtype)
+    part = torch.empty(batch, chosen, width, dtype=dtype)
     return {
         "unshuffle": lambda: unshuffle.unshuffle_tokens(*leaves, ids, None),
         "unshuffle subset": lambda: unshuffle.unshuffle_tokens(*leaves, ids, subset),
@@ -89,7 +91,7 @@ def spilled(codes: dict[str, MachineCode]) -> list[str]:
     return [name for name, code in codes.items() if code.stack or code.local]
 
 
-@pytest.fixture(scope="module", params=[80, 90])
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def codes(request):
     """The machine code of every kernel in the form that training launches: patch 8, width 512, bfloat16."""
     calls = patch_calls(8, torch.bfloat16) | token_calls(512, torch.bfloat16)
@@ -141,3 +143,54 @@ def test_other_widths_do_not_spill_either(width, dtype):
     assert spilled(codes) == []
     if width % 8 == 0:
         assert all(code.loads.get("128", 0) for code in codes.values())
+
+
+def table(architecture: int) -> dict[str, dict[str, dict[str, int]]]:
+    return json.loads(configs.TABLE.read_text(encoding="utf-8"))["architectures"][str(architecture)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_launch_of_the_table_spills_and_all_meet_wide_memory(architecture):
+    launches = table(architecture)
+    calls = {}
+    for voxels in map(int, launches["gather"]):
+        patch = round(voxels ** (1 / 3))
+        of_patch = patch_calls(patch, torch.bfloat16)
+        calls |= {f"{patch}: {name}": of_patch[name] for name in ("gather mirrored", "loss mirrored")}
+        calls |= {f"{patch}: {name}": of_patch[name] for name in ("loss backward mirrored",)}
+    for width in map(int, launches["unshuffle_forward"]):
+        calls |= {f"{width}: {name}": call for name, call in token_calls(width, torch.bfloat16).items()}
+    codes = compile_all(calls, architecture)
+    assert spilled(codes) == []
+    for name, code in codes.items():
+        # A row of a patch of 4 has 8 bytes: its voxels come half as wide.
+        widest = "64" if name.startswith("4: gather") else "128"
+        assert code.loads.get(widest, 0) >= 1, (name, code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["base", "large"])
+def test_the_table_has_every_launch_of_a_preset_at_batches_1_to_64(preset, monkeypatch):
+    asked = set()
+
+    def recorded(operation: str, width: int) -> configs.Launch:
+        asked.add((operation, width))
+        return configs.launch(operation, width)
+
+    for module in (gather, loss, unshuffle):
+        monkeypatch.setattr(module, "launch", recorded)
+    model = PRESETS[preset].model
+    for batch in (1, 2, 3, 4, 8, 16, 32, 64):
+        calls = patch_calls(model.patch, torch.bfloat16, edge=model.crop_zyx[0], batch=batch)
+        calls |= token_calls(model.decoder_width, torch.bfloat16, tokens=model.tokens, batch=batch)
+        chosen = ("gather mirrored", "loss mirrored", "loss backward mirrored")
+        calls = {name: call for name, call in calls.items() if name in chosen or "unshuffle" in name}
+        with compiled_for(90) as binaries:
+            for call in calls.values():
+                call()
+        assert spilled({name: read(name, binary) for name, binary in binaries}) == []
+    assert {operation for operation, _ in asked} >= {"gather", "loss_forward", "loss_backward", "unshuffle_backward"}
+    for architecture in ARCHITECTURES:
+        launches = table(architecture)
+        assert [one for one in asked if str(one[1]) not in launches.get(one[0], {})] == []

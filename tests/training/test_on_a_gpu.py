@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benchmarks import kernels_gpu
+from gpu import kernel_speed
 from rich.console import Console
 from support import pretend_gpu as pretended
 from support.labelled import labelled_store
@@ -222,10 +222,10 @@ def test_out_of_memory_elsewhere_is_one_line_and_exit_5(labelled, tmp_path, comm
 def test_no_way_of_the_kernel_table_copies_from_the_host():
     # Such a copy waits, and is illegal in the CUDA graph that the table is measured in.
     with pretend_gpu() as gpu, use_kernels("reference"):
-        given = kernels_gpu.Inputs(kernels_gpu.Shape(batch=2, edge=16, width=24, device=GPU), seed=0)
+        given = kernel_speed.Inputs(kernel_speed.Shape(batch=2, edge=16, width=24, device=GPU), seed=0)
         gpu.waits.clear()
-        for name, way in kernels_gpu.ways(smoke=True).items():
+        for name, way in kernel_speed.ways().items():
             if "compiled" not in name:
-                for prepare in kernels_gpu.operations(way, given).values():
+                for prepare in kernel_speed.operations(way, given).values():
                     prepare()()
         assert gpu.waits == []

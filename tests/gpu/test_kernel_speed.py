@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from benchmarks import kernels_gpu as script
+from gpu import kernel_speed as script
+from gpu.part import Given, NoGpu
 
 
 def test_all_ways_compute_the_same():
     given = script.Inputs(script.Shape(batch=2, edge=16, width=24, device="cpu"), seed=0)
-    ways = {name: way for name, way in script.ways(smoke=True).items() if "compiled" not in name}
+    ways = {name: way for name, way in script.ways().items() if "compiled" not in name}
     assert set(ways) == {"maesil", "naive", "good"}
     results = {
         way: {name: prepare()() for name, prepare in script.operations(functions, given).items()}
@@ -37,13 +36,17 @@ def test_least_bytes_are_those_counted_by_hand():
     assert visible == pytest.approx(2 * 128**3 * (1 - 0.75**2), rel=0.05)
 
 
-def test_rows_are_on_the_disk_before_the_next_is_measured(tmp_path):
-    path = tmp_path / "figures.json"
+def test_a_row_says_how_far_from_a_copy_it_is():
+    shape = script.Shape(batch=2, edge=16, width=32, device="cpu")
+    rows = list(script.measure(shape, 2, copy=1e9, chosen=("maesil", "naive", "good")))
+    assert [row["way"] for row in rows] == [way for way in ("maesil", "naive", "good") for _ in range(5)]
+    least = script.least_bytes(script.Inputs(shape, seed=0))
+    for row in rows:
+        assert row["floor_us"] == pytest.approx(least[row["operation"]] / 1e3, abs=0.01)  # at a byte a nanosecond
+        assert row["share_of_copy"] == pytest.approx(row["floor_us"] / row["us"], abs=1e-3)
 
-    def rows():
-        yield {"us": 1.0}
-        assert json.loads(path.read_text(encoding="utf-8")) == {"device": "d", "latency": [{"us": 1.0}], "step": []}
-        raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        script.write_row_by_row({"device": "d"}, {"latency": rows(), "step": iter(())}, path)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_nothing_is_measured(tmp_path):
+    with pytest.raises(NoGpu):
+        next(script.rows(Given(tmp_path, tmp_path, 60)))

@@ -1,0 +1,18 @@
+"""Packages that a command can do without: what draws pictures, and what writes events for TensorBoard.
+
+They are dependencies, so an installation has them. A machine where few packages can be installed may lack them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+PICTURES = ("matplotlib", "PIL")
+"""What `maesil.pictures` draws with."""
+EVENTS = ("tensorboard",)
+"""What writes the log for TensorBoard."""
+
+
+def not_installed(modules: tuple[str, ...]) -> str:
+    """Return which of ``modules`` is not installed (the first one); an empty string: all are."""
+    return next((name for name in modules if importlib.util.find_spec(name) is None), "")
