@@ -81,7 +81,18 @@ class Learner:
                 forward = self._parallel = DistributedDataParallel(
                     self.model, broadcast_buffers=False, gradient_as_bucket_view=True
                 )
-        self._forward = torch.compile(forward) if self.config.train.compile else forward
+        self._forward = self._compiled(forward) if self.config.train.compile else forward
+
+    def _compiled(self, forward: Callable[[MaskedInput], Prediction]) -> Callable[[MaskedInput], Prediction]:
+        """Compile a model: one graph for each place that the first pictured crop of a micro-batch can have.
+
+        Beyond its limit torch would go on uncompiled, and say nothing.
+        """
+        import torch._dynamo  # a second, and only here
+
+        graphs, settings = self.config.train.picture_head_every + 1, torch._dynamo.config
+        settings.recompile_limit = max(settings.recompile_limit, graphs)
+        return torch.compile(forward)
 
     @property
     def on_gpu(self) -> bool:
