@@ -8,19 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maesil.config.schema import ModelConfig
 from maesil.documents import canonical_json
 from maesil.downstream.whole_scan import cells_at
-from maesil.ingest.options import IngestOptions
-from maesil.ingest.plan import VolumePlan
-from maesil.ingest.planning import scan_and_plan
-from maesil.ingest.read import none_of, read_volume
-from maesil.ingest.scan import require_no_store_among
-from maesil.ingest.source_file import file_on_disk
 from maesil.progress import Report
 from maesil.store.reader import SuperpatchReader
 from maesil.store.recipe import Recipe
@@ -29,6 +23,9 @@ from maesil.store.store import Store
 from maesil.store.writer import Image
 from maesil.text import written
 from maesil.types import Spacing, Zyx
+
+if TYPE_CHECKING:
+    from maesil.ingest.plan import VolumePlan
 
 
 @dataclass(frozen=True)
@@ -102,6 +99,12 @@ def scans_of_files(place: Path, spacing: Spacing | None, config: ModelConfig, re
 
     ScanRefused or NoInputError where there is none.
     """
+    # What reads CT is imported where scans are read: a store is embedded without it.
+    from maesil.ingest.options import IngestOptions
+    from maesil.ingest.planning import scan_and_plan
+    from maesil.ingest.read import none_of
+    from maesil.ingest.scan import require_no_store_among
+
     require_no_store_among([place])
     recipe = Recipe(spacing=spacing, superpatch=_tile_for(config))
     plan = scan_and_plan([place], recipe, IngestOptions(workers=0), report)
@@ -120,6 +123,9 @@ def _tile_for(config: ModelConfig) -> int:
 
 
 def _of_files(number: int, plan: VolumePlan, recipe: Recipe) -> Scan:
+    from maesil.ingest.read import read_volume
+    from maesil.ingest.source_file import file_on_disk
+
     source = plan.source
     stats = [(str(path), (stat := file_on_disk(path).stat()).st_size, stat.st_mtime_ns) for path in source.paths]
     told = canonical_json({"files": stats, "planes": source.planes, "recipe": recipe.document()})

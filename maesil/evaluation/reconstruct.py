@@ -28,10 +28,8 @@ from maesil.evaluation.predict import ModelPredictor, Predictor, crops_at_once, 
 from maesil.files import results_at_once
 from maesil.models.masking import complementary_masks
 from maesil.models.patches import expand_cells
-from maesil.pictures import save_volume
 from maesil.progress import Report, progress
 from maesil.store.grid import box_at
-from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
@@ -106,6 +104,10 @@ def reconstruct_volume(
     )
     shown = np.where(_inside(reader, volume), original, np.int16(AIR_HU))
     title, detail = _headline(run, volume, made.psnr)
+    # matplotlib and nibabel, which not all that imports this module needs
+    from maesil.pictures import save_volume
+    from maesil.store.nifti import write_nifti
+
     with results_at_once(out) as place:
         write_nifti(place / made.original.name, original, volume.affine)
         write_nifti(place / made.reconstruction.name, hu.round().to(torch.int16).numpy(), volume.affine)
