@@ -127,7 +127,7 @@ def test_file_and_overrides_lie_over_the_preset_in_that_order(tmp_path):
         ("model.crop=64x96", "three for z, y, x"),
         ("model.crop=64,60,64", "64x60x64: expected a multiple of 8"),
         ("model.patch=8,8,32 model.crop=64,64,48", "a multiple of 32, at least two patches of 32"),
-        ("model.head=interpolate model.patch=2,8,8", "a power of 2, at least 4"),
+        ("model.head=interpolate model.decoder=full model.patch=2,8,8", "a power of 2, at least 4"),
         ("model.kind=ae model.patch=8,8,24 model.crop=96", "8x8x24: expected a power of 2"),
         ("model.width=100", "a multiple of 64"),
         ("model.decoder_width=4", "8 to 63"),
