@@ -12,8 +12,8 @@ import pytest
 from maesil.errors import Refused
 from maesil.ingest.messages import (
     Decoded,
-    DigestSlices,
     Digests,
+    DigestSlices,
     Failure,
     Hash,
     HashSource,
