@@ -55,6 +55,16 @@ class Built:
 
 
 @dataclass(frozen=True)
+class Pin:
+    """A note that a run uses a store as it was."""
+
+    run: str
+    fingerprint: str
+    """Of the store when the run began."""
+    since: str
+
+
+@dataclass(frozen=True)
 class Entry:
     """One store of the catalogue."""
 
@@ -99,16 +109,16 @@ class Entry:
     def pin(self, run: Path, fingerprint: str) -> None:
         """Note that a run uses this store as it is now."""
         run = run.resolve()
-        document = {"run": str(run), "fingerprint": fingerprint, "since": _now()}
+        pin = Pin(str(run), fingerprint, _now())
         name = hashlib.sha256(str(run).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-        write_json(self.folder / "pins" / f"{name}.json", document)
+        write_json(self.folder / "pins" / f"{name}.json", asdict(pin))
 
-    def pins(self) -> list[dict[str, Any]]:
+    def pins(self) -> list[Pin]:
         """Return the pins whose runs are still there and still name this store; those of others are taken off."""
         live = []
         for path in sorted((self.folder / "pins").glob("*.json")):
-            pin = _read_json(path)
-            if pin is not None and _uses(Path(str(pin.get("run"))), self.store.resolve()):
+            pin = _read_pin(path)
+            if pin is not None and _uses(Path(pin.run), self.store.resolve()):
                 live.append(pin)
             else:
                 path.unlink(missing_ok=True)
@@ -320,9 +330,17 @@ def state_of_commits(store: Store) -> str:
     return hashlib.sha256("\n".join(store.live_commits()).encode()).hexdigest()
 
 
-def pinned_by(pins: Sequence[dict[str, Any]]) -> str:
+def pinned_by(pins: Sequence[Pin]) -> str:
     """Return in words which runs hold a store."""
-    return f"used by {', '.join(str(pin['run']) for pin in pins)}"
+    return f"used by {', '.join(pin.run for pin in pins)}"
+
+
+def _read_pin(path: Path) -> Pin | None:
+    """Return a pin; None for a file that is none."""
+    try:
+        return Pin(**(_read_json(path) or {}))
+    except TypeError:
+        return None
 
 
 def _uses(run: Path, store: Path) -> bool:

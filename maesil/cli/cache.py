@@ -6,8 +6,9 @@ Heavy packages are imported inside the commands only.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,11 @@ from maesil.cli.output import print_all
 from maesil.errors import EXIT_REFUSED
 from maesil.sizes import parse_size, size_text
 from maesil.text import counted, printable, written
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from maesil.cache.catalogue import Catalogue, Entry
 
 Force = Annotated[bool, typer.Option("--force", help="In spite of the runs that use it.")]
 
@@ -33,12 +39,12 @@ def list_stores(
     from maesil.cache.catalogue import Catalogue
 
     catalogue = Catalogue()
-    documents = [_document(catalogue, entry) for entry in catalogue.entries()]
+    entries = catalogue.entries()
     if as_json:
-        typer.echo(json.dumps(documents, indent=1))
-    elif documents:
-        total = sum(document["bytes"] for document in documents)
-        print_all(_table(documents), f"{counted(len(documents), 'store')}, {size_text(total)} in {catalogue.root}")
+        typer.echo(json.dumps([_document(catalogue, entry) for entry in entries], indent=1))
+    elif entries:
+        total = sum(entry.bytes for entry in entries)
+        print_all(_table(catalogue), f"{counted(len(entries), 'store')}, {size_text(total)} in {catalogue.root}")
     else:
         typer.echo(f"no stores in {catalogue.root}; `maesil ingest SRC...` without --out makes one")
     _tell_unreadable(catalogue)
@@ -90,7 +96,7 @@ def prune(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _outlook(going: list[tuple[Any, int]], limit: int, verb: str) -> str:
+def _outlook(going: list[tuple[Entry, int]], limit: int, verb: str) -> str:
     """Return in one line what pruning is about to remove."""
     if not going:
         return f"nothing {verb} for --max-size {size_text(limit)}"
@@ -98,7 +104,7 @@ def _outlook(going: list[tuple[Any, int]], limit: int, verb: str) -> str:
     return f"{counted(len(going), 'store')}, {size_text(sum(size for _, size in going))} {verb}: {names}"
 
 
-def _day(entry: Any) -> str:
+def _day(entry: Entry) -> str:
     return datetime.fromtimestamp(entry.used, UTC).date().isoformat()
 
 
@@ -120,12 +126,16 @@ def remove(
         typer.echo(f"removed {entry.name}, {size_text(catalogue.remove(entry, force=force))} freed")
 
 
-def _tell_unreadable(catalogue: Any) -> None:
+def _tell_unreadable(catalogue: Catalogue) -> None:
     for folder in catalogue.unreadable():
         typer.echo(f"{folder}: its entry.json cannot be read; ingest its sources again, or remove the folder", err=True)
 
 
-def _document(catalogue: Any, entry: Any) -> dict[str, Any]:
+def _state(catalogue: Catalogue, entry: Entry) -> str:
+    return "building" if catalogue.builder(entry) else "finished" if entry.built else "unfinished"
+
+
+def _document(catalogue: Catalogue, entry: Entry) -> dict[str, object]:
     built = entry.built
     return {
         "name": entry.name,
@@ -134,7 +144,7 @@ def _document(catalogue: Any, entry: Any) -> dict[str, Any]:
         "report": str(entry.report),
         "sources": [written(source) for source in entry.sources],
         "recipe": entry.recipe,
-        "state": "building" if catalogue.builder(entry) else "finished" if built else "unfinished",
+        "state": _state(catalogue, entry),
         "fingerprint": built.fingerprint if built else None,
         "volumes": built.volumes if built else None,
         "patients": built.patients if built else None,
@@ -143,23 +153,21 @@ def _document(catalogue: Any, entry: Any) -> dict[str, Any]:
         "bytes": entry.bytes,
         "created": entry.created,
         "used": datetime.fromtimestamp(entry.used, UTC).isoformat(timespec="seconds"),
-        "pins": entry.pins(),
+        "pins": [asdict(pin) for pin in entry.pins()],
     }
 
 
-def _table(documents: list[dict[str, Any]]) -> Any:
+def _table(catalogue: Catalogue) -> Table:
     from rich.table import Table
 
     table = Table(title="Stores", title_justify="left")
     for column in ("name", "state", "volumes", "patients", "tiles", "size", "used", "pinned by", "sources"):
         right = column in ("volumes", "patients", "tiles", "size")
         table.add_column(column, justify="right" if right else "left", no_wrap=column == "name", overflow="fold")
-    for document in documents:
-        counts = [str(document[name] if document[name] is not None else "") for name in _COUNTS]
-        pins = "\n".join(str(pin["run"]) for pin in document["pins"])
-        table.add_row(document["name"], document["state"], *counts, size_text(document["bytes"]),
-                      document["used"][:10], pins, "\n".join(map(printable, document["sources"])))  # fmt: skip
+    for entry in catalogue.entries():
+        built = entry.built
+        counts = [str(n) for n in (built.volumes, built.patients, built.superpatches)] if built else [""] * 3
+        pins = "\n".join(pin.run for pin in entry.pins())
+        sources = "\n".join(printable(written(source)) for source in entry.sources)
+        table.add_row(entry.name, _state(catalogue, entry), *counts, size_text(entry.bytes), _day(entry), pins, sources)
     return table
-
-
-_COUNTS = ("volumes", "patients", "superpatches")

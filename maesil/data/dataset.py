@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from maesil.data.crops import blank_outside_scan
@@ -26,16 +27,29 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.storage import local_path
 from maesil.store.store import Store
 
-Item = dict[str, Any]
+
+class Item(TypedDict):
+    """One superpatch; T voxels along each edge, t cells."""
+
+    hu: Tensor
+    """int16 HU ``[T, T, T]`` (z y x); -1024 outside the scan."""
+    valid: Tensor
+    """uint8 ``[t, t, t]``: share (0..255) of each 8^3 cell inside the scan."""
+    body: Tensor
+    """uint8 ``[t, t, t]``: its share inside the body."""
+    volume_id: str
+    group: str
+    """The patient group."""
+    index: Tensor
+    """int64 ``[3]``: z, y, x on the grid of superpatches."""
+    spacing: Tensor
+    """float64 ``[3]``: z, y, x (mm)."""
 
 
 class SuperpatchDataset(Dataset[Item]):
     """One item a superpatch of a store, in a fixed order; pickles, and works with workers under fork and spawn.
 
-    An item is a dictionary: ``hu`` int16 HU ``[T, T, T]`` (z y x; -1024 outside the scan), ``valid`` and ``body`` uint8
-    ``[t, t, t]`` (share, 0..255, of each 8^3 cell), ``volume_id``, ``group`` (the patient's), ``index`` int64 ``[3]``
-    (z, y, x on the grid of superpatches), ``spacing`` float64 ``[3]`` (z, y, x, mm). ``transform`` is called with it,
-    and what it returns is the item.
+    An item is a dictionary, see `Item`. ``transform`` is called with it, and what it returns is the item.
 
     ``where`` chooses superpatches as ``maesil train --where`` does: ``"body > 0.3 and spacing_z <= 2"``, or any
     `pyarrow.compute` expression over the same columns. ``split`` is a file and one of its parts,

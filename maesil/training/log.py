@@ -9,7 +9,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+Record = dict[str, float]
+"""What was measured up to one step, by name; ``step`` says which."""
 _EARLIER_NAMES = {"superpatches_per_s": "crops_per_s"}
 """Names in the metrics that an earlier version wrote, and today's."""
 _SECONDS_BETWEEN_LINES = 10.0
@@ -59,8 +61,8 @@ class RunLog:
         if self._events is not None:
             self._events.close()
 
-    def write(self, record: dict[str, Any]) -> None:
-        """Add one record, ``step`` and numbers, to the metrics and to TensorBoard."""
+    def write(self, record: Record) -> None:
+        """Add one record to the metrics and to TensorBoard."""
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
         if "crops_per_s" in record:
@@ -72,7 +74,7 @@ class RunLog:
             self._psnr = f"  held out {record['validation_psnr']:.2f} dB"
         for name, value in record.items():
             if self._events is not None and name != "step":
-                self._events.add_scalar(name, value, record["step"])
+                self._events.add_scalar(name, value, int(record["step"]))
 
     def sync(self) -> None:
         """Make the metrics durable: called before a checkpoint that counts on them."""
@@ -105,7 +107,7 @@ class NoLog(nullcontext["NoLog"]):
     def __enter__(self) -> NoLog:
         return self
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: Record) -> None:
         """Leave the record to the first rank."""
 
     def sync(self) -> None:
@@ -123,7 +125,7 @@ def truncate_metrics(path: Path, step: int) -> None:
     write_whole(path, "".join(line + "\n" for line in kept))
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[Record]:
     """Return the records of a metrics file, under today's names; torn and damaged lines are left out."""
     records = (json.loads(line) for line in path.read_bytes().splitlines() if math.isfinite(_step_of(line)))
     return [{_EARLIER_NAMES.get(name, name): value for name, value in record.items()} for record in records]

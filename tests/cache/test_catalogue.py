@@ -105,7 +105,7 @@ def test_a_pinned_store_stays_until_its_run_is_gone_or_uses_another(catalogue, t
     run = run_folder(tmp_path, entry)
     entry.pin(run, "f")
     entry.pin(run, "f")
-    assert [pin["run"] for pin in entry.pins()] == [str(run)]
+    assert [pin.run for pin in entry.pins()] == [str(run)]
     with pytest.raises(UsageError, match=rf"used by {run}; .*--force"):
         catalogue.remove(entry)
     (run / RUN_STORES).write_text(json.dumps({"stores": [{"path": "/another"}]}))
