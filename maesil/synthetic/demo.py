@@ -55,7 +55,7 @@ class DemoPlan:
     spacing_mm: float = 2.0
     superpatch: int = 128
     workers: int = 2
-    steps: int = 260
+    steps: int = 400
     options: tuple[str, ...] = ()
     """Further options of ``maesil train``."""
 
