@@ -22,3 +22,8 @@ def fails(code: int, *arguments: object) -> str:
     assert found == code, stderr
     assert len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
+
+
+def ingest(source: object, out: object, *more: object) -> tuple[object, ...]:
+    """Return the words of an ingest within one process."""
+    return ("ingest", source, "--out", out, "--workers", 0, *more)

@@ -344,6 +344,7 @@ def everything() -> Sequence[str]:
     import support.ct_encodings
     import support.ct_objects
     import support.ct_reported
+    import support.ct_stand_ins
     import support.ct_unlisted  # noqa: F401  (all register their cases)
 
     return list(CASES)

@@ -1,4 +1,4 @@
-"""Hard DICOM after what went wrong in public reports: identities, frames, words, stand-ins (see `support.ct_cases`)."""
+"""Hard DICOM after what went wrong in public reports: identities, frames, values, words (see `support.ct_cases`)."""
 
 from __future__ import annotations
 
@@ -208,6 +208,14 @@ def positions_of_one_decimal_and_a_slice_missing(folder: Path, who: str) -> None
     save_all(folder, slices)
 
 
+@refused()
+def some_slices_moved_aside(folder: Path, who: str) -> None:
+    slices = series(who)
+    for data in slices[10:14]:
+        move(data, dx=3.0)
+    save_all(folder, slices)
+
+
 # Values of the header --------------------------------------------------------------------------------
 
 
@@ -316,104 +324,7 @@ def hu_in_12_bits_read_as_unsigned(folder: Path, who: str) -> None:
     save_all(folder, slices)
 
 
-# Files that stand in for slices ----------------------------------------------------------------------
-
-
-@refused()
-def last_slices_not_fetched(folder: Path, who: str) -> None:
-    for path in save_all(folder, series(who))[18:]:
-        path.write_text(POINTER)
-
-
-@refused()
-def last_slices_empty(folder: Path, who: str) -> None:
-    for path in save_all(folder, series(who), [f"1.2.840.{k}.{7 * k}.dcm" for k in range(SHAPE[0])])[20:]:
-        path.write_bytes(b"")
-
-
-@refused()
-def last_slices_are_links_to_nowhere(folder: Path, who: str) -> None:
-    for path in save_all(folder, series(who), [f"{k:03d}" for k in range(SHAPE[0])])[20:]:
-        path.unlink()
-        path.symlink_to("/nowhere/at/all")
-
-
-@refused()
-def last_slice_cut_within_its_header(folder: Path, who: str) -> None:
-    path = save_all(folder, series(who))[-1]
-    path.write_bytes(path.read_bytes()[:300])
-
-
-@refused()
-def last_slices_half_downloaded(folder: Path, who: str) -> None:
-    for path in save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])[20:]:
-        path.with_name(f"{path.name}.part").write_bytes(path.read_bytes()[:140])
-        path.unlink()
-
-
-@refused()
-def last_slices_left_in_the_cloud(folder: Path, who: str) -> None:
-    for path in save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])[20:]:
-        path.with_name(f".{path.name}.icloud").write_bytes(b"bplist00\xd3" + bytes(150))
-        path.unlink()
-
-
-@refused()
-def last_slices_are_web_pages(folder: Path, who: str) -> None:
-    for path in save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])[20:]:
-        path.write_text("\n<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n")
-
-
-@case(status="ignored")
-def web_page_beside_the_scan(folder: Path, who: str) -> None:
-    save_all(folder, series(who), [f"IM{k:04d}.dcm" for k in range(SHAPE[0])])
-    (folder / "IM0024.html").write_text("<html><body>An index</body></html>")
-
-
-@case(status="ignored")
-def empty_file_of_another_name(folder: Path, who: str) -> None:
-    save_all(folder, series(who))
-    (folder / "0.lock").write_bytes(b"")
-
-
-# What is no volume -----------------------------------------------------------------------------------
-
-
-@case(status="skipped", code="time_series")
-def bolus_tracking_beside_the_scan(folder: Path, who: str) -> None:
-    (place,) = series(who, (1, 40, 48), series="bolus", number=5)
-    save_all(folder / "scan", series(who))
-    images = [pydicom.dcmread(save_all(folder / "bolus", [place])[0]) for _ in range(20)]
-    for k, data in enumerate(images):
-        renew_uid(data, k)
-        data.AcquisitionTime = f"1014{k:02d}"
-        set_pixels(data, stored_of(data) + np.int16(k))
-    save_all(folder / "bolus", images)
-
-
-@case(status="skipped", code="material_map")
-def iodine_beside_the_scan(folder: Path, who: str) -> None:
-    kind = {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "MAT_SPECIFIC"], "RescaleType": "MGML"}
-    save_all(folder / "scan", series(who))
-    save_all(folder / "iodine", series(who, series="iodine", extra=kind))
-
-
-@refused("frames_without_positions")
-def many_frames_in_an_object_of_the_single_frame_class(folder: Path, who: str) -> None:
-    slices = series(who)
-    volume = slices[0]
-    volume.PixelData = b"".join(data.PixelData for data in slices)
-    volume.NumberOfFrames = len(slices)
-    save_all(folder, [volume])
-
-
-@case(status="skipped", code="no_slice")
-def a_page_of_the_ct_class_without_a_place(folder: Path, who: str) -> None:
-    (page,) = series(who, (1, 40, 48), series="page")
-    for name in ("ImagePositionPatient", "ImageOrientationPatient"):
-        delattr(page, name)
-    save_all(folder / "scan", series(who))
-    save_all(folder / "page", [page])
+# Encodings -------------------------------------------------------------------------------------------
 
 
 @case()
@@ -435,14 +346,6 @@ def encoded_pixels_under_a_native_syntax(folder: Path, who: str) -> None:
         data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
         data["PixelData"].is_undefined_length = False
         data.PixelData = encoded
-    save_all(folder, slices)
-
-
-@refused()
-def some_slices_moved_aside(folder: Path, who: str) -> None:
-    slices = series(who)
-    for data in slices[10:14]:
-        move(data, dx=3.0)
     save_all(folder, slices)
 
 

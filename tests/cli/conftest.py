@@ -1,0 +1,35 @@
+"""What the tests of the command line share: a home of their own, sources, a store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.sources import write_sources
+from support.stores import make_store
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> dict[str, str]:
+    """No test touches the user's own key and cache."""
+    root = str(tmp_path_factory.mktemp("home"))
+    return {"HOME": root, "XDG_CONFIG_HOME": f"{root}/config", "XDG_CACHE_HOME": f"{root}/cache"}
+
+
+@pytest.fixture(autouse=True)
+def own_home(home, monkeypatch):
+    for name, value in home.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("MAESIL_CACHE", raising=False)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("sources")
+    write_sources(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    return make_store(tmp_path_factory.mktemp("store") / "s.zarr", [(20, 33, 17), (16, 16, 16)], superpatch=16).path

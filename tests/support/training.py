@@ -1,0 +1,36 @@
+"""A small run that trains in a second, for the tests of training."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+
+from rich.console import Console
+
+from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
+from maesil.training.train import train
+
+CONFIG = RunConfig(
+    ModelConfig(crop=16, width=16, depth=1, decoder_width=16, decoder_depth=1),
+    train=TrainConfig(
+        steps=8, batch=2, checkpoint_every=3, validate_every=4, validation_crops=3, device="cpu", threads=1
+    ),
+)
+
+
+def with_train(**changes):
+    """Return `CONFIG` with other options of training."""
+    return replace(CONFIG, train=replace(CONFIG.train, **changes))
+
+
+def run(store, out, config=CONFIG, **options):
+    """Train; return the summary and what was printed."""
+    console = Console(file=io.StringIO(), width=200)
+    summary = train([store], config, out, console=console, **options)
+    return summary, console.file.getvalue()
+
+
+def metrics(out):
+    """Return the records of a run's metrics."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
