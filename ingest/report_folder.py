@@ -97,7 +97,7 @@ def alone(folder: Path) -> Iterator[None]:
 def merged(
     before: Sequence[Noted], now: Sequence[Noted], kept_ids: set[str], *, whole: bool
 ) -> tuple[list[Noted], list[Noted]]:
-    """Return what is known after a run, and what of before it no longer holds.
+    """Return what is known after a run, and what was known before and no longer holds.
 
     A new verdict takes the place of an older one on the same file or volume. Older verdicts on other files stay while
     the store knows their volume (``kept_ids``, live or refused); none does where the run saw all sources of the store
@@ -144,7 +144,7 @@ def write_noted(path: Path, rows: Iterable[Noted]) -> None:
 
 
 def add_earlier(folder: Path, replaced: Sequence[Noted]) -> None:
-    """Add verdicts that no longer hold to those of before."""
+    """Add verdicts that no longer hold to the table of earlier ones."""
     if not replaced:
         return
     with suppress(OSError, pa.ArrowException, KeyError):

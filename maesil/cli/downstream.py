@@ -17,7 +17,7 @@ from maesil.errors import EXIT_REFUSED
 from maesil.text import counted, printable
 
 LabelFolder = Annotated[
-    Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; of one volume, a file.")
+    Path, typer.Option(help="Folder of VOLUME_ID.nii.gz or VOLUME_ID/CLASS.nii.gz; or one file, for a single volume.")
 ]
 Classes = Annotated[list[str] | None, typer.Option(help="Only this class; may be repeated (default: all).")]
 IncludeTrained = Annotated[
@@ -139,7 +139,7 @@ def probe(
     classes: Classes = None,
     folds: Annotated[int, typer.Option(help="Folds by patient, at most.", min=2)] = 5,
     patches: Annotated[
-        int, typer.Option(help="Patches in all, at most; of each volume equally many.", min=1)
+        int, typer.Option(help="At most so many patches, equally many from each volume.", min=1)
     ] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of folds, patches and untrained weights.")] = 0,
     include_trained: IncludeTrained = False,

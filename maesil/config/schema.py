@@ -208,8 +208,8 @@ class MaskConfig:
     plane: float = 0.5
     """Share of the (y, x) positions hidden in all z layers alike (``dual``, ``tube``, ``slab``; ours)."""
     axis: float = 0.5
-    """``dual``: of the positions left, the share that each z layer hides on its own (ours). ``slab``: the share of z
-    layers hidden whole."""
+    """``dual``: the share of the remaining positions that each z layer hides on its own (ours). ``slab``: the share of
+    z layers hidden whole."""
     share: float = 0.75
     """Share of all tokens hidden by ``random``."""
 
@@ -241,8 +241,8 @@ class TrainConfig:
     batch: int = 8
     """Crops a step, over all ranks."""
     accumulate: int = 1
-    """Parts that a rank takes its crops of a step in, one after the other: less memory for the same step, but for
-    ``model.decorrelation``, which then looks at each part by itself."""
+    """Micro-batches of a step, on each rank, one after the other: the same step in less memory. Only
+    ``model.decorrelation`` differs: it looks at each micro-batch by itself."""
     optimizer: str = "muon"
     """``muon`` for the matrices of the transformer's blocks and AdamW for the rest; or ``adamw`` for all (ours)."""
     lr: float = 6e-3
@@ -363,7 +363,7 @@ class RunConfig:
 AS_BEFORE = RunConfig(
     ModelConfig(head="refine", picture_head="none", decorrelation=0.0), train=TrainConfig(optimizer="adamw", lr=5e-3)
 )
-"""What runs and encoders of before meant by options that did not exist yet: their files are read over these."""
+"""What older runs and encoders meant by options that did not exist yet: their files are read over these."""
 
 _LISTED_IN_ONE_LINE = 8
 

@@ -88,8 +88,8 @@ class InterpolateHead(Head):
 class RefineHead(Head):
     """A linear prediction, then corrections from what does not meet at the borders of a patch (ours).
 
-    It sees the true voxels beside a gap, and fills the gap without the encoder if it is trained together with one:
-    runs of before are read with it, and `PictureHead` does its work now.
+    It sees the true voxels beside a gap. Trained together with an encoder, it fills the gap without it. So older runs
+    alone are read with it, and `PictureHead` does its work now.
     """
 
     ROUNDS = 3

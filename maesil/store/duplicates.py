@@ -177,7 +177,7 @@ def _correlation_near(larger: Thumbnail, smaller: Thumbnail, guess: _Guess) -> f
 def _correlation_of_small(larger: Thumbnail, smaller: Thumbnail, guess: _Guess) -> float:
     """Return the highest correlation of all cells at the guessed shift and a cell beside it; -1 for a mirrored one.
 
-    Among few cells a free search finds what looks alike by chance.
+    So few cells look alike by chance at some shift, if all are tried.
     """
     if guess.mirror != MIRRORS[0]:
         return -1.0
