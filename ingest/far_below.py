@@ -22,7 +22,8 @@ def padding_among(hu: Planes, low: Planes, valid: Planes) -> Planes | None:
     """Return which of the valid voxels far below air (``low``, ``[z, y, x]``) are padding; None if none are.
 
     Padding hangs together with the margin of its slice, or is one number within air. What else there is, noise of air
-    or streaks beside metal, stays; `Refused` with ``wrapped`` where it drops from tissue or metal as neither does.
+    or streaks beside metal, stays. `Refused` with ``wrapped`` where values fall further below the tissue or metal
+    around than noise and streaks do.
     """
     if not _is_packed(low):
         _check_scattered(hu, low, low, valid)

@@ -40,7 +40,7 @@ _TAGS_BY_WORD = (
     "FrameOfReferenceUID",
 )
 _TAGS_AS_A_WHOLE = ("InstitutionName", "InstitutionAddress", "StudyDescription", "SeriesDescription", "PatientComments")
-"""Single words of these are words of anybody."""
+"""Searched for as a whole: their single words may be of anybody."""
 _VENDOR_TAGS = ("Manufacturer", "ManufacturerModelName")
 TAGS = (*_TAGS_BY_WORD, *_TAGS_AS_A_WHOLE)
 """What headers are asked for."""

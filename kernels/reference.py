@@ -195,7 +195,8 @@ def _mirror(patch_BNV: Tensor, flip: Tensor, patch: Edges) -> Tensor:
 def _window_bounds(window: Window, like: Tensor) -> tuple[Any, Any]:
     """Return ``(lo, hi)``: the numbers of one window, or tensors that broadcast against ``[B, N, V]``.
 
-    Numbers stay numbers: a tensor made of them would be copied to a GPU, which waits, and which no graph can capture.
+    Numbers stay numbers. A tensor of them would be copied to the GPU: the host waits for such a copy, and no CUDA
+    graph can capture it.
     """
     if not isinstance(window, Tensor):
         return window

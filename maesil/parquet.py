@@ -1,4 +1,4 @@
-"""Parquet tables, written and read without Arrow's threads: one that still runs as Python ends aborts the process."""
+"""Parquet tables, written and read without Arrow's threads: one that is still running when Python ends aborts it."""
 
 from __future__ import annotations
 

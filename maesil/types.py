@@ -32,7 +32,7 @@ class Planes(Protocol):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of a voxel."""
+        """The type of a voxel."""
 
     def __len__(self) -> int: ...
 

@@ -139,7 +139,7 @@ def probe(
     classes: Classes = None,
     folds: Annotated[int, typer.Option(help="Folds by patient, at most.", min=2)] = 5,
     patches: Annotated[
-        int, typer.Option(help="At most so many patches, equally many from each volume.", min=1)
+        int, typer.Option(help="At most this many patches, equally many from each volume.", min=1)
     ] = 100_000,
     seed: Annotated[int, typer.Option(help="Seed of folds, patches and untrained weights.")] = 0,
     include_trained: IncludeTrained = False,

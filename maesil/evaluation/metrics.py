@@ -264,7 +264,7 @@ def _ssim_slab(
 
 
 def _gaussian(maps_MZYX: Tensor, *, in_depth: bool) -> Tensor:
-    """Filter along y and x with mirrored faces, and along z, if asked, without: 2 x 5 slices shorter."""
+    """Filter along y and x with mirrored faces; if asked, along z too, without: the result has 2 x 5 slices less."""
     offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=torch.float64)
     taps = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     weights = (taps / taps.sum()).tolist()

@@ -81,7 +81,7 @@ def require_same_split(run: Run, given: Split, run_dir: Path) -> None:
 
 
 def changes_told(run: Run, config: RunConfig) -> list[str]:
-    """Return a line for each thing that a resumed run does otherwise than before."""
+    """Return a line for each thing that a resumed run does differently."""
     told = [
         f"changed from step {run.step + 1} on: {name}={now}, before {before}"
         for name, before, now in differences(run.config, config)

@@ -264,7 +264,7 @@ class Trainer(Learner):
 
 
 _STAND_IN = slice(0, 1)
-"""A crop without weight: so that all ranks have a gradient of the picture head, of zeros."""
+"""A crop that weighs nothing: so the picture head has a gradient on every rank, if only of zeros."""
 
 
 def _shifted_windows(window: Window, jitter: float, draws: Sequence[Draw]) -> Tensor:
