@@ -177,7 +177,7 @@ def _other_image(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterat
         text = f"no air below {low:g}, and {offset:.0%} of the voxels at 900 to 1200: HU + 1024, or MR, not HU"
         yield Refused("offset_1024", text, share=offset, **numbers)
         return
-    # The noise of brain and water reaches below 0 HU. An image without such noise is CT only if it is a smooth brain alone.
+    # The noise of brain and water reaches below 0 HU. Without such noise, only a smooth brain by itself is CT.
     darkest, water = float(np.percentile(values, 1)), _share(values, *_WATER_HU)
     if most > 255 and low > _ABOUT_ZERO_HU and darkest >= 0 and water < _MOSTLY_WATER:
         text = f"99 % of the voxels lie above {darkest:g}: no air, lung, fat or noise around water, as in MR or PET"
