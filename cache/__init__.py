@@ -1,1 +1,1 @@
-"""Reading superpatches back: from the commit's byte offsets to a caller's buffer."""
+"""Stores that experiments share, what a run notes of its stores, superpatches kept in memory. No torch."""

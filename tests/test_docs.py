@@ -165,3 +165,19 @@ def test_every_block_of_python_is_python():
     assert len(blocks) > 5
     for name, block in blocks:
         compile(block, name, "exec")
+
+
+ROOMS = (
+    "ingest",
+    "cache",
+    *(f"maesil/{room}" for room in ("store", "data", "models", "training", "evaluation", "downstream")),
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_page_of_the_architecture_names_every_module(room):
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text(encoding="utf-8")
+    named = {word.rpartition("/")[2] for word in re.findall(r"`([\w/]+)`", page)}
+    named |= set(re.findall(rf"\b{Path(room).name}/(\w+)", page))
+    modules = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+    assert modules <= named, f"say in docs/explanation/architecture.md what these are: {sorted(modules - named)}"

@@ -1,4 +1,4 @@
-"""Named configurations."""
+"""The presets: configurations with a name, from `tiny` for a CPU to `large`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configuration: frozen dataclasses and presets; `maesil.config.toml` reads and writes them.
+"""Configuration: frozen dataclasses, one per section; `presets` names some, `toml` reads and writes them.
 
 No torch in here. What leaves this module is consistent: an impossible value ends in a `UsageError` that names
 the option, the value found and what would do.
