@@ -22,6 +22,7 @@ from maesil.ingest.cone_beam import is_cone_beam
 from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
 from maesil.ingest.technical import NAMING_TAGS, TECHNICAL_TAGS, technical_of
 from maesil.ingest.values import numbers_in, tags_of, texts_of, whole_number
+from maesil.store.records import Technical
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -117,7 +118,7 @@ class InstanceHeader:
     acquisition: tuple[str, ...]
     """What tells two passes over the same positions apart: acquisition number, kernel, tube voltage, phase..."""
     transfer_syntax: str
-    technical: dict[str, Any]
+    technical: Technical
     weak: tuple[str, ...] = ()
     """Tells passes apart where nothing better does: energy level, contrast, times, the object it is a frame of..."""
     frame: int | None = None
@@ -277,7 +278,7 @@ def _one(value: Shared) -> Shared:
     return _ones.setdefault(value, value)  # type: ignore[no-any-return]
 
 
-def _technical(texts: Mapping[str, str]) -> dict[str, Any]:
+def _technical(texts: Mapping[str, str]) -> Technical:
     key = ("technical", *(texts[tag] for tag in (*TECHNICAL_TAGS, *NAMING_TAGS)))
     if key not in _ones:
         _ones[key] = technical_of(texts)

@@ -13,7 +13,7 @@ from maesil.ingest.failures import json_ready
 from maesil.ingest.plan import Plan, VolumePlan
 from maesil.ingest.privacy import IdentityKey, without_paths
 from maesil.ingest.summary import Summary
-from maesil.ingest.verdict import FileVerdict, one_per_file
+from maesil.ingest.verdict import FileVerdict, Status, one_per_file
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
@@ -40,7 +40,7 @@ class Ledger:
             known = refused.get((verdict.path, verdict.code, verdict.detail), verdict.volume_id)
             self.summary.files.append(replace(verdict, volume_id=known))
 
-    def verdict(self, plan: VolumePlan, status: str, code: str, volume_id: str | None, detail: str = "") -> None:
+    def verdict(self, plan: VolumePlan, status: Status, code: str, volume_id: str | None, detail: str = "") -> None:
         """Give all files of a volume one verdict."""
         self.summary.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)
 

@@ -18,6 +18,7 @@ import numpy as np
 from maesil.errors import Refused
 from maesil.geometry import Affine
 from maesil.ingest.source import Source
+from maesil.store.records import Technical
 from maesil.types import Zyx
 
 _LENGTH = 4
@@ -65,7 +66,7 @@ class Decoded:
     shape: Zyx
     affine: Affine
     notes: tuple[str, ...]
-    source: dict[str, Any]
+    source: Technical
     hash: str
 
 

@@ -27,6 +27,7 @@ from maesil.ingest.nifti_geometry import affine_of
 from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
 from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
 from maesil.ingest.stand_in import stand_in_for
+from maesil.store.records import Technical
 from maesil.types import Planes, Zyx
 
 _MAX_VOLUMES = 64
@@ -132,7 +133,7 @@ def read_nifti(
         hu, valid, non_finite = _hu(stored, volume, allocate)
         stored.finish()
     affine = affine_of(stored.header, stored.notes, prefer)
-    source: dict[str, Any] = {
+    source: Technical = {
         "kind": "nifti",
         "dtype": str(stored.header.get_data_dtype().newbyteorder("=")),
         "version": "2" if isinstance(stored.header, nib.Nifti2Header) else "1",

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from maesil.ingest.report_folder import source_text
+from maesil.ingest.report_folder import RunRecord, source_text
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES
 from maesil.pages import data_url, rendered
@@ -128,7 +128,7 @@ def _volume_row(volume: Volume, source: str) -> tuple[Any, ...]:
     return link, path, volume.group[:8], *shapes, f"{volume.hu['mean']:.0f}", *shares, ", ".join(volume.notes)
 
 
-def _run_row(run: Mapping[str, Any]) -> tuple[Any, ...]:
+def _run_row(run: RunRecord) -> tuple[Any, ...]:
     sources = Markup("<span class=path>{}</span>").format(", ".join(run.get("sources", ())))
     made, refused = len(run.get("committed", ())), run.get("refused_volumes", "")
     return run["run"], sources, run.get("files_found", ""), made, run.get("fresh", ""), refused

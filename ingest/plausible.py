@@ -134,7 +134,7 @@ def _doubts(hu: Planes, valid: Planes) -> Iterator[Refused]:
         raise Refused("nothing_valid", "every voxel is padding")
     low, high = (float(v) for v in np.percentile(values, [0.1, 99.9]))
     least, most = float(values.min()), float(values.max())
-    numbers: dict[str, Any] = {"min": least, "p0.1": low, "p99.9": high, "max": most}
+    numbers: dict[str, float] = {"min": least, "p0.1": low, "p99.9": high, "max": most}
     if most - least < 1e-3:
         yield Refused("constant", f"every voxel is {least:g}", **numbers)
     for doubt in _other_image(values, numbers):
@@ -161,7 +161,7 @@ def _doubts(hu: Planes, valid: Planes) -> Iterator[Refused]:
     yield from incoherent(hu, valid)
 
 
-def _other_image(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterator[Refused]:
+def _other_image(values: NDArray[np.float32], numbers: dict[str, float]) -> Iterator[Refused]:
     """Values that belong to another kind of image, or to a CT whose rescale is missing."""
     low, least, most = numbers["p0.1"], numbers["min"], numbers["max"]
     if least >= -2 and most <= 2:
@@ -185,7 +185,7 @@ def _other_image(values: NDArray[np.float32], numbers: dict[str, Any]) -> Iterat
 
 
 def _wrong_scale(
-    values: NDArray[np.float32], far_below: NDArray[np.float32], numbers: dict[str, Any]
+    values: NDArray[np.float32], far_below: NDArray[np.float32], numbers: dict[str, float]
 ) -> Iterator[Refused]:
     """Soft tissue is the bulk of a body, and the darkest there is in it is air, lung or fat.
 
@@ -208,7 +208,7 @@ def _wrong_scale(
 
 
 def _odd_background(
-    hu: Planes, valid: Planes, values: NDArray[np.float32], numbers: dict[str, Any]
+    hu: Planes, valid: Planes, values: NDArray[np.float32], numbers: dict[str, float]
 ) -> Iterator[Refused]:
     """All eight corners share a value that is not that of air, and air there is none: it was replaced, inside too."""
     corners = [_corners(hu, end) for end in (0, -1)]

@@ -6,16 +6,17 @@ import csv
 import io
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from maesil.documents import parsed_json, read_json, write_json
 from maesil.files import make_folder, write_whole
 from maesil.ingest import report_folder
 from maesil.ingest.page import RefusedSource, page
-from maesil.ingest.report_folder import Noted
+from maesil.ingest.phi import PhiScan
+from maesil.ingest.report_folder import Noted, RunRecord
 from maesil.ingest.summary import Summary
 from maesil.store.remedies import remedy
 from maesil.store.store import Store, is_store
@@ -45,10 +46,10 @@ def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
         write_whole(folder / report_folder.PAGE, text, private=True)
 
 
-def note_phi_scan(folder: Path, phi_scan: Mapping[str, Any]) -> None:
+def note_phi_scan(folder: Path, phi_scan: PhiScan) -> None:
     """Write into ``summary.json`` what a search for the patients of the sources looked at and found."""
     path = folder / report_folder.SUMMARY
-    write_json(path, read_json(path) | {"phi_scan": dict(phi_scan)}, private=True)
+    write_json(path, read_json(path) | {"phi_scan": phi_scan.document()}, private=True)
 
 
 def _merge(folder: Path, summary: Summary, store: Store | None, run: str) -> list[Noted]:
@@ -63,7 +64,7 @@ def _merge(folder: Path, summary: Summary, store: Store | None, run: str) -> lis
     return rows
 
 
-def _add_run(folder: Path, summary: Summary, run: str) -> list[dict[str, Any]]:
+def _add_run(folder: Path, summary: Summary, run: str) -> list[RunRecord]:
     """Add a run to the history, one JSON object a line, and return all of them, the newest last."""
     document = {"run": run, "version": __version__} | {
         name: value
@@ -78,12 +79,12 @@ def _add_run(folder: Path, summary: Summary, run: str) -> list[dict[str, Any]]:
     return [found for line in lines if (found := _run_of(line)) is not None]
 
 
-def _run_of(line: bytes) -> dict[str, Any] | None:
+def _run_of(line: bytes) -> RunRecord | None:
     try:
         found = parsed_json(line)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and "run" in found else None
+    return cast(RunRecord, found) if isinstance(found, dict) and "run" in found else None
 
 
 def refused_sources(store: Store | None, rows: Sequence[Noted]) -> list[RefusedSource]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pyarrow as pa
 
@@ -30,6 +30,23 @@ _TEXTS = ("path", "status", "code", "volume_id", "detail")
 _SCHEMA = pa.schema(
     [*(pa.field(name, pa.string()) for name in _TEXTS), ("more_volumes", pa.list_(pa.string())), ("run", pa.string())]
 )
+
+
+class RunRecord(TypedDict, total=False):
+    """What the history of a store says of one run; a line of an earlier version may lack some of it."""
+
+    run: str
+    """When it began."""
+    version: str
+    """Of maesil."""
+    sources: list[str]
+    files_found: int
+    counts: dict[str, int]
+    codes: dict[str, int]
+    committed: list[str]
+    refused_volumes: int
+    damaged_files: int
+    fresh: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from maesil.errors import NoInputError, Refused, UsageError
 from maesil.ingest.header import InstanceHeader, read_headers
 from maesil.ingest.source_file import check_member, is_there, members, open_source
 from maesil.ingest.stand_in import stand_in_for
-from maesil.ingest.verdict import FileVerdict
+from maesil.ingest.verdict import FileVerdict, Status
 from maesil.store.store import is_store
 from maesil.text import counted
 
@@ -142,7 +142,7 @@ def _look_at(path: Path, result: ScanResult) -> None:
         else:
             _look_into(path, result)
     except Refused as refusal:
-        status = "skipped" if refusal.code.startswith("not_ct") else "quarantined"
+        status: Status = "skipped" if refusal.code.startswith("not_ct") else "quarantined"
         result.verdicts.append(FileVerdict(path, status, refusal.code, detail=refusal.detail))
     except OSError as error:
         result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail=error.strerror or str(error)))

@@ -6,12 +6,12 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from maesil.geometry import Affine
 from maesil.ingest.planes import OnDisk, TemporaryFile, each
+from maesil.store.records import Technical
 from maesil.types import Planes, Zyx
 
 SCANNED_BYTES = 5
@@ -45,8 +45,7 @@ class Scanned:
     affine: Affine
     """Voxel index to mm LPS; may be oblique or sheared."""
     notes: tuple[str, ...]
-    source: dict[str, Any]
-    """Technical description, allow-listed."""
+    source: Technical
     filled: Planes | None = None
     """Not measured but interpolated from measured neighbours; None where nothing is."""
 

@@ -19,6 +19,7 @@ from maesil.ingest.passes import MIN_SLICES, Pass, Positions, along, by_header, 
 from maesil.ingest.slice_places import cut_at_jumps, is_time_series, place_numbers, side_by_side
 from maesil.ingest.slices import NOT_WANTED, check_slice, has_no_place
 from maesil.ingest.stack import Outcome, SeriesRules, outcome_of_stack, paths_of
+from maesil.ingest.verdict import Status
 from maesil.text import counted
 
 _SEPARATE_SCANS_MM = 100.0
@@ -62,7 +63,7 @@ def _checked(slices: Iterable[InstanceHeader], rules: SeriesRules) -> tuple[list
             check_slice(header, include_derived=rules.include_derived, material_maps=rules.accept_material_maps)
             wanted.append(_noted(header))
         except Refused as refusal:
-            status = "skipped" if refusal.code in NOT_WANTED else "quarantined"
+            status: Status = "skipped" if refusal.code in NOT_WANTED else "quarantined"
             refused.append(Outcome((header.path,), refusal=refusal, status=status))
     return _merge_refusals(refused), wanted
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from maesil.geometry import Affine
 from maesil.ingest import limits
 from maesil.ingest.scanned import SCANNED_BYTES
+from maesil.store.records import Technical
 
 
 @dataclass(frozen=True)
 class Source:
     """What a worker needs to read one volume; holds no identity."""
 
-    kind: str
-    """``slices`` or ``nifti``."""
+    kind: Literal["slices", "nifti"]
     paths: tuple[Path, ...]
     planes: tuple[tuple[int, int | None] | None, ...] = ()
     """For each slice its file (number in ``paths``) and frame; None where one is missing and to be interpolated.
@@ -26,7 +26,7 @@ class Source:
     affine: Affine | None = None
     """Of the stack of slices; the other kinds carry theirs in the file."""
     notes: tuple[str, ...] = ()
-    technical: dict[str, Any] = field(default_factory=dict)
+    technical: Technical = field(default_factory=dict)
     decoded_bytes: int = 0
     """How much memory its voxels take, as its headers say."""
     slice_bytes: int = 0

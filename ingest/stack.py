@@ -14,6 +14,7 @@ from maesil.geometry import Affine, from_dicom
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.limits import check_voxels
 from maesil.ingest.passes import DRIFT_MM, MIN_SLICES, Digests, along, decoded_here, normal_of, uneven, unit
+from maesil.ingest.verdict import Status
 
 _AXIAL_DRIFT = 0.1
 _ROUNDED_MM, _ROUNDED_SHARE = 0.055, 0.25
@@ -54,7 +55,7 @@ class Outcome:
     paths: tuple[Path, ...]
     stack: Stack | None = None
     refusal: Refused | None = None
-    status: str = "quarantined"
+    status: Status = "quarantined"
     label: str = ""
     """What told this part apart from the rest of its series; empty when nothing was split."""
 

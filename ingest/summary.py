@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from maesil.errors import NoInputError
+from maesil.ingest.phi import PhiScan
 from maesil.ingest.verdict import STATUSES, FileVerdict
 from maesil.store.records import Volume
 from maesil.text import counted, printable
@@ -50,7 +51,7 @@ class Summary:
     """Volumes of the store that an earlier recipe made: kept, but not read until they are made anew."""
     duplicates: list[list[str]] = field(default_factory=list)
     """Volumes of the store with the very same pixels and geometry, under other identities."""
-    phi_scan: dict[str, Any] | None = None
+    phi_scan: PhiScan | None = None
     """What a search for the patients of the sources looked at and found; None where there was none."""
 
     def __repr__(self) -> str:
@@ -89,7 +90,7 @@ class Summary:
             "outdated_volumes": self.outdated,
             "duplicates": self.duplicates,
             "volumes": [_volume_document(volume) for volume in self.volumes],
-            "phi_scan": self.phi_scan,
+            "phi_scan": self.phi_scan.document() if self.phi_scan else None,
             "files": [verdict.document() for verdict in self.files],
         }
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from pydicom.dataset import Dataset
 
 from maesil.ingest.values import numbers_in, tags_of, texts_of
+from maesil.store.records import Technical
 
 _NUMBERS = {
     "SliceThickness": (0.01, 100.0),
@@ -39,15 +39,15 @@ _SHORTEST = 4
 """Shorter words are words of anybody."""
 
 
-def technical_tags(dataset: Dataset) -> dict[str, Any]:
+def technical_tags(dataset: Dataset) -> Technical:
     """Return the allow-listed tags as JSON-ready values."""
     return technical_of(texts_of(dataset, _TAGS))
 
 
-def technical_of(texts: Mapping[str, str]) -> dict[str, Any]:
+def technical_of(texts: Mapping[str, str]) -> Technical:
     """Return the same from the texts of the elements."""
     naming = {word for tag in NAMING_TAGS for word in _words(texts[tag])}
-    found: dict[str, Any] = {}
+    found: Technical = {}
     for tag, (low, high) in _NUMBERS.items():
         number = numbers_in(texts[tag], 1)
         if number is not None and low <= number[0] <= high:

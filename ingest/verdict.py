@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from maesil.text import printable, written
 
-STATUSES = ("used", "skipped", "quarantined", "ignored")
+Status = Literal["used", "skipped", "quarantined", "ignored"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,7 @@ class FileVerdict:
     """``used``, ``skipped`` (understood, not wanted), ``quarantined`` (not trusted) or ``ignored`` (no CT), and why."""
 
     path: Path
-    status: str
+    status: Status
     code: str
     volume_id: str | None = None
     detail: str = ""

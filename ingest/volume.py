@@ -9,7 +9,6 @@ import math
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -24,7 +23,7 @@ from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import OnGrid, on_grid, to_canonical
 from maesil.ingest.source import Source
 from maesil.store.recipe import REFUSABLE, Recipe
-from maesil.store.records import Volume
+from maesil.store.records import Technical, Volume
 from maesil.store.storage import Storage
 from maesil.store.writer import Image, write_attempt
 from maesil.types import AIR_HU, MAP_CELL, MapArray, Planes, Spacing, Zyx
@@ -64,7 +63,7 @@ class Made:
     source_hash: str
     source_shape: Zyx
     source_spacing: Spacing
-    source: dict[str, Any]
+    source: Technical
     hu: dict[str, float]
     notes: tuple[str, ...]
 

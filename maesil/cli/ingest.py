@@ -240,8 +240,8 @@ def _search_for_patients(store: Path, report: Path, summary: Any) -> Any:
     from maesil.store.store import Store
 
     found = search(Store.open(store), [verdict.path for verdict in summary.files])
-    summary.phi_scan = found.document()
-    note_phi_scan(report, summary.phi_scan)
+    summary.phi_scan = found
+    note_phi_scan(report, found)
     return found
 
 

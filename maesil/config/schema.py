@@ -21,21 +21,29 @@ HEAD_WIDTH = 64
 PRIMUS_HEAD_WIDTHS = (66, 72)
 """Those of Primus S, B, L, and of M; a third of a head's channels turns with each axis, in pairs."""
 
-MASKED_AUTOENCODERS = ("maesil", "primus")
+ModelKind = Literal["maesil", "ae", "vae", "vqvae", "mae2d", "primus"]
+MODEL_KINDS: tuple[ModelKind, ...] = get_args(ModelKind)
+MASKED_AUTOENCODERS: tuple[ModelKind, ...] = ("maesil", "primus")
 """The models that share masks, decoders and heads, and differ in their encoder alone."""
-AUTOENCODERS = ("ae", "vae", "vqvae")
-PAPER_KINDS = ("maesil", *AUTOENCODERS, "mae2d")
+AUTOENCODERS: tuple[ModelKind, ...] = ("ae", "vae", "vqvae")
+PAPER_KINDS: tuple[ModelKind, ...] = ("maesil", *AUTOENCODERS, "mae2d")
 """The models that the paper compares."""
-MODEL_KINDS = (*PAPER_KINDS, "primus")
-DECODERS = ("full", "subset", "cross")
-HEADS = ("linear", "overlap", "interpolate", "refine")
-MASK_KINDS = ("dual", "random", "tube", "slab", "none")
-PICTURE_HEADS = ("refine", "none")
-OPTIMIZERS = ("muon", "adamw")
-OFFSETS = ("across", "inside")
+DecoderKind = Literal["full", "subset", "cross"]
+DECODERS: tuple[DecoderKind, ...] = get_args(DecoderKind)
+HeadKind = Literal["linear", "overlap", "interpolate", "refine"]
+HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
+MaskKind = Literal["dual", "random", "tube", "slab", "none"]
+MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
+PictureHeadKind = Literal["refine", "none"]
+PICTURE_HEADS: tuple[PictureHeadKind, ...] = get_args(PictureHeadKind)
+OptimizerName = Literal["muon", "adamw"]
+OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+Offsets = Literal["across", "inside"]
+OFFSETS: tuple[Offsets, ...] = get_args(Offsets)
 Thin = Literal["skip", "pad", "refuse"]
 THIN: tuple[Thin, ...] = get_args(Thin)
-KERNELS = ("auto", "reference", "triton")
+Kernels = Literal["auto", "reference", "triton"]
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 
 
 def hidden_count(share: float, of: int) -> int:
@@ -61,7 +69,7 @@ def _is_text(text: str) -> bool:
 class ModelConfig:
     """The model: input edge and patch edge in voxels, widths in channels, depths in blocks."""
 
-    kind: str = "maesil"
+    kind: ModelKind = "maesil"
     """``maesil``, the masked autoencoder; ``primus``, the same with the encoder of Primus, which nnU-Net can go on
     from; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
     crop: Edges = 64
@@ -76,15 +84,15 @@ class ModelConfig:
     """Tokens of no place that the encoder has beside those of patches (``primus`` only)."""
     decoder_width: int = 128
     decoder_depth: int = 1
-    decoder: str = "full"
+    decoder: DecoderKind = "full"
     """Which tokens the decoder sees: ``full``, all; ``subset``, the visible ones and a share of the hidden ones;
     ``cross``, a share of the hidden ones, which only look at the visible ones (``maesil``, ``primus``)."""
     decoded: float = 0.25
     """Share of the hidden tokens that one training step of ``subset`` and ``cross`` decodes and scores."""
-    head: str = "linear"
+    head: HeadKind = "linear"
     """From tokens to voxels while learning: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see
     `maesil.models.heads`; with ``refine`` the encoder learns nothing (``maesil``, ``primus``)."""
-    picture_head: str = "refine"
+    picture_head: PictureHeadKind = "refine"
     """What turns the tokens' draft into pictures: ``refine``, trained beside the model without touching it; or ``none``
     (``maesil``, ``primus``)."""
     decorrelation: float = 0.05
@@ -203,7 +211,7 @@ class ModelConfig:
 class MaskConfig:
     """Which tokens are hidden. Ratios are hidden shares."""
 
-    kind: str = "dual"
+    kind: MaskKind = "dual"
     """``dual``, ``random``, ``tube``, ``slab``, or ``none`` (nothing is hidden, all is scored)."""
     plane: float = 0.5
     """Share of the (y, x) positions hidden in all z layers alike (``dual``, ``tube``, ``slab``; ours)."""
@@ -243,7 +251,7 @@ class TrainConfig:
     accumulate: int = 1
     """Micro-batches of a step, on each rank, one after the other: the same step in less memory. Only
     ``model.decorrelation`` differs: it looks at each micro-batch by itself."""
-    optimizer: str = "muon"
+    optimizer: OptimizerName = "muon"
     """``muon`` for the matrices of the transformer's blocks and AdamW for the rest; or ``adamw`` for all (ours)."""
     lr: float = 6e-3
     """Highest learning rate, reached after the warm-up and then lowered to 0 along a cosine."""
@@ -263,7 +271,7 @@ class TrainConfig:
     """A patient to train on who gives no crop, since the scans are thinner than a crop or hold too little body:
     ``skip``, left out, and said; ``pad``, the body share of a thin scan counts within the scan alone, so that crops
     reach beyond it; ``refuse``, an error."""
-    offsets: str = "across"
+    offsets: Offsets = "across"
     """Where crops lie, in whole 8^3 cells: ``across``, anywhere in a volume, superpatches read 2x2x2 at a time (ours);
     ``inside``, each within one superpatch: the paper's grid where crops are as large as superpatches."""
     crops_per_visit: int = 8
@@ -309,7 +317,7 @@ class TrainConfig:
     """CPU threads for the model; 0 leaves it to torch. Losses are equal to the bit for equally many threads."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
-    kernels: str = "auto"
+    kernels: Kernels = "auto"
     """``auto``: Triton on a GPU, else plain PyTorch; ``reference``: plain PyTorch; ``triton``: Triton or an error."""
 
     def __post_init__(self) -> None:

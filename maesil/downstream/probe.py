@@ -191,7 +191,7 @@ def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[di
     trained_on: set[str] = set()
     for path in runs:
         run = load_run(path, device)
-        name = run.config.model.kind
+        name: str = run.config.model.kind
         name = name if name not in encoders else f"{name} ({path.name})"
         if name in encoders:
             raise UsageError(f"{path}: compared with itself; name another run with --against")

@@ -17,6 +17,9 @@ from maesil.geometry import Affine
 from maesil.store.commit import attempt_prefix, commit_key
 from maesil.types import Spacing, Zyx
 
+Technical = dict[str, str | float]
+"""How a source was made and stored, in allow-listed tags: technical values, and no word of a patient."""
+
 
 @dataclass(frozen=True)
 class Superpatch:
@@ -64,8 +67,7 @@ class Volume:
     tile: int
     """Edge of a superpatch (voxels)."""
     codec: str
-    source: dict[str, Any]
-    """Technical description of the source: allow-listed tags only."""
+    source: Technical
     hu: dict[str, float]
     """Statistics of the stored valid voxels (HU), and how many were clipped."""
     notes: tuple[str, ...] = ()
