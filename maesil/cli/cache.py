@@ -161,8 +161,8 @@ def _table(catalogue: Catalogue) -> Table:
     from rich.table import Table
 
     table = Table(title="Stores", title_justify="left")
-    for column in ("name", "state", "volumes", "patients", "tiles", "size", "used", "pinned by", "sources"):
-        right = column in ("volumes", "patients", "tiles", "size")
+    for column in ("name", "state", "volumes", "patients", "superpatches", "size", "used", "pinned by", "sources"):
+        right = column in ("volumes", "patients", "superpatches", "size")
         table.add_column(column, justify="right" if right else "left", no_wrap=column == "name", overflow="fold")
     for entry in catalogue.entries():
         built = entry.built

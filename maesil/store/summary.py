@@ -81,7 +81,7 @@ class StoreSummary:
     def _volume_table(self) -> Table:
         table = Table(title="Volumes", title_justify="left")
         for name, justify in (("volume", "left"), ("patient", "left"), ("shape zyx", "right"), ("spacing mm", "right"),
-                              ("source mm", "right"), ("tiles", "right"), ("body", "right"), ("HU mean", "right"),
+                              ("source mm", "right"), ("superpatches", "right"), ("body", "right"), ("HU mean", "right"),
                               ("notes", "left")):  # fmt: skip
             table.add_column(name, justify=justify, no_wrap=name != "notes")  # type: ignore[arg-type]
         for volume in self.volumes:
