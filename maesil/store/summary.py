@@ -80,10 +80,9 @@ class StoreSummary:
 
     def _volume_table(self) -> Table:
         table = Table(title="Volumes", title_justify="left")
-        for name, justify in (("volume", "left"), ("patient", "left"), ("shape zyx", "right"), ("spacing mm", "right"),
-                              ("source mm", "right"), ("superpatches", "right"), ("body", "right"), ("HU mean", "right"),
-                              ("notes", "left")):  # fmt: skip
-            table.add_column(name, justify=justify, no_wrap=name != "notes")  # type: ignore[arg-type]
+        for name in _COLUMNS:
+            left = name in ("volume", "patient", "notes")
+            table.add_column(name, justify="left" if left else "right", no_wrap=name != "notes")
         for volume in self.volumes:
             table.add_row(
                 volume.volume_id[:12], self.patients[volume.group][:8], _by(volume.shape, "x"),
@@ -91,6 +90,9 @@ class StoreSummary:
                 f"{volume.hu['body_share']:.0%}", f"{volume.hu['mean']:.0f}", " ".join(volume.notes),
             )  # fmt: skip
         return table
+
+
+_COLUMNS = ("volume", "patient", "shape zyx", "spacing mm", "source mm", "superpatches", "body", "HU mean", "notes")
 
 
 def summary_of(store: Store, where: str = "") -> StoreSummary:
