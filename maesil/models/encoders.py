@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +76,15 @@ class Encoder(nn.Module, ABC):
             volume_BZYX, ids_BL, patch_size=patch, window=self.intensity.window, mean=self.intensity.mean,
             std=self.intensity.std, dtype=dtype,
         )  # fmt: skip
+
+
+@runtime_checkable
+class HasNet(Protocol):
+    """What holds an encoder, as `maesil.Encoder` does, which also knows the spacing of its scans."""
+
+    @property
+    def net(self) -> Encoder:
+        """The encoder."""
 
 
 class VitEncoder(Encoder):

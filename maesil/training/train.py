@@ -21,7 +21,7 @@ from maesil.distributed import joined
 from maesil.files import folder_locked
 from maesil.installed import EVENTS, PICTURES, not_installed
 from maesil.kernels import use_kernels
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Encoder, HasNet
 from maesil.signals import interrupts_deferred, interrupts_raised
 from maesil.training.checkpoint import has_checkpoint
 from maesil.training.kept import Kept
@@ -61,7 +61,7 @@ def train(
     resume: Resume = False,
     split: Split | Path | None = None,
     weights: Sequence[float] = (),
-    init_from: Path | Encoder | None = None,
+    init_from: Path | Encoder | HasNet | None = None,
     console: Console | None = None,
     profile: bool = False,
     note: str = "",
@@ -73,7 +73,7 @@ def train(
     ``split`` says which patient groups are trained on and validated on, itself or by its file, in place of the
     configuration's share. ``weights`` are the shares of the crops that each of ``stores`` gives; none: by body.
     With ``resume`` a run that was cut off goes on (``auto``: or begins, where there is none); what may change then
-    stands in `maesil.training.resume.ON_RESUME`. ``init_from`` is a run, or the ``net`` of what `maesil.load_encoder`
+    stands in `maesil.training.resume.ON_RESUME`. ``init_from`` is a run, or what `maesil.load_encoder`
     gives, whose weights a new run begins with; a run that goes on takes its checkpoint, and other weights than those it
     began with are refused. Raises UsageError, CheckpointError, NoInputError, ResourceError, StoreError (damage,
     at the step that meets it), and KeyboardInterrupt, with a line that says how to go on, after a signal that asks for
@@ -81,6 +81,7 @@ def train(
     `maesil.training.profiling`. ``note`` is a line on the configuration, said once the run is set up.
     """
     started = time.monotonic()
+    weights_from = init_from.net if isinstance(init_from, HasNet) else init_from
     with (
         _interrupts_told(out), joined() as ranks, interrupts_raised(), memory_errors_named(_LESS_MEMORY),
         use_kernels(config.train.kernels),
@@ -88,7 +89,14 @@ def train(
         console = (console or Console(stderr=True, soft_wrap=True)) if ranks.first else Console(quiet=True)
         with folder_locked(out, "`maesil train`") if ranks.first else nullcontext():
             trainer = prepare(
-                stores, config, out, resume=resume, split=split, weights=weights, init_from=init_from, console=console
+                stores,
+                config,
+                out,
+                resume=resume,
+                split=split,
+                weights=weights,
+                init_from=weights_from,
+                console=console,
             )
             begun_at = trainer.step
             for line in (note, *_left_out()):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import venv
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from gpu import bundle, fill_pages, run
+from packaging.requirements import Requirement
 
 OF_THE_MACHINE = ("torch", "triton", "numpy")
 OF_THE_WHEELS = (*bundle.MISSING, *(name.partition("==")[0] for name in bundle.OTHER_VERSIONS))
@@ -32,7 +32,8 @@ def names_of(packages: tuple[str, ...]) -> set[str]:
             continue
         if name not in found:
             found.add(name)
-            coming += [re.split(r"[^\w.-]", need)[0] for need in needs if "extra ==" not in need]
+            wanted = [Requirement(need) for need in needs]
+            coming += [one.name for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
     return found
 
 

@@ -72,7 +72,7 @@ def test_an_encoder_fits_other_decoders_and_says_nothing_of_its_scans(place, tmp
     encoder = maesil.load_encoder(root / "encoder")
     said = told(root / "store", config, tmp_path / "r", init_from=encoder)
     after = load_run(tmp_path / "r").last_weights
-    for name, value in encoder.state_dict().items():
+    for name, value in encoder.net.state_dict().items():
         if name != "pos_embed":
             torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
     assert "does not say which scans it has seen" in said
