@@ -3,7 +3,7 @@
 #   GPU:  docker build -t maesil:gpu --build-arg EXTRA=[gpu] .
 # For PyTorch's CPU build, name the package index that holds it: --build-arg TORCH_INDEX=URL.
 #   docker run --rm -v /data:/data -v maesil-config:/home/maesil/.config maesil ingest /data/ct --out /data/store.zarr
-# Checked so far: `pip install` of this tree outside of a container. The image was not built: no container engine was at hand.
+# Checked so far: `pip install` of this tree outside of a container. The image was not built: there was no Docker daemon to build it.
 # The volume maesil-config keeps the identity key: with another key the same scans get other ids.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
