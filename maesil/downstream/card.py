@@ -83,7 +83,7 @@ class Card:
         return one_spacing(self.recipes)
 
     def document(self) -> dict[str, Any]:
-        """Return ``card.json``; its keys are told in ``docs/reference/files.md``."""
+        """Return ``config.json``; its keys are told in ``docs/reference/files.md``."""
         config, model = to_document(self.config), self.config.model
         recipes = [{"hash": recipe.hash, **recipe.document()} for recipe in self.recipes]
         return {
