@@ -78,7 +78,7 @@ def train(
     from maesil.devices import pick_device
     from maesil.distributed import joined
     from maesil.downstream.card import is_export
-    from maesil.downstream.export import load_encoder
+    from maesil.downstream.export import load_net
     from maesil.training.choose import starting_point
     from maesil.training.train import train as run_training
 
@@ -98,7 +98,7 @@ def train(
         chosen = load_config(preset, config, options, base)
         if chosen.train.minutes and steps is not None:
             raise UsageError("--steps and train.minutes: expected one of the two, since minutes set the steps")
-        begin_with = init_from if init_from is None or not is_export(init_from) else load_encoder(init_from)
+        begin_with = init_from if init_from is None or not is_export(init_from) else load_net(init_from)
         summary = run_training(
             paths, chosen, out, resume="auto" if resume == "auto" else resume is not None, split=split,
             weights=weights, init_from=begin_with, profile=profile, note="" if preset or config else why,

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from maesil.config.schema import ModelConfig
 from maesil.downstream.card import Card, read_card
-from maesil.downstream.export import load_encoder as load_net
-from maesil.downstream.export import write_card, write_weights
+from maesil.downstream.export import load_net, write_card, write_weights
 from maesil.downstream.hub import HubMixin, fetched
 from maesil.downstream.whole_scan import ScanEmbedding, embed_scan
 from maesil.errors import UsageError

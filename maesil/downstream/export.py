@@ -98,7 +98,7 @@ def write_card(out: Path, card: Card) -> None:
     write_whole(out / "README.md", card.page())
 
 
-def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> Encoder:
+def load_net(folder: Path | str, device: torch.device | str = "cpu") -> Encoder:
     """Load an exported encoder: a module whose ``forward_features`` takes int16 HU ``[B, Z, Y, X]``.
 
     It gives tokens ``[B, L, D]``, float32 unless autocast says otherwise; window and normalisation are inside (see

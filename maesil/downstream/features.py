@@ -26,7 +26,7 @@ from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import patch_shares
 from maesil.devices import pick_device
 from maesil.downstream.card import is_export, one_spacing, read_card
-from maesil.downstream.export import load_encoder
+from maesil.downstream.export import load_net
 from maesil.downstream.scans import Scan, Scans, scans_of_files, scans_of_store, superpatches
 from maesil.downstream.whole_scan import cells_at, cut, embed_scan, encoded, pooled
 from maesil.errors import NoInputError, ScanRefused, UsageError
@@ -82,7 +82,7 @@ def write_features(source: Path, place: Path, out: Path, *, per: str = "superpat
 def open_encoder(source: Path, device: torch.device | str = "cpu") -> Encoder:
     """Return the encoder of a run folder or of a folder made by `maesil export`; CheckpointError for another one."""
     if is_export(source):
-        return load_encoder(source, device)
+        return load_net(source, device)
     run = load_run(source, device)
     return encoder_of(run.model, run.intensity).to(device)
 

@@ -7,6 +7,7 @@ in safetensors, which the card vouches for.
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ _NO_HUB = "expected the package huggingface_hub, found none; pip install 'maesil
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class LocalMixin:
+class LocalMixin(ABC):
     """What the mixin of ``huggingface_hub`` offers, for folders of this machine."""
 
     @classmethod
@@ -28,16 +29,18 @@ class LocalMixin:
         return cls._from_pretrained(model_id=str(pretrained_model_name_or_path), **options)
 
     @classmethod
+    @abstractmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Any:
-        raise NotImplementedError
+        """Load from a folder."""
 
     def save_pretrained(self, save_directory: str | Path) -> None:
         """Write to a folder."""
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         self._save_pretrained(Path(save_directory))
 
+    @abstractmethod
     def _save_pretrained(self, save_directory: Path) -> None:
-        raise NotImplementedError
+        """Write to a folder that is there."""
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Raise UsageError: there is no way to the Hub without its package."""

@@ -145,25 +145,25 @@ def monai(config: RunConfig, device: torch.device) -> Row:
 
 def rows_of(config: RunConfig, device: torch.device, compiled: bool) -> tuple[list[Row], list[str]]:
     """Set up every row that runs here; and say which does not, and why."""
-    linear = replace(config, model=replace(config.model, head="linear"))
-    cross = replace(linear, model=replace(linear.model, decoder="cross"))
+    full = replace(config, model=replace(config.model, decoder="full"))
+    as_mae = replace(full, model=replace(full.model, picture_head="none"))
     rows = [
         ours("maesil", config, device),
         ours("maesil, plain eager", config, device, operators=naive),
-        ours("maesil, linear head", linear, device),
-        ours("maesil, linear head, plain eager", linear, device, operators=naive),
-        ours("maesil, linear head, cross decoder", cross, device),
+        ours("maesil, decoder full", full, device),
+        ours("maesil, parts of MAE", as_mae, device),
+        ours("maesil, parts of MAE, plain eager", as_mae, device, operators=naive),
     ]
     left_out = []
     if device.type == "cuda":
         rows.append(ours("maesil, reference", config, device, chosen="reference"))
     if compiled:
         rows.append(ours("maesil, compiled", _compiled(config), device))
-        rows.append(ours("maesil, linear head, compiled", _compiled(linear), device))
+        rows.append(ours("maesil, parts of MAE, compiled", _compiled(as_mae), device))
     else:
         left_out.append("compiled rows: not asked for (--compile), or no C++ compiler here")
     try:
-        rows.append(monai(linear, device))
+        rows.append(monai(as_mae, device))
     except ImportError as error:
         left_out.append(f"MONAI: {str(error).splitlines()[0]}")
     return rows, left_out
