@@ -85,7 +85,8 @@ def part_of(config: RunConfig, volume: Tensor) -> MicroBatch:
     masks = make_masks(config.mask, config.model.grid, seeds, volume.device)
     lean = config.model.decoder != "full"
     targets = draw_targets(masks, config.model.decoded, seeds) if lean else None
-    inputs = MaskedInput(volume, masks, INTENSITY, config.model.patch, ids_target=targets)
+    pictured = slice(None, None, config.train.picture_head_every)
+    inputs = MaskedInput(volume, masks, INTENSITY, config.model.patch, ids_target=targets, pictured=pictured)
     weight = torch.ones(inputs.targets.shape, device=volume.device)
     return MicroBatch(inputs, weight, weight[inputs.pictured])
 
