@@ -244,10 +244,11 @@ def warn_of_unused_encoder(record: dict[str, float], config: RunConfig, console:
     """Say so where the score of a masked model does not hang on its encoder; ``record`` is the last of the run."""
     mean, mixed = record["encoder_gain_db"], record["encoder_gain_shuffled_db"]
     if config.mask.kind != "none" and min(mean, mixed) < USED_FROM_DB:
+        other_head = "" if config.model.head == "linear" else ", or with model.head=linear"
         console.print(
             f"warning: the encoder is not used. The held-out score falls by {mean:.2f} dB when its tokens are replaced "
             f"by their mean, by {mixed:.2f} dB when they are shuffled. Features of this encoder will be poor; train "
-            "longer, or with model.head=linear",
+            f"longer{other_head}",
             highlight=False,
         )
 
