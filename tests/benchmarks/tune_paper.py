@@ -1,9 +1,10 @@
 """How ``maesil/evaluation/paper.toml`` was found: steps that take equal time, and trials of the learning rate.
 
-    python tests/benchmarks/tune_paper.py steps STORE --budget tiny --seconds 100
+    python tests/benchmarks/tune_paper.py steps STORE --budget cpu-2h --seconds 1200
     python tests/benchmarks/tune_paper.py trials STORE --budget tiny --table A --lr 1e-3 3e-3 6e-3
 
-Trials are scored on the validation patients of the experiment's own split, or of ``--split``, never on test patients.
+Steps are counted in time of the processor, on one thread, so that other work on the machine does not count. Trials are
+scored on the validation patients of the experiment's own split, or of ``--split``, never on test patients.
 """
 
 from __future__ import annotations
@@ -14,29 +15,36 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
+import torch
+from method_trials import QUIET, TIMED, WARM_UP, taken
 
-from maesil.config.schema import MODEL_KINDS, RunConfig
+from maesil.config.schema import PAPER_KINDS, RunConfig
 from maesil.data.split import Split, read_split
 from maesil.evaluation.experiment import TABLES, Budget, split_for
+from maesil.evaluation.scores import PaperTable
 from maesil.store.index import patients
 from maesil.store.store import Store
-from maesil.training.setup import prepare, steps_that_fit
+from maesil.training.setup import prepare
 from maesil.training.train import train
-
-QUIET = Console(quiet=True)
 
 
 def print_steps(store: Path, budget: Budget, split: Split, models: Sequence[str], seconds: float) -> None:
-    """Print how many steps of each model fit into a time."""
+    """Print how many steps of each model fit into a time of one core (s)."""
+    torch.set_num_threads(1)
     for model in models:
-        fit = []
-        for table in TABLES:
-            with tempfile.TemporaryDirectory() as folder:
-                config = budget.config(model, table, 0, "auto")
-                trainer = prepare([store], config, Path(folder), resume=False, split=split, console=QUIET)
-                fit.append(f"{table} = {steps_that_fit(trainer, seconds / 60)}")
+        fit = [f"{table} = {int(seconds / step_seconds(store, budget, split, model, table))}" for table in TABLES]
         print(f"{model}: {{ {', '.join(fit)} }}", flush=True)
+
+
+def step_seconds(store: Path, budget: Budget, split: Split, model: str, table: PaperTable) -> float:
+    """Return what a step of a model takes on one core (s)."""
+    settings = budget.config(model, table, 0, "cpu")
+    few = replace(settings.train, threads=1, minutes=0.0, steps=WARM_UP + TIMED)
+    config = RunConfig(settings.model, settings.mask, few)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = prepare([store], config, Path(folder), resume=False, split=split, console=QUIET)
+        ends = list(taken(trainer, WARM_UP + TIMED))
+    return (ends[-1] - ends[WARM_UP - 1]) / TIMED
 
 
 def print_trials(
@@ -62,8 +70,8 @@ def main() -> None:
     parser.add_argument("what", choices=("steps", "trials"))
     parser.add_argument("store", type=Path)
     parser.add_argument("--budget", default="tiny")
-    parser.add_argument("--models", nargs="+", default=MODEL_KINDS)
-    parser.add_argument("--seconds", type=float, default=100.0, help="of training, a model and table")
+    parser.add_argument("--models", nargs="+", default=PAPER_KINDS)
+    parser.add_argument("--seconds", type=float, default=100.0, help="of one core, a model and table")
     parser.add_argument("--split", type=Path, help="frozen split, as of `maesil store split`")
     parser.add_argument("--table", choices=tuple(TABLES), default="A")
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 6e-3])
