@@ -15,10 +15,21 @@ import pydicom
 import pytest
 from rich.console import Console
 
+from maesil.documents import write_json
 from maesil.errors import UsageError
 from maesil.geometry import to_nifti
 from maesil.ingest.privacy import load_or_create_key
-from maesil.synthetic.demo import DemoPlan, StepFailed, claim, commands, run_command, run_demo, scan, write_patient
+from maesil.synthetic.demo import (
+    DemoPlan,
+    StepFailed,
+    claim,
+    commands,
+    run_command,
+    run_demo,
+    scan,
+    table_told,
+    write_patient,
+)
 
 SMALL = DemoPlan(
     dicom_patients=2,
@@ -63,6 +74,20 @@ def test_a_patient_is_written_the_same_again(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
 
 
+def test_the_table_is_told_with_its_floor(tmp_path: Path) -> None:
+    def told(maesil: float) -> str:
+        rows = [
+            {"model": model, "region": region, "psnr_hidden": psnr if region == "body" else 99.0}
+            for region in ("whole", "body")
+            for model, psnr in (("maesil", maesil), ("mean", 13.0), ("interpolation", 21.5))
+        ]
+        write_json(tmp_path / "scores.json", {"rows": rows})
+        return table_told(tmp_path / "scores.json", 400)
+
+    assert "ended 1.3 dB below it" in told(20.2) and "400 steps" in told(20.2)
+    assert "ended 0.5 dB above it" in told(22.0)
+
+
 @pytest.mark.slow
 def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "demo"
@@ -72,7 +97,7 @@ def test_the_whole_demo_and_again(tmp_path: Path, capfd: pytest.CaptureFixture[s
     assert [words[2] for words in typed] == ["ingest", "store", "store", "train", "evaluate"]
     rows = json.loads((out / "scores.json").read_text())["rows"]
     assert {"maesil", "mean", "interpolation"} <= {row["model"] for row in rows}
-    assert printed.count("The table scores") == 1 and "need not beat them" in printed
+    assert printed.count("The table scores") == 1 and "The floor is `interpolation`" in printed
     pictures = [line.rsplit(" ", 1)[1] for line in printed.splitlines() if line.endswith(".png")]
     assert pictures and all(Path(picture).stat().st_size > 1000 for picture in pictures)
 
