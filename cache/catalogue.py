@@ -30,8 +30,8 @@ from maesil.errors import DamagedError, StoreError, UsageError
 from maesil.files import require_folder_place
 from maesil.locks import holder_of, locked, locked_now
 from maesil.store.recipe import Recipe
-from maesil.store.storage import local_path
 from maesil.store.store import Store
+from maesil.store.urls import ObjectUrl, StorePlace, place_of
 from maesil.text import candidates
 
 RUN_STORES = "stores.json"
@@ -264,13 +264,13 @@ class Catalogue:
         return f"{name}-{key[:6]}" if any(entry.name == name for entry in self.entries()) else name
 
 
-def find_store(text: str, catalogue: Catalogue | None = None) -> Path:
-    """Return the folder of a store given by path, ``file://`` URL or name in the catalogue; a path to a store wins.
+def find_store(text: str, catalogue: Catalogue | None = None) -> StorePlace:
+    """Return where a store lies that is given by path, URL or name in the catalogue; a path to a store wins.
 
     StoreError for what is neither, and for a store of the catalogue that is not finished.
     """
-    path = local_path(text)
-    if "/" in text or (path / "zarr.json").exists():
+    path = place_of(text)
+    if isinstance(path, ObjectUrl) or "/" in text or (path / "zarr.json").exists():
         return path
     catalogue = catalogue or Catalogue()
     try:
@@ -289,7 +289,7 @@ def find_store(text: str, catalogue: Catalogue | None = None) -> Path:
     return entry.store
 
 
-def find_stores(texts: Sequence[str], catalogue: Catalogue | None = None) -> tuple[list[Path], tuple[float, ...]]:
+def find_stores(texts: Sequence[str], catalogue: Catalogue | None = None) -> tuple[list[StorePlace], tuple[float, ...]]:
     """Return the stores of ``STORE`` or ``STORE=WEIGHT`` texts, and their weights if they have any.
 
     UsageError unless all of them have a weight above 0, or none.
@@ -297,7 +297,7 @@ def find_stores(texts: Sequence[str], catalogue: Catalogue | None = None) -> tup
     stores, weights = [], []
     for text in texts:
         name, equals, number = text.rpartition("=")
-        weighted = equals and re.fullmatch(r"[0-9.eE+-]+", number) and not (local_path(text) / "zarr.json").exists()
+        weighted = equals and re.fullmatch(r"[0-9.eE+-]+", number) and not _is_folder_of_store(text)
         stores.append(find_store(name if weighted else text, catalogue))
         weights += [_weight(text, number)] if weighted else []
     if weights and len(weights) != len(stores):
@@ -305,6 +305,11 @@ def find_stores(texts: Sequence[str], catalogue: Catalogue | None = None) -> tup
     if len({store.resolve() for store in stores}) < len(stores):
         raise UsageError(f"{' '.join(texts)}: expected each store once")
     return stores, tuple(weights)
+
+
+def _is_folder_of_store(text: str) -> bool:
+    place = place_of(text)
+    return isinstance(place, Path) and (place / "zarr.json").exists()
 
 
 def _weight(text: str, number: str) -> float:
@@ -317,8 +322,10 @@ def _weight(text: str, number: str) -> float:
     return weight
 
 
-def entry_of(store: Path) -> Entry | None:
+def entry_of(store: StorePlace) -> Entry | None:
     """Return the entry that a store belongs to, None for a store outside the catalogue."""
+    if isinstance(store, ObjectUrl):
+        return None
     folder = store.resolve().parent
     if store.name != "store.zarr" or folder.parent.name != "stores":
         return None

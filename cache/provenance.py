@@ -11,6 +11,7 @@ from maesil.cache.catalogue import RUN_STORES, entry_of
 from maesil.documents import fields_of, read_json, write_json
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
+from maesil.store.urls import place_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def record_uses(run: Path, uses: Sequence[StoreUse]) -> None:
     """Write ``RUN/stores.json``, and pin those stores that are in the catalogue."""
     write_json(run / RUN_STORES, {"stores": [use.document() for use in uses]})
     for use in uses:
-        if (entry := entry_of(Path(use.path))) is not None:
+        if (entry := entry_of(place_of(use.path))) is not None:
             entry.pin(run, use.fingerprint)
             entry.touch()
 

@@ -23,6 +23,7 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.remedies import remedy
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted, printable
 from maesil.types import AIR_HU
 
@@ -59,7 +60,7 @@ class RefusedSource:
 
 def page(
     summary: Summary,
-    place: Path,
+    place: StorePlace,
     store: Store | None,
     sources: Mapping[str, Sequence[Path]],
     refused: Sequence[RefusedSource],

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from maesil.ingest import limits
+from maesil.store.urls import StorePlace
 from maesil.types import Planes, Zyx
 
 SLAB = 32
@@ -135,6 +136,11 @@ def _transposed(volume: OnDisk, order: tuple[int, int, int]) -> OnDisk:
         parts[order[0]] = slab
         copy[slab] = strided(volume, (parts[0], parts[1], parts[2])).transpose(order)
     return copy
+
+
+def scratch_folder(store: StorePlace) -> Path:
+    """Return where temporary files of voxels go: into the folder of a store, which has room, or where TMPDIR says."""
+    return store if isinstance(store, Path) else Path(tempfile.gettempdir())
 
 
 def temporary_file(folder: Path, size: int = 0) -> TemporaryFile:

@@ -20,6 +20,7 @@ import platformdirs
 from maesil.errors import UsageError
 from maesil.files import require_writable, whole_file, write_whole
 from maesil.ingest.plan import VolumePlan
+from maesil.store.urls import StorePlace, lies_in
 from maesil.text import printable
 
 _KEY_BYTES = 32
@@ -79,9 +80,9 @@ def _pattern(word: str) -> str:
     return _MARKED if _NUMBER.fullmatch(word) or len(word) < _SHORTEST_NAME else _BY_ITSELF
 
 
-def require_map_place(path: Path, store: Path) -> None:
+def require_map_place(path: Path, store: StorePlace) -> None:
     """Raise UsageError unless an id map can be written here: outside the store, which must hold no identity."""
-    if path.resolve().is_relative_to(store.resolve()):
+    if lies_in(path, store):
         raise UsageError(f"--id-map: {path}: expected a file outside the store, which must hold no identity")
     if path.is_dir():
         raise UsageError(f"--id-map: {path}: expected the name of a file to write, found a folder; name another")

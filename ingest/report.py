@@ -20,11 +20,12 @@ from maesil.ingest.report_folder import Noted, RunRecord
 from maesil.ingest.summary import Summary
 from maesil.store.remedies import remedy
 from maesil.store.store import Store, is_store
+from maesil.store.urls import StorePlace
 from maesil.text import printable
 from maesil.version import __version__
 
 
-def write_report(folder: Path, summary: Summary, store_path: Path) -> None:
+def write_report(folder: Path, summary: Summary, store_path: StorePlace) -> None:
     """Merge a run into the report of its store: the tables, the history, ``summary.json`` and ``index.html``.
 
     All files are readable by their owner alone. UsageError where the folder is another store's. Where nothing was found

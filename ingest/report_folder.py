@@ -22,6 +22,7 @@ from maesil.files import LOCK, require_folder_place, require_writable, write_who
 from maesil.ingest.verdict import FileVerdict
 from maesil.locks import locked
 from maesil.parquet import read_parquet, to_parquet
+from maesil.store.urls import ObjectUrl, StorePlace, lies_in, place_of
 from maesil.text import counted, exact, printable, written
 
 OWNER, FILES, EARLIER, RUNS = "store.json", "files.parquet", "earlier.parquet", "runs.jsonl"
@@ -64,14 +65,15 @@ class Noted:
         return verdict.path, verdict.status, code, verdict.volume_ids, verdict.detail
 
 
-def default_folder(store: Path) -> Path:
-    """Return where the report of a store lies unless told otherwise: beside it."""
-    return store.with_name(f"{store.name.removesuffix('.zarr')}.report")
+def default_folder(store: StorePlace) -> Path:
+    """Return where the report of a store lies unless told otherwise: beside it; of object storage, in this folder."""
+    name = f"{store.name.removesuffix('.zarr')}.report"
+    return store.with_name(name) if isinstance(store, Path) else Path(name)
 
 
-def require_place(folder: Path, store: Path) -> None:
+def require_place(folder: Path, store: StorePlace) -> None:
     """Raise UsageError unless a folder may hold the report of this store: outside it, and of no other store's."""
-    if folder.resolve().is_relative_to(store.resolve()):
+    if lies_in(folder, store):
         raise UsageError(f"--report: expected a folder outside the store, since it holds paths; found {folder}")
     require_folder_place(folder)
     require_writable(folder, "--report")
@@ -83,21 +85,24 @@ def require_place(folder: Path, store: Path) -> None:
         raise UsageError(f"--report: {folder} holds a {strange[0]} that is not of a report; name another folder")
 
 
-def _other_owner(folder: Path, store: Path) -> Path | None:
+def _other_owner(folder: Path, store: StorePlace) -> StorePlace | None:
     """Return the store that a folder belongs to, if that is another one and still there."""
     try:
         document = read_json(folder / OWNER)
-        places = [(folder / exact(document["beside"])).resolve(), Path(exact(document["store"]))]
+        owner, beside = place_of(exact(document["store"])), exact(document["beside"])
     except (OSError, DamagedError, KeyError, TypeError):  # the report is made anew
         return None
+    if isinstance(owner, ObjectUrl):
+        return None if owner == store else owner
+    places = [(folder / beside).resolve(), owner]
     # Store and folder may have been moved or copied together: then the way from one to the other is as it was.
     there = [place for place in places if (place / "zarr.json").exists()]
     return None if not there or store.resolve() in there else there[0]
 
 
-def own(folder: Path, store: Path) -> None:
+def own(folder: Path, store: StorePlace) -> None:
     """Note whose report this is."""
-    beside = os.path.relpath(store.resolve(), folder.resolve())
+    beside = os.path.relpath(store.resolve(), folder.resolve()) if isinstance(store, Path) else ""
     document = {"store": written(store.resolve()), "beside": written(beside)}
     write_json(folder / OWNER, document, private=True)
 
@@ -169,7 +174,7 @@ def add_earlier(folder: Path, replaced: Sequence[Noted]) -> None:
     write_noted(folder / EARLIER, replaced)
 
 
-def files_of(folder: Path, store: Path) -> dict[str, list[Path]]:
+def files_of(folder: Path, store: StorePlace) -> dict[str, list[Path]]:
     """Return the files that each volume of a store came from, as its report says; nothing where that is another's."""
     return {} if _other_owner(folder, store) else files_by_volume(known_verdicts(folder))
 

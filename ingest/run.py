@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from maesil.errors import InterruptedRun, Refused
-from maesil.files import require_writable
 from maesil.ingest import stop
 from maesil.ingest.earlier import EarlierRuns, Hashed
 from maesil.ingest.execute import Executor, executor, in_order
@@ -18,6 +17,7 @@ from maesil.ingest.isolated import source_hash
 from maesil.ingest.ledger import Ledger
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan
+from maesil.ingest.planes import scratch_folder
 from maesil.ingest.planning import nothing_found, scan_and_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, write_id_map
 from maesil.ingest.scan import require_no_store_among
@@ -26,17 +26,19 @@ from maesil.ingest.summary import NothingFound, Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
 from maesil.progress import Report
+from maesil.store.backends import open_storage
 from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 
 __all__ = ["IngestOptions", "ingest"]
 
 
 def ingest(
     sources: Sequence[Path],
-    out: Path,
+    out: StorePlace,
     recipe: Recipe | None = None,
     options: IngestOptions | None = None,
     progress: Report = lambda stage, done, total: None,
@@ -51,7 +53,7 @@ def ingest(
     recipe, options = recipe or Recipe(), options or IngestOptions()
     require_no_store_among(sources)
     if not options.dry_run:
-        require_writable(out, "--out", links=True)
+        open_storage(out).require_writable("--out")
     if options.id_map is not None:
         require_map_place(options.id_map, out)
     plan = scan_and_plan(sources, recipe, options, progress)
@@ -147,7 +149,7 @@ class _Run:
         refused = {record.volume_id for record in self.store.quarantined()}
         known |= {n: "" for n, plan in enumerate(plans) if n not in known and self._is_new(plan, refused)}
         todo = [n for n in range(len(plans)) if n not in known]
-        items = [(plans[n].source, self.store.path) for n in todo]
+        items = [(plans[n].source, scratch_folder(self.store.path)) for n in todo]
         for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
             self.progress("hash", done, len(todo))
             plan = plans[todo[number]]
@@ -226,7 +228,7 @@ class _Run:
         if refusal.code in MAY_PASS:
             return ""
         with suppress(Refused, OSError):
-            found = source_hash(item.plan.source, self.store.path)
+            found = source_hash(item.plan.source, scratch_folder(self.store.path))
             self.memory.put(item.files, found)
             return found
         return ""

@@ -18,13 +18,14 @@ from maesil.geometry import spacing_of
 from maesil.ingest import isolated
 from maesil.ingest.decode import with_missing_slices
 from maesil.ingest.maps import body_map, valid_map
-from maesil.ingest.planes import zeros
+from maesil.ingest.planes import scratch_folder, zeros
 from maesil.ingest.plausible import plausible
 from maesil.ingest.resample import OnGrid, on_grid, to_canonical
 from maesil.ingest.source import Source
+from maesil.store.backends import open_storage
 from maesil.store.recipe import REFUSABLE, Recipe
 from maesil.store.records import Technical, Volume
-from maesil.store.storage import Storage
+from maesil.store.urls import StorePlace
 from maesil.store.writer import Image, write_attempt
 from maesil.types import AIR_HU, MAP_CELL, MapArray, Planes, Spacing, Zyx
 
@@ -38,7 +39,7 @@ _SLICES = 160
 class BuildOrder:
     """What to make of a source, and under which (already hashed) identities."""
 
-    store: Path
+    store: StorePlace
     recipe: Recipe
     volume_id: str
     group: str
@@ -98,7 +99,7 @@ def make(source: Source, recipe: Recipe, folder: Path, *, threads: int = 1, sour
 
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
-    made = make(source, order.recipe, order.store, threads=order.threads, source_hash=order.source_hash)
+    made = make(source, order.recipe, scratch_folder(order.store), threads=order.threads, source_hash=order.source_hash)
     attempt = uuid.uuid4().hex
     record = Volume(
         volume_id=order.volume_id,
@@ -118,7 +119,7 @@ def build(source: Source, order: BuildOrder) -> Volume:
         hu=made.hu,
         notes=made.notes,
     )
-    storage = Storage(order.store)
+    storage = open_storage(order.store)
     patches, documents = write_attempt(
         storage, order.volume_id, attempt, made.image, tile=record.tile, codec=record.codec, threads=order.threads
     )

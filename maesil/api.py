@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from maesil.config.schema import RunConfig
     from maesil.data.split import Split
     from maesil.evaluation.scores import Report
+    from maesil.store.urls import StorePlace
     from maesil.training.train import TrainSummary
 
 
@@ -51,7 +52,7 @@ def train(
     if where:
         chosen = replace(chosen, train=replace(chosen.train, where=where))
     split = Path(split) if isinstance(split, str) else split
-    return run_training(_paths(stores), chosen, Path(out), resume=resume, split=split, weights=weights)
+    return run_training(_places(stores), chosen, Path(out), resume=resume, split=split, weights=weights)
 
 
 def evaluate(
@@ -72,12 +73,15 @@ def evaluate(
     NoInputError, StoreError and CheckpointError.
     """
     from maesil.evaluation.evaluate import evaluate as run_evaluation
+    from maesil.store.urls import place_of
 
     return run_evaluation(
-        Path(run), Path(store), out=Path(out) if out else None, volumes=volumes, where=where,
+        Path(run), place_of(store), out=Path(out) if out else None, volumes=volumes, where=where,
         split_file=Path(split) if split else None, seed=seed, device=device,
     )  # fmt: skip
 
 
-def _paths(places: Path | str | Sequence[Path | str]) -> list[Path]:
-    return [Path(places)] if isinstance(places, Path | str) else [Path(place) for place in places]
+def _places(places: Path | str | Sequence[Path | str]) -> list[StorePlace]:
+    from maesil.store.urls import place_of
+
+    return [place_of(places)] if isinstance(places, Path | str) else [place_of(place) for place in places]

@@ -17,6 +17,7 @@ from maesil.cache.memory import available_memory
 from maesil.kernels import what_triton_lacks
 from maesil.store.store import Store
 from maesil.store.summary import summary_of
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 
 _PACKAGES = ("maesil", "torch", "triton", "numpy", "zarr", "numcodecs", "SimpleITK", "pydicom", "dask", "monai")
@@ -37,7 +38,7 @@ class Finding:
     """What to change, if anything."""
 
 
-def examine(store: Path | None = None) -> list[Finding]:
+def examine(store: StorePlace | None = None) -> list[Finding]:
     """Look at this machine, and at a store if one is given. Nothing is written. StoreError if it is no store."""
     opened = Store.open(store) if store else None
     found = [*_software(), *_devices(), *_what_runs_where()]
@@ -136,9 +137,10 @@ def _fits(store: Store) -> Iterator[Finding]:
         f"{stored / _GB:.2f} GB on disk, {decoded / _GB:.2f} GB decoded",
         "" if found.volumes else "maesil ingest SRC... --out STORE: it holds no volumes",
     )  # fmt: skip
-    free = shutil.disk_usage(store.path).free
-    short = f"free space where {store.path} lies: less than a tenth of its size is left"
-    yield Finding("store", "disk", f"{free / _GB:.1f} GB free where it lies", short if free < stored / 10 else "")
+    if isinstance(store.path, Path):
+        free = shutil.disk_usage(store.path).free
+        short = f"free space where {store.path} lies: less than a tenth of its size is left"
+        yield Finding("store", "disk", f"{free / _GB:.1f} GB free where it lies", short if free < stored / 10 else "")
     half = memory / 2
     if decoded <= half:
         told, advice = f"fits into half of the free {memory / _GB:.1f} GB", "--ram auto: read each superpatch once"

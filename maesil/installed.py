@@ -11,6 +11,8 @@ PICTURES = ("matplotlib", "PIL")
 """What `maesil.pictures` draws with."""
 EVENTS = ("tensorboard",)
 """What writes the log for TensorBoard."""
+OBJECTS = ("obstore",)
+"""What reads and writes stores in object storage; an extra."""
 
 
 def not_installed(modules: tuple[str, ...]) -> str:

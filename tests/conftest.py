@@ -22,3 +22,31 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def object_server():
+    """A real server of objects on loopback, one for all tests of a process."""
+    pytest.importorskip("obstore", reason="stores in object storage need maesil[objects]")
+    from support.object_server import running_server
+
+    with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(object_server, monkeypatch):
+    """The name of a new bucket of that server, which the environment leads to."""
+    from support.object_server import environment
+
+    for name, value in environment(object_server.url).items():
+        monkeypatch.setenv(name, value)
+    return object_server.bucket()
+
+
+@pytest.fixture
+def proxy(object_server, bucket, monkeypatch):
+    """A proxy that the environment leads to in place of the server: it counts requests, and puts faults in."""
+    with object_server.proxy() as made:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
+        yield made

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,7 +13,7 @@ from maesil.cli.output import print_all
 
 
 def doctor(
-    store: Annotated[Path | None, typer.Argument(metavar="[STORE]", help="A store: does it fit here?")] = None,
+    store: Annotated[str | None, typer.Argument(metavar="[STORE]", help="A store: does it fit here?")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what this machine has, what will run where, whether a store fits, and what to change.
@@ -22,8 +21,9 @@ def doctor(
     Example: maesil doctor store.zarr
     """
     from maesil.doctor import examine, report
+    from maesil.store.urls import place_of
 
-    findings = examine(store)
+    findings = examine(place_of(store) if store else None)
     if as_json:
         typer.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from maesil.cli.options import AsJson, Device, RunPath, StorePath, found, words_of
+from maesil.cli.options import AsJson, Device, RunPath, StoreName, found, words_of
 from maesil.cli.output import print_all
 from maesil.errors import EXIT_REFUSED
 from maesil.text import counted, printable
@@ -130,7 +130,7 @@ def features(
 
 def probe(
     run: RunPath,
-    store: StorePath,
+    store: StoreName,
     labels: LabelFolder,
     against: Annotated[
         list[Path] | None, typer.Option(help="Another run to compare with, such as an AE; may be repeated.")
@@ -155,7 +155,7 @@ def probe(
     from maesil.downstream.probe import probe as run_probe
 
     report = run_probe(
-        run, store, labels, out=out, against=against or (), classes=classes or (), folds=folds, patches=patches,
+        run, found(store), labels, out=out, against=against or (), classes=classes or (), folds=folds, patches=patches,
         seed=seed, device=device, include_trained=include_trained,
     )  # fmt: skip
     _show(report, as_json)
@@ -163,7 +163,7 @@ def probe(
 
 def finetune(
     run: RunPath,
-    store: StorePath,
+    store: StoreName,
     labels: LabelFolder,
     out: Annotated[Path, typer.Option(help="Folder for finetune.json and the weights.")],
     classes: Classes = None,
@@ -187,8 +187,8 @@ def finetune(
     from maesil.downstream.finetune import finetune as run_finetune
 
     report = run_finetune(
-        run, store, labels, out, budget=Budget(steps, batch, lr, seeds), classes=classes or (), test=test, seed=seed,
-        device=device, include_trained=include_trained,
+        run, found(store), labels, out, budget=Budget(steps, batch, lr, seeds), classes=classes or (), test=test,
+        seed=seed, device=device, include_trained=include_trained,
     )  # fmt: skip
     _show(report, as_json)
 

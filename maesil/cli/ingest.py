@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from maesil.cli.options import AsJson, words_of
 from maesil.cli.output import print_all
 from maesil.errors import EXIT_REFUSED, NoInputError, SecurityError, UsageError
 from maesil.text import candidates, counted, printable
+
+if TYPE_CHECKING:
+    from maesil.store.urls import StorePlace
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
 
@@ -43,7 +46,7 @@ def ingest(
     sources: Sources,
     out: Annotated[
         str | None,
-        typer.Option(metavar="STORE", help="The store to make or to add to (default: found or made in the cache)."),
+        typer.Option(metavar="STORE", help="The store to make or to add to, a path or URL (default: in the cache)."),
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Name of the store in the cache (default: after SRC).")
@@ -129,7 +132,7 @@ def ingest(
     from maesil.ingest.options import IngestOptions, parse_partition
     from maesil.ingest.report_folder import default_folder
     from maesil.store.recipe import Recipe, parse_spacing
-    from maesil.store.storage import local_path
+    from maesil.store.urls import local_path, place_of
 
     recipe = Recipe(
         spacing=parse_spacing(spacing), superpatch=superpatch, codec=codec, fill_gaps=fill_gaps,
@@ -144,15 +147,16 @@ def ingest(
     if out is not None and name is not None:
         raise UsageError("--name: names a store of the cache; leave it out with --out")
     places = [local_path(source) for source in sources]
+    store: StorePlace
     try:
         if out is None and not dry_run:
             store, folder, summary = _into_cache(places, recipe, options, name, report)
         else:
-            store = local_path(out or "the cache")
+            store = place_of(out or "the cache")
             folder = report or default_folder(store)
             summary = _into_store(places, store, recipe, options, folder)
     except NoInputError as nothing:
-        _tell_nothing_found(nothing, None if out is None else local_path(out), report, dry_run, as_json)
+        _tell_nothing_found(nothing, None if out is None else place_of(out), report, dry_run, as_json)
         raise
     search = _search_for_patients(store, folder, summary) if phi_scan and not dry_run else None
     _tell(summary, store, as_json)
@@ -164,7 +168,7 @@ def ingest(
         raise typer.Exit(EXIT_REFUSED)
 
 
-def _tell(summary: Any, store: Path, as_json: bool) -> None:
+def _tell(summary: Any, store: StorePlace, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(summary.document() | {"store": printable(store)}, indent=1))
     else:
@@ -172,7 +176,7 @@ def _tell(summary: Any, store: Path, as_json: bool) -> None:
 
 
 def _tell_nothing_found(
-    nothing: NoInputError, store: Path | None, report: Path | None, dry_run: bool, as_json: bool
+    nothing: NoInputError, store: StorePlace | None, report: Path | None, dry_run: bool, as_json: bool
 ) -> None:
     """Print what any run prints, and write its report: why each file that was found is no CT."""
     from maesil.ingest.report import write_report
@@ -189,16 +193,16 @@ def _tell_nothing_found(
         _say(f"report: {folder / 'index.html'}")
 
 
-def _into_store(places: list[Path], store: Path, recipe: Any, options: Any, report: Path) -> Any:
+def _into_store(places: list[Path], store: StorePlace, recipe: Any, options: Any, report: Path) -> Any:
     """Ingest into a store of the user's own and write the report; return the summary."""
-    from maesil.files import require_writable
     from maesil.ingest.report import write_report
     from maesil.ingest.report_folder import require_place
     from maesil.ingest.run import ingest as run_ingest
     from maesil.progress import progress
+    from maesil.store.backends import open_storage
 
     if not options.dry_run:
-        require_writable(store, "--out", links=True)
+        open_storage(store).require_writable("--out")
         require_place(report, store)
     with progress(_STAGES) as shown:
         summary = run_ingest(places, store, recipe, options, shown)
@@ -233,7 +237,7 @@ def _into_cache(
     return made.entry.store, report or made.entry.report, made.summary
 
 
-def _search_for_patients(store: Path, report: Path, summary: Any) -> Any:
+def _search_for_patients(store: StorePlace, report: Path, summary: Any) -> Any:
     """Search the finished store for what its sources say of patients, and note in the report what was searched."""
     from maesil.ingest.phi import search
     from maesil.ingest.report import note_phi_scan
@@ -245,7 +249,7 @@ def _search_for_patients(store: Path, report: Path, summary: Any) -> Any:
     return found
 
 
-def _tell_search(store: Path, search: Any) -> None:
+def _tell_search(store: StorePlace, search: Any) -> None:
     _say(search.told())
     if search.found:
         raise SecurityError(

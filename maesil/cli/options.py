@@ -29,8 +29,8 @@ def names_in_cache(incomplete: str) -> list[str]:
     return [entry.name for entry in Catalogue().entries() if entry.name.startswith(incomplete)]
 
 
-def found(store: str) -> Path:
-    """Return where a store lies that is named by its path, or by its name in the cache."""
+def found(store: str) -> Any:
+    """Return where a store lies that is named by its path, its URL, or its name in the cache."""
     from maesil.cache.catalogue import find_store
 
     return find_store(store)
@@ -44,10 +44,10 @@ def opened(store: str) -> Any:
 
 
 StoreName = Annotated[
-    str, typer.Argument(metavar="STORE", help="A store made by `maesil ingest`: its path, or its name in the cache.")
-]
-StorePath = Annotated[
-    Path, typer.Argument(metavar="STORE", parser=found, help="A store: its path, or its name in the cache.")
+    str,
+    typer.Argument(
+        metavar="STORE", help="A store made by `maesil ingest`: its path, its URL, or its name in the cache."
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder of `maesil train`.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]

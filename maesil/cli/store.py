@@ -20,6 +20,7 @@ from maesil.text import counted
 
 if TYPE_CHECKING:
     from maesil.data.overlap import Overlap
+    from maesil.store.urls import StorePlace
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
 
@@ -206,7 +207,7 @@ def explain(
         print_all(*told.lines())
 
 
-def _report_beside(store: Path) -> Path:
+def _report_beside(store: StorePlace) -> Path:
     from maesil.cache.catalogue import entry_of
     from maesil.ingest.report_folder import default_folder
 

@@ -24,8 +24,8 @@ from maesil.errors import StoreError, UsageError
 from maesil.store.filters import filtered, parse
 from maesil.store.index import index_is_current, superpatch_table
 from maesil.store.reader import SuperpatchReader
-from maesil.store.storage import local_path
 from maesil.store.store import Store
+from maesil.store.urls import place_of
 
 
 class Item(TypedDict):
@@ -66,7 +66,7 @@ class SuperpatchDataset(Dataset[Item]):
         transform: Callable[[Item], Any] | None = None,
     ) -> None:
         # Absolute: the working directory may change before an item is read.
-        self.path, self.transform = local_path(store).absolute(), transform
+        self.path, self.transform = place_of(store).absolute(), transform
         opened = Store.open(self.path)
         if not index_is_current(opened):
             raise StoreError(f"{store}: its index is missing or stale; run `maesil store index {store}`")

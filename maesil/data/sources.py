@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from maesil.store.index import patients, superpatch_table
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.types import Zyx
 
 
@@ -46,7 +46,7 @@ class Sources:
     @classmethod
     def open(
         cls,
-        paths: Sequence[Path],
+        paths: Sequence[StorePlace],
         model: ModelConfig,
         *,
         where: str = "",

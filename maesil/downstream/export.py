@@ -38,6 +38,7 @@ from maesil.models.encoders import Encoder, encoder_of
 from maesil.models.registry import make_model
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.training.checkpoint import Run, load_run
 
 FORMATS = ("maesil", "nnunet")
@@ -48,7 +49,7 @@ def export_encoder(
     run_dir: Path,
     out: Path,
     *,
-    stores: Sequence[Path] = (),
+    stores: Sequence[StorePlace] = (),
     licence: str = "",
     force: bool = False,
     kind: str = "maesil",
@@ -136,7 +137,7 @@ def _scores(run_dir: Path, run: Run) -> tuple[ScoresOfStore, ...]:
         )
 
 
-def _recipes_of(run_dir: Path, fingerprints: Sequence[str], stores: Sequence[Path] = ()) -> tuple[Recipe, ...]:
+def _recipes_of(run_dir: Path, fingerprints: Sequence[str], stores: Sequence[StorePlace] = ()) -> tuple[Recipe, ...]:
     """Return the recipes of the stores that a run was trained on, as its ``stores.json`` notes them; none without it.
 
     ``stores`` stand in for that file; UsageError for one that the run was not trained on.

@@ -35,6 +35,7 @@ from maesil.geometry import world_of
 from maesil.models.encoders import Encoder, encoder_of
 from maesil.progress import progress
 from maesil.store.store import ZARR_DOCUMENT, Store
+from maesil.store.urls import ObjectUrl, StorePlace
 from maesil.store.writer import Image
 from maesil.training.checkpoint import content_sha256, load_run
 from maesil.types import Spacing, Zyx, edges_told
@@ -52,7 +53,9 @@ class Written:
     """Path and code of each scan that could not be read."""
 
 
-def write_features(source: Path, place: Path, out: Path, *, per: str = "superpatch", device: str = "auto") -> Written:
+def write_features(
+    source: Path, place: StorePlace, out: Path, *, per: str = "superpatch", device: str = "auto"
+) -> Written:
     """Write embeddings of all scans of a store, or of a folder or file with scans, to a Parquet file.
 
     ``source`` is a run or an exported encoder. ``per`` is ``scan``, ``superpatch`` or ``token``. Of a store each row
@@ -70,7 +73,7 @@ def write_features(source: Path, place: Path, out: Path, *, per: str = "superpat
     encoder = open_encoder(source, pick_device(device))
     require_file_place(out)
     with progress({"scan": "file", "features": "scan"}) as report:
-        if not place.exists() or (place / ZARR_DOCUMENT).exists():
+        if isinstance(place, ObjectUrl) or not place.exists() or (place / ZARR_DOCUMENT).exists():
             scans = scans_of_store(_fitting(encoder.config, Store.open(place), per))
         else:
             scans = scans_of_files(place, spacing_of_training(source), encoder.config, report)

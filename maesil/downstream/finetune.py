@@ -40,6 +40,7 @@ from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.training.optim import learning_rate, set_learning_rate
@@ -155,7 +156,7 @@ class FinetuneReport:
 
 def finetune(
     run_dir: Path,
-    store_path: Path,
+    store_path: StorePlace,
     labels_dir: Path,
     out: Path,
     *,

@@ -36,6 +36,7 @@ from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.checkpoint import load_run
 from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
@@ -123,7 +124,7 @@ class ProbeReport:
 
 def probe(
     run_dir: Path,
-    store_path: Path,
+    store_path: StorePlace,
     labels_dir: Path,
     *,
     out: Path | None = None,

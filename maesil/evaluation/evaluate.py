@@ -37,6 +37,7 @@ from maesil.store.index import superpatch_table
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.types import Edges, zyx
@@ -46,7 +47,7 @@ Box = tuple[slice, slice, slice]
 
 def evaluate(
     run_dir: Path,
-    store_path: Path,
+    store_path: StorePlace,
     *,
     out: Path | None = None,
     json_path: Path | None = None,

@@ -39,6 +39,7 @@ from maesil.store.index import patients
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.training.log import METRICS, read_metrics
@@ -83,7 +84,7 @@ class Budget:
 
 
 def run_paper_experiment(
-    stores: Sequence[Path],
+    stores: Sequence[StorePlace],
     out: Path,
     budget: Budget,
     *,
@@ -135,10 +136,10 @@ class _Stores:
     readers: Sequence[SuperpatchReader]
 
     @classmethod
-    def open(cls, paths: Sequence[Path]) -> _Stores:
+    def open(cls, paths: Sequence[StorePlace]) -> _Stores:
         """Open stores; UsageError if two share a volume, which would be trained on, or scored, twice."""
         stores = sorted((Store.open(path) for path in paths), key=lambda store: store.fingerprint)
-        readers, seen = [SuperpatchReader(store) for store in stores], dict[str, Path]()
+        readers, seen = [SuperpatchReader(store) for store in stores], dict[str, StorePlace]()
         for store, reader in zip(stores, readers, strict=True):
             for volume_id in reader.volumes:
                 if volume_id in seen:
@@ -233,7 +234,9 @@ def _claim(out: Path, made_from: dict[str, Any], split: Split) -> None:
     write_json(marker, document)
 
 
-def _train_unless_done(stores: Sequence[Path], config: RunConfig, folder: Path, split: Split, console: Console) -> None:
+def _train_unless_done(
+    stores: Sequence[StorePlace], config: RunConfig, folder: Path, split: Split, console: Console
+) -> None:
     """Train a model, or go on with it, unless it is finished."""
     if not (folder / "trained").exists():
         summary = train(stores, config, folder, resume="auto", split=split, console=console)
@@ -270,7 +273,7 @@ def _score_naive_or_find(out: Path, test: _TestSet) -> list[VolumeRow]:
         return _rows_of(found["scored"])
 
 
-def _naive_curves_or_find(out: Path, stores: Sequence[Path]) -> dict[str, float]:
+def _naive_curves_or_find(out: Path, stores: Sequence[StorePlace]) -> dict[str, float]:
     """Score the naive baselines on the crops of the learning curves of table A, or find the scores (dB)."""
     scores = out / "floors" / "crops.json"
     if not scores.exists():

@@ -33,6 +33,7 @@ from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.types import AIR_HU, MAP_CELL, Edges, Window, Zyx, zyx
@@ -65,7 +66,7 @@ class HiddenPrediction:
 
 def reconstruct_volume(
     run_dir: Path,
-    store_path: Path,
+    store_path: StorePlace,
     volume_id: str,
     *,
     out: Path | None = None,

@@ -1,67 +1,57 @@
-"""The only module that opens files of a store: range reads, exclusive writes, listing.
+"""What a store asks of the place where its files lie. Nothing else opens them.
 
-Nothing is renamed into place or appended to, so that POSIX file systems, NFS and (later) object stores behave alike: a
-record appears whole under its final name or not at all. Keys are relative paths with ``/``.
+Nothing is renamed or appended to, so that POSIX file systems, NFS and object stores behave alike: a record appears
+whole under its final name or not at all. Keys are relative paths with ``/``.
+`maesil.store.backends.open_storage` chooses what is meant by a path or a URL.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import shutil
-import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from urllib.parse import unquote
+from contextlib import AbstractContextManager
 
-import zarr.storage
+import zarr.abc.store
 
-from maesil.atomic import named_when_whole, sync
-from maesil.errors import DISK_FULL, StoreError, UsageError, disk_full
+from maesil.store.urls import StorePlace
 
-_TEMPORARY = ".tmp-"
-_SYNCS_AT_ONCE = 8
-_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<rest>.*)", re.DOTALL)
+TEMPORARY = ".tmp-"
+"""How the names of files begin that are being written, or were when their process was killed."""
+Stamp = tuple[int, int | str]
+"""Size (bytes) of a file, and its time (ns) or its ETag: another one once the file was replaced."""
 
 
-def local_path(text: str | Path) -> Path:
-    """Return the path that a path or a ``file://`` URL names; UsageError for URLs of other schemes, in one line."""
-    url = _URL.fullmatch(str(text))
-    if url is None:
-        return Path(text)
-    host, slash, path = url["rest"].partition("/")
-    if url["scheme"].lower() != "file" or host not in ("", "localhost") or not slash:
-        raise UsageError(f"{text}: expected a path or file:///PATH; other URLs cannot be read yet")
-    return Path(unquote("/" + path))
+class Storage(ABC):
+    """The files below one place."""
 
+    root: StorePlace
 
-class Storage:
-    """The files below one folder."""
+    @abstractmethod
+    def require_writable(self, option: str) -> None:
+        """Raise unless files can be written here and none replaces another; nothing is left behind.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+        UsageError names the ``option``; ResourceError for a full disk, or a server that does not answer.
+        """
 
+    @abstractmethod
     def exists(self, key: str) -> bool:
-        """Return whether a file or folder of this key is there."""
-        return (self.root / key).exists()
+        """Return whether a file or folder of this key is there; an empty key is the place itself."""
 
+    @abstractmethod
     def size(self, key: str) -> int:
         """Return the size of a file (bytes); `StoreError` if it is missing."""
-        with _missing_is_damage(self.root / key):
-            return (self.root / key).stat().st_size
 
-    def stamp(self, key: str) -> tuple[int, int]:
-        """Return size (bytes) and time (ns) of a file, which tell whether it changed; `StoreError` if it is missing."""
-        with _missing_is_damage(self.root / key):
-            found = (self.root / key).stat()
-        return found.st_size, found.st_mtime_ns
+    @abstractmethod
+    def stamps(self, prefix: str) -> dict[str, Stamp]:
+        """Return what `list` yields, sorted, and by what it is seen whether a file changed."""
 
+    @abstractmethod
     def read(self, key: str) -> bytes:
         """Return a whole file; `StoreError` if it is missing."""
-        with _missing_is_damage(self.root / key):
-            return (self.root / key).read_bytes()
+
+    @abstractmethod
+    def read_each(self, keys: Sequence[str]) -> Iterator[bytes]:
+        """Yield whole files in the order of their keys, several on their way at once where that is faster."""
 
     def read_range(self, key: str, offset: int, length: int) -> bytearray:
         """Return ``length`` bytes from ``offset`` by one positioned read; `StoreError` if the file is shorter."""
@@ -69,138 +59,52 @@ class Storage:
         self.read_into(key, offset, memoryview(buffer))
         return buffer
 
+    @abstractmethod
     def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Fill a caller's buffer (bytes) from ``offset`` by one positioned read; `StoreError` if the file is shorter.
 
-        The file is opened anew each time: one that was deleted meanwhile is missed at once, and nothing is shared
-        between threads or across a fork.
+        Any number of threads may read at once.
         """
-        length = len(buffer)
-        with _missing_is_damage(self.root / key):
-            descriptor = os.open(self.root / key, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                done = os.preadv(descriptor, [buffer], offset)
-                while 0 < done < length and (more := os.preadv(descriptor, [buffer[done:]], offset + done)):
-                    done += more
-            finally:
-                os.close(descriptor)
-        if done != length:
-            raise StoreError(f"{self.root / key}: expected {length} bytes at {offset}, found {done}; the file was cut")
 
+    @abstractmethod
     def list(self, prefix: str) -> Iterator[str]:
         """Yield the keys of all files below a folder, sorted, without the temporary ones."""
-        base = self.root / prefix
-        for folder, subfolders, files in os.walk(base, onerror=_unless_missing):
-            subfolders.sort()
-            for name in sorted(files):
-                if not name.startswith(_TEMPORARY):
-                    yield (Path(folder) / name).relative_to(self.root).as_posix()
 
+    @abstractmethod
     def folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below one, sorted."""
-        base = self.root / prefix
-        return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
 
+    @abstractmethod
     def last_change(self, key: str) -> float:
         """Return when a file, or anything in a folder, was last written (seconds since 1970)."""
-        path = self.root / key
-        with _missing_is_damage(path):
-            return max(one.stat().st_mtime for one in (path, *path.rglob("*")))
 
+    @abstractmethod
     def temporaries(self) -> Iterator[str]:
         """Yield the keys of files that were being written: by a process that still is at it, or was killed."""
-        for path in sorted(self.root.rglob(f"{_TEMPORARY}*")):
-            yield path.relative_to(self.root).as_posix()
 
+    @abstractmethod
     def put_new(self, key: str, data: bytes) -> bool:
         """Write a file that must not exist yet, durably and all at once; return False if another was first."""
-        path = self.root / key
-        try:
-            self._put(path, data, new=True)
-        except FileExistsError:
-            return False
-        return True
 
+    @abstractmethod
     def put(self, key: str, data: bytes) -> None:
         """Write or replace a file all at once. Only for what can be derived anew; records use `put_new`."""
-        self._put(self.root / key, data, new=False)
 
+    @abstractmethod
     def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
         """Write a file that must not exist yet, part by part. For what nothing refers to before it was synced."""
-        path = self.root / key
-        with _full_disk_is_resource_error(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                for part in parts:
-                    file.write(part)
 
-    @contextlib.contextmanager
-    def syncing(self, prefix: str) -> Iterator[None]:
-        """Make everything below a folder, and the folder's own entry, durable (fsync) before the block is left."""
-        base = self.root / prefix
-        files, folders = [], [base.parent]
-        for folder, _, names in os.walk(base):
-            folders.append(Path(folder))
-            files += [Path(folder) / name for name in names]
-        # At once, since a file system that waits for several writes them together.
-        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:
-            synced = pool.map(sync, files)
-            yield
-            list(synced)
-            list(pool.map(sync, folders))
+    @abstractmethod
+    def syncing(self, prefix: str) -> AbstractContextManager[None]:
+        """Make everything below a folder, and the folder's own entry, durable before the block is left."""
 
+    @abstractmethod
     def remove(self, key: str) -> None:
-        """Remove a folder and all in it, or a file; it may be missing already. For what nothing refers to any more."""
-        path = self.root / key
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        """Remove a folder and all in it, or a file; it may be missing already. For what nothing refers to any more.
 
-    def zarr(self, prefix: str, *, read_only: bool) -> zarr.storage.LocalStore:
+        Whatever ends it half way, `last_change` of the folder around it says that something went.
+        """
+
+    @abstractmethod
+    def zarr(self, prefix: str, *, read_only: bool) -> zarr.abc.store.Store:
         """Return the Zarr view of a folder."""
-        return zarr.storage.LocalStore(self.root / prefix, read_only=read_only)
-
-    def _put(self, path: Path, data: bytes, *, new: bool) -> None:
-        with _full_disk_is_resource_error(path):
-            _make_folder(path.parent)
-            temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
-            with named_when_whole(path, temporary, new=new, durable=True):
-                temporary.write_bytes(data)
-
-
-def _make_folder(folder: Path) -> None:
-    """Create a folder and the missing ones above it, durably: a file is not safe before the way to it is."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StoreError(f"{folder}: expected a folder of the store here, found a file; move it away") from error
-    for path in missing:
-        sync(path.parent)
-
-
-def _unless_missing(error: OSError) -> None:
-    """A folder that cannot be listed must not pass for an empty one."""
-    if isinstance(error, NotADirectoryError):
-        raise StoreError(f"{error.filename}: expected a folder of the store here, found a file; move it away")
-    if not isinstance(error, FileNotFoundError):
-        raise error
-
-
-@contextlib.contextmanager
-def _missing_is_damage(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise StoreError(f"{path}: expected a file of the store here, found none; run `maesil store verify`") from error
-
-
-@contextlib.contextmanager
-def _full_disk_is_resource_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise disk_full(path) from error
-        raise

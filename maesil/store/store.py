@@ -15,10 +15,12 @@ from typing import Any
 
 from maesil.documents import CHECKSUM, canonical_json, parsed_json, reason, sealed, unsealed
 from maesil.errors import StoreError, UsageError
+from maesil.store.backends import open_storage
 from maesil.store.commit import commit_key, quarantine_key
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
-from maesil.store.storage import Storage, local_path
+from maesil.store.storage import Stamp, Storage
+from maesil.store.urls import StorePlace
 from maesil.text import candidates
 
 FORMAT_NAME = "maesil-superpatch-store"
@@ -36,22 +38,22 @@ class Store:
         self.storage = storage
         self.recipe_hash: str = attributes["recipe_hash"]
         self.key_fingerprint: str = attributes["key_fingerprint"]
-        self._known: dict[str, tuple[tuple[int, int], Volume]] = {}
+        self._known: dict[str, tuple[Stamp, Volume]] = {}
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, volumes={len(self.live_commits())}, recipe={self.recipe_hash[:12]!r})"
 
     @property
-    def path(self) -> Path:
-        """The folder of the store."""
+    def path(self) -> StorePlace:
+        """The folder of the store, or its place in object storage."""
         return self.storage.root
 
     @classmethod
-    def open(cls, path: Path | str) -> Store:
+    def open(cls, path: StorePlace | str) -> Store:
         """Open a store; `StoreError` if there is none, or one of a format this version cannot read."""
-        storage = Storage(local_path(path))
+        storage = open_storage(path)
         if not storage.exists(_ROOT_KEY):
-            found = "no such folder" if not storage.root.exists() else "no zarr.json in it"
+            found = "no zarr.json in it" if storage.exists("") else "no such folder"
             raise StoreError(f"{path}: expected a store made by `maesil ingest`, found {found}")
         try:
             document = storage.read(_ROOT_KEY)
@@ -75,17 +77,17 @@ class Store:
         return cls(storage, attributes)
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, key_fingerprint: str, *, update: bool = False) -> Store:
+    def create(cls, path: StorePlace, recipe: Recipe, key_fingerprint: str, *, update: bool = False) -> Store:
         """Create a store, or open it if it exists with the same recipe and key.
 
         `UsageError` if it has another recipe and not `update`, was made with another key, or if the folder holds
         something else.
         """
-        if path.exists() and not path.is_dir():
+        if isinstance(path, Path) and path.exists() and not path.is_dir():
             raise UsageError(f"{path}: expected a folder for the store, found a file; name another --out")
-        storage = Storage(path)
+        storage = open_storage(path)
         if not storage.exists(_ROOT_KEY):
-            if path.exists() and any(path.iterdir()) and not storage.exists("recipes"):
+            if any(True for _ in storage.list("")) and not storage.exists("recipes"):
                 raise UsageError(f"{path}: expected a store or an empty folder, found other files; name another --out")
             storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
             storage.put_new(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
@@ -134,24 +136,22 @@ class Store:
 
     def _all_volumes(self) -> list[Volume]:
         """Return the volumes of all live commits; those that were read before are read again only if they changed."""
-        known = {}
-        for key in self.live_commits():
-            stamp, before = self.storage.stamp(key), self._known.get(key)
-            known[key] = before if before and before[0] == stamp else (stamp, self.read_commit(key))
-        self._known = known
-        return [volume for _, volume in known.values()]
+        stamps = self.storage.stamps("commits")
+        keys = _live(stamps)
+        new = [key for key in keys if key not in self._known or self._known[key][0] != stamps[key]]
+        read = {key: self._volume(key, data) for key, data in zip(new, self.storage.read_each(new), strict=True)}
+        self._known = {key: (stamps[key], read[key] if key in read else self._known[key][1]) for key in keys}
+        return [volume for _, volume in self._known.values()]
 
     def live_commits(self, prefix: str = "commits") -> list[str]:
         """Return the keys of the live commits below a folder, by volume id: of each volume the highest generation."""
-        newest: dict[str, str] = {}
-        for key in self.storage.list(prefix):
-            if found := _COMMIT_KEY.fullmatch(key):  # other files may lie about: .DS_Store, .nfs...
-                newest[found["volume_id"]] = key  # keys come sorted: the highest generation is last
-        return [key for _, key in sorted(newest.items())]
+        return _live(self.storage.list(prefix))
 
     def read_commit(self, key: str) -> Volume:
         """Return the volume of one commit; `StoreError` if the record is damaged."""
-        data = self.storage.read(key)
+        return self._volume(key, self.storage.read(key))
+
+    def _volume(self, key: str, data: bytes) -> Volume:
         try:
             return Volume.from_json(data, key)
         except StoreError as error:
@@ -215,12 +215,16 @@ class Store:
 
     def quarantined(self) -> list[Refusal]:
         """Return the records of all refused sources; `StoreError` on a damaged one."""
-        return [self.refusal(key) for key in self.storage.list("quarantine") if key.endswith(".json")]
+        keys = [key for key in self.storage.list("quarantine") if key.endswith(".json")]
+        return [self._refusal(key, data) for key, data in zip(keys, self.storage.read_each(keys), strict=True)]
 
     def refusal(self, key: str) -> Refusal:
         """Return one record of a refusal; `StoreError` if it is damaged."""
+        return self._refusal(key, self.storage.read(key))
+
+    def _refusal(self, key: str, data: bytes) -> Refusal:
         try:
-            return Refusal.from_document(unsealed(self.storage.read(key)))
+            return Refusal.from_document(unsealed(data))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{self.path}: {key}: expected the record of a refusal, found damage ({reason(error)})"
@@ -235,12 +239,21 @@ class Store:
         return digest.hexdigest()
 
 
-def is_store(folder: Path) -> bool:
-    """Return whether a folder is a store of ours, of whatever version, by what its root says."""
+def _live(keys: Iterable[str]) -> list[str]:
+    """Return, of sorted keys, the commits of the highest generation of each volume, by volume id."""
+    newest: dict[str, str] = {}
+    for key in keys:
+        if found := _COMMIT_KEY.fullmatch(key):  # other files may lie about: .DS_Store, .nfs...
+            newest[found["volume_id"]] = key
+    return [key for _, key in sorted(newest.items())]
+
+
+def is_store(place: StorePlace) -> bool:
+    """Return whether a place holds a store of ours, of whatever version, by what its root says."""
     try:
-        attributes = parsed_json((folder / ZARR_DOCUMENT).read_bytes())["attributes"]["maesil"]
+        attributes = parsed_json(open_storage(place).read(ZARR_DOCUMENT))["attributes"]["maesil"]
         return bool(attributes["format"] == FORMAT_NAME)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, StoreError, ValueError, KeyError, TypeError):
         return False
 
 

@@ -13,6 +13,7 @@ from maesil.config.schema import RunConfig
 from maesil.config.toml import load_config
 from maesil.errors import UsageError
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.checkpoint import has_checkpoint
 from maesil.training.leftover import CONFIG
@@ -21,7 +22,9 @@ _MANY_VOLUMES = 100
 """From so many on, ``base`` in place of ``small`` (ours)."""
 
 
-def starting_point(stores: Sequence[Path], out: Path, device: torch.device, *, resume: bool) -> tuple[RunConfig, str]:
+def starting_point(
+    stores: Sequence[StorePlace], out: Path, device: torch.device, *, resume: bool
+) -> tuple[RunConfig, str]:
     """Return the configuration that options are laid over where no preset is named, and a line that says why.
 
     A run that goes on, or was begun and took no step, starts from its own configuration. Presets too large for a CPU
@@ -37,7 +40,7 @@ def starting_point(stores: Sequence[Path], out: Path, device: torch.device, *, r
     return PRESETS[name], f"preset {name}, since {why}; --preset takes another one"
 
 
-def _preset(stores: Sequence[Path], device: torch.device) -> tuple[str, str]:
+def _preset(stores: Sequence[StorePlace], device: torch.device) -> tuple[str, str]:
     if device.type == "cpu":
         return "tiny", "training is on a CPU"
     opened = [Store.open(path) for path in stores]

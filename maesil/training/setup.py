@@ -33,6 +33,7 @@ from maesil.models.encoders import Encoder
 from maesil.models.latent import USED_FROM_DB
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
+from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.begin import Beginning, beginning, require_same_beginning
 from maesil.training.checkpoint import Run, has_checkpoint, load_run, restore_rng
@@ -55,7 +56,7 @@ Resume = Literal["auto"] | bool
 
 
 def prepare(
-    stores: Sequence[Path],
+    stores: Sequence[StorePlace],
     config: RunConfig,
     out: Path,
     *,

@@ -23,6 +23,7 @@ from maesil.installed import EVENTS, PICTURES, not_installed
 from maesil.kernels import use_kernels
 from maesil.models.encoders import Encoder, HasNet
 from maesil.signals import interrupts_deferred, interrupts_raised
+from maesil.store.urls import StorePlace
 from maesil.training.checkpoint import has_checkpoint
 from maesil.training.kept import Kept
 from maesil.training.log import NoLog, RunLog
@@ -54,7 +55,7 @@ class TrainSummary:
 
 
 def train(
-    stores: Sequence[Path],
+    stores: Sequence[StorePlace],
     config: RunConfig,
     out: Path,
     *,

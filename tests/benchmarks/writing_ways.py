@@ -47,13 +47,13 @@ def write_maesil(threads: int) -> Callable[[dict[str, Any]], Round]:
     """Write as ingest does: superpatches, maps and thumbnail, synced, everything read back and compared."""
 
     def prepare(data: dict[str, Any]) -> Round:
-        from maesil.store.storage import Storage
+        from maesil.store.local_storage import LocalStorage
         from maesil.store.writer import Image, write_attempt
 
         def save(volume: np.ndarray, path: Path) -> None:
             cells = np.full([n // 8 for n in volume.shape], 255, np.uint8)
             image = Image(hu=volume, affine=np.eye(4), valid=cells, body=cells)
-            store, volume_id = Storage(path.parent), path.name * 8
+            store, volume_id = LocalStorage(path.parent), path.name * 8
             write_attempt(store, volume_id, "attempt", image, tile=EDGE, codec="fast", threads=threads)
 
         return _write(data, save)

@@ -13,8 +13,8 @@ from support.stores import make_store
 from maesil.cache.catalogue import RUN_STORES, Built, Catalogue, entry_of, find_store, state_of_commits
 from maesil.errors import StoreError, UsageError
 from maesil.store.recipe import Recipe
-from maesil.store.storage import local_path
 from maesil.store.store import Store
+from maesil.store.urls import local_path
 
 RECIPE = Recipe(spacing=(1.5, 1.5, 1.5))
 

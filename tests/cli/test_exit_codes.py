@@ -95,23 +95,23 @@ def test_a_model_larger_than_the_superpatches(tmp_path, store):
 
 
 def test_a_full_disk_is_5(tmp_path, sources, monkeypatch):
-    from maesil.store.storage import Storage
+    from maesil.store.local_storage import LocalStorage
 
     def full(self, key, data):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Storage, "put_new", full)
+    monkeypatch.setattr(LocalStorage, "put_new", full)
     fails(errors.EXIT_RESOURCES, *ingest(sources, tmp_path / "s.zarr"))
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_what_may_not_be_written_is_told_in_one_line(tmp_path, sources, monkeypatch, number):
-    from maesil.store.storage import Storage
+    from maesil.store.local_storage import LocalStorage
 
     def forbidden(self, key, data):
         raise OSError(number, os.strerror(number), key)
 
-    monkeypatch.setattr(Storage, "put_new", forbidden)
+    monkeypatch.setattr(LocalStorage, "put_new", forbidden)
     assert os.strerror(number) in fails(errors.EXIT_USAGE, *ingest(sources, tmp_path / "s.zarr"))
 
 

@@ -22,9 +22,9 @@ from maesil.ingest.plan import make_plan
 from maesil.ingest.scan import scan
 from maesil.ingest.source import Source
 from maesil.ingest.volume import BuildOrder, build
+from maesil.store.local_storage import LocalStorage
 from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
-from maesil.store.storage import Storage
 from maesil.store.store import Store
 from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 from maesil.types import AIR_HU
@@ -127,14 +127,14 @@ def test_building_twice_gives_two_attempts_of_the_same_bytes(tmp_path, series):
 def test_other_voxels_read_back_than_written_are_noticed(tmp_path, monkeypatch):
     """A disk or memory that alters one voxel between writing and committing."""
     store = make_store(tmp_path / "s", [], superpatch=16)
-    real = Storage.put_parts
+    real = LocalStorage.put_parts
 
     def altered(storage, key, parts):
         real(storage, key, parts)
         hu = zarr.open_array(storage.root / key.removesuffix("/c/0/0/0"), mode="r+")
         hu[3, 4, 5] = hu[3, 4, 5] + 1
 
-    monkeypatch.setattr(Storage, "put_parts", altered)
+    monkeypatch.setattr(LocalStorage, "put_parts", altered)
     with pytest.raises(StoreError, match="read back other voxels"):
         add_volume(store, synthetic_hu((20, 20, 20)))
     assert store.volumes() == []

@@ -11,9 +11,9 @@ import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.store.index import SUPERPATCHES_KEY, VOLUMES_KEY, index_is_current, write_index
+from maesil.store.local_storage import LocalStorage
 from maesil.store.reader import SuperpatchReader
 from maesil.store.shard import decode_superpatch
-from maesil.store.storage import Storage
 from maesil.store.store import Store
 from maesil.store.verify import verify
 
@@ -103,7 +103,7 @@ def test_an_index_cut_off_anywhere_is_no_damage_and_is_not_used(store, monkeypat
     """A full disk, or a kill, after so many files of the index."""
     write_index(store)
     add_volume(store, synthetic_hu((32, 32, 32), 100 + puts), name=f"added {puts}")
-    put, done = Storage.put, []
+    put, done = LocalStorage.put, []
 
     def put_some(self, key, data):
         if len(done) == puts:
@@ -112,7 +112,7 @@ def test_an_index_cut_off_anywhere_is_no_damage_and_is_not_used(store, monkeypat
         put(self, key, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Storage, "put", put_some)
+        patched.setattr(LocalStorage, "put", put_some)
         if puts < 4:
             with pytest.raises(OSError):
                 write_index(store)

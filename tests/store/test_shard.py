@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from support.stores import make_store
 
 from maesil.errors import StoreError
+from maesil.store.local_storage import LocalStorage
 from maesil.store.recipe import CODECS
 from maesil.store.shard import (
     check_and_decode,
@@ -28,7 +29,6 @@ from maesil.store.shard import (
     shard_parts,
     tiles_per_shard,
 )
-from maesil.store.storage import Storage
 
 grids = st.tuples(*[st.integers(1, 12)] * 3)
 
@@ -92,8 +92,8 @@ def test_zarr_finds_each_superpatch_of_a_shard_where_it_belongs(per_shard, codec
             fill_value=-1024,
         )  # fmt: skip
         parts = shard_parts(per_shard, ((inner, encode(hu, codec)) for inner, hu in voxels.items()))
-        Storage(Path(folder)).put_parts("c/0/0/0", parts)
-        table = read_shard_index(Storage(Path(folder)), "c/0/0/0", per_shard)
+        LocalStorage(Path(folder)).put_parts("c/0/0/0", parts)
+        table = read_shard_index(LocalStorage(Path(folder)), "c/0/0/0", per_shard)
         found = array[...]
     for inner in places:
         there = found[tuple(slice(8 * i, 8 * i + 8) for i in inner)]
@@ -115,15 +115,15 @@ def test_an_index_leads_zarr_and_the_commit_to_the_same_bytes(store):
 
 @pytest.mark.parametrize("size", [0, 10, 99])
 def test_an_emptied_shard_is_named(tmp_path, size):
-    Storage(tmp_path).put_new("c/0", bytes(size))
+    LocalStorage(tmp_path).put_new("c/0", bytes(size))
     with pytest.raises(StoreError, match="c/0: expected at least 100 bytes, found"):
-        read_shard_index(Storage(tmp_path), "c/0", (1, 2, 3))
+        read_shard_index(LocalStorage(tmp_path), "c/0", (1, 2, 3))
 
 
 def test_an_absent_chunk_is_named(tmp_path):
     table = np.full((1, 1, 1, 2), 2**64 - 1, "<u8").tobytes()
-    Storage(tmp_path).put_new("c/0", table + struct.pack("<I", google_crc32c.value(table)))
-    found = read_shard_index(Storage(tmp_path), "c/0", (1, 1, 1))
+    LocalStorage(tmp_path).put_new("c/0", table + struct.pack("<I", google_crc32c.value(table)))
+    found = read_shard_index(LocalStorage(tmp_path), "c/0", (1, 1, 1))
     with pytest.raises(StoreError, match="tile 7: missing"):
         shard_entry(found, (0, 0, 0), "tile 7")
 

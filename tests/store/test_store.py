@@ -304,8 +304,8 @@ def test_records_are_canonical(store):
 
 def test_a_commit_is_read_once_and_anew_when_it_changed(tmp_path, monkeypatch):
     store = Store.open(make_store(tmp_path / "s", [(16, 16, 16), (20, 16, 16)], superpatch=16).path)
-    read, original = [], Store.read_commit
-    monkeypatch.setattr(Store, "read_commit", lambda self, key: (read.append(key), original(self, key))[1])
+    read, original = [], Store._volume
+    monkeypatch.setattr(Store, "_volume", lambda self, key, data: (read.append(key), original(self, key, data))[1])
     volumes = store.volumes()
     assert store.volumes() == volumes and store.outdated() == [] and len(read) == 2
     added = add_volume(store, synthetic_hu((16, 16, 16), 7), name="later")

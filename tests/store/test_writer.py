@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.stores import cells, synthetic_hu
 
+from maesil.store.local_storage import LocalStorage
 from maesil.store.recipe import CODECS
-from maesil.store.storage import Storage
 from maesil.store.writer import Image, write_attempt
 
 SHAPES = st.tuples(*[st.integers(1, 70)] * 3)
@@ -32,7 +32,7 @@ def test_zarr_reads_what_was_written(shape, tile, codec, threads):
     hu = synthetic_hu(shape)
     with tempfile.TemporaryDirectory() as folder:
         patches, documents = write_attempt(
-            Storage(Path(folder)), "ab" * 16, "attempt", image_of(hu), tile=tile, codec=codec, threads=threads
+            LocalStorage(Path(folder)), "ab" * 16, "attempt", image_of(hu), tile=tile, codec=codec, threads=threads
         )
         group = zarr.open_group(Path(folder) / "volumes/ab" / ("ab" * 16) / "attempt", mode="r")
         np.testing.assert_array_equal(group["0"][...], hu)
@@ -54,7 +54,7 @@ def test_threads_do_not_change_a_byte(tmp_path):
     for threads in (1, 2, 5):
         root = tmp_path / str(threads)
         patches, documents = write_attempt(
-            Storage(root), "ab" * 16, "attempt", image_of(hu), tile=16, codec="fast", threads=threads
+            LocalStorage(root), "ab" * 16, "attempt", image_of(hu), tile=16, codec="fast", threads=threads
         )
         files = {p.relative_to(root): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
         made[threads] = (files, patches, documents)
@@ -74,5 +74,5 @@ def test_a_disk_that_fills_up_keeps_nothing_of_the_attempt(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", full)
     image = image_of(synthetic_hu((20, 20, 20)))
     with pytest.raises(OSError, match="No space left"):
-        write_attempt(Storage(tmp_path), "ab" * 16, "attempt", image, tile=16, codec="raw")
+        write_attempt(LocalStorage(tmp_path), "ab" * 16, "attempt", image, tile=16, codec="raw")
     assert not (tmp_path / "volumes/ab" / ("ab" * 16) / "attempt").exists()

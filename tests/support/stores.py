@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import uuid
-from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from maesil.store.index import write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.store.writer import Image, write_attempt
 from maesil.types import AIR_HU, MAP_CELL
 
@@ -78,7 +78,7 @@ def add_volume(
 
 
 def make_store(
-    path: Path,
+    path: StorePlace,
     shapes: list[tuple[int, int, int]],
     *,
     superpatch: int = 32,

@@ -1,0 +1,228 @@
+"""A URL wherever a store is named: the commands end as they do on a disk, also killed and behind a bad network."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.command_line import fails, ingest, run
+from support.object_server import KEY_ID, SECRET
+from support.sources import contents, write_sources
+from support.stores import make_store, synthetic_hu
+
+from maesil.cache.catalogue import find_stores
+from maesil.cache.provenance import recorded_uses
+from maesil.errors import UsageError
+from maesil.store.garbage import find_garbage
+from maesil.store.reader import SuperpatchReader
+from maesil.store.store import Store
+from maesil.store.urls import place_of
+from maesil.store.verify import verify
+
+SMALL = ("--superpatch", 32, "--spacing", 4)
+TRANSIENT = ("slow down", "internal error", "lost answer", "cut body")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scans")
+    write_sources(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sources, tmp_path_factory):
+    """An ingest of those sources on a disk, and the key it was made with."""
+    folder = tmp_path_factory.mktemp("local")
+    code, _, stderr = run(*ingest(sources, folder / "store.zarr", "--key-file", folder / "key", *SMALL))
+    assert code == 0, stderr
+    return Store.open(folder / "store.zarr"), folder / "key"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A current folder of its own: reports of stores elsewhere lie there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def url_of(bucket):
+    return f"s3://{bucket}/stores/store.zarr"
+
+
+@pytest.mark.slow
+def test_an_ingest_into_a_bucket_commits_what_one_onto_a_disk_does(sources, undisturbed, bucket, here):
+    local, key = undisturbed
+    code, out, stderr = run(*ingest(sources, url_of(bucket), "--key-file", key, "--phi-scan", *SMALL))
+    assert code == 0 and f"committed to {url_of(bucket)}" in out, stderr
+    store = Store.open(url_of(bucket))
+    assert contents(store) == contents(local) and store.fingerprint == local.fingerprint
+    assert verify(store).problems == ()
+    assert json.loads((here / "store.report" / "store.json").read_text())["store"] == url_of(bucket)
+    told = run("store", "explain", url_of(bucket), store.volumes()[0].volume_id)
+    assert told[0] == 0 and str(sources) in told[1], "its files are those that the report in this folder names"
+    again = run(*ingest(sources, url_of(bucket), "--key-file", key, *SMALL))
+    assert again[0] == 0 and "nothing to do: 3 volumes are up to date" in again[1]
+    assert "report of another store" in fails(
+        2, *ingest(sources, f"s3://{bucket}/other/store.zarr", "--key-file", key, *SMALL)
+    )
+
+
+@pytest.mark.slow
+def test_behind_a_bad_network_the_commits_are_the_same(sources, undisturbed, proxy, bucket, here):
+    """Every seventh request is throttled, fails, loses its answer or is cut; superpatches too."""
+    local, key = undisturbed
+    asked = iter(range(10**9))
+
+    def fault(request):
+        n = next(asked)
+        return TRANSIENT[n // 7 % 4] if n % 7 == 3 else None
+
+    proxy.faults = fault
+    code, out, stderr = run(*ingest(sources, url_of(bucket), "--key-file", key, *SMALL))
+    assert code == 0, out + stderr
+    store = Store.open(url_of(bucket))
+    assert contents(store) == contents(local) and verify(store).problems == ()
+    assert {volume.generation for volume in store.volumes()} == {1}
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_the_same(sources, undisturbed, object_server, bucket, here):
+    """SIGKILL after more and more requests; then undisturbed: as if nothing had happened."""
+    local, key = undisturbed
+    words = [str(word) for word in ingest(sources, url_of(bucket), "--key-file", key, *SMALL)]
+    killed = 0
+    with object_server.proxy() as proxy:
+        environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.url}
+        for requests in (8, 30, 60, 90):
+            seen = len(proxy.requests)
+            process = subprocess.Popen([sys.executable, "-m", "maesil", *words], env=environment)
+            while process.poll() is None and len(proxy.requests) < seen + requests:
+                time.sleep(0.002)
+            killed += process.poll() is None
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert killed >= 3
+    before = {volume.volume_id: volume.attempt for volume in Store.open(url_of(bucket)).volumes()}
+    assert run(*words)[0] == 0
+    store = Store.open(url_of(bucket))
+    assert contents(store) == contents(local) and verify(store).problems == ()
+    assert before.items() <= {volume.volume_id: volume.attempt for volume in store.volumes()}.items()
+    assert {volume.generation for volume in store.volumes()} == {1}
+    left = find_garbage(store, older_than_hours=-1)
+    assert left and run("store", "gc", url_of(bucket), "--older-than", 0)[0] == 0
+    assert contents(store) == contents(local) and verify(store).problems == ()
+
+
+def test_every_command_of_a_store_takes_its_url(bucket, here):
+    store = make_store(place_of(url_of(bucket)), [(40, 48, 40), (32, 40, 36)], superpatch=16)
+    first = store.volumes()[0].volume_id
+    for words in (
+        ("info", url_of(bucket)), ("verify", url_of(bucket)), ("gc", url_of(bucket)), ("index", url_of(bucket)),
+        ("export", url_of(bucket), "--out", "nifti", first[:8]),
+        ("split", url_of(bucket), "--out", "split.json", "--shares", "0.5,0.5,0"),
+    ):  # fmt: skip
+        code, _, stderr = run("store", *words)
+        assert code == 0, (words, stderr)
+    assert Path("nifti", f"{first}.nii.gz").stat().st_size > 1000
+    assert run("store", "overlap", url_of(bucket), url_of(bucket))[0] == 1
+    assert run("doctor", url_of(bucket))[0] == 0
+
+
+@pytest.mark.slow
+def test_training_and_scores_are_those_of_the_same_store_on_a_disk(bucket, here, one_thread):
+    shapes = [(48, 64, 64), (64, 48, 48), (40, 40, 40)]
+    local = make_store(Path("local.zarr"), shapes, superpatch=32)
+    make_store(place_of(url_of(bucket)), shapes, superpatch=32)
+    losses = []
+    for store, out in (("local.zarr", "run_a"), (url_of(bucket), "run_b")):
+        code, _, stderr = run(
+            "train", store, "--preset", "tiny", "--out", out, "--steps", 3, "--batch", 2, "--device", "cpu",
+            "--set", "model.crop=32", "--validation", 0.3,
+        )  # fmt: skip
+        assert code == 0, stderr
+        losses.append([json.loads(line).get("loss") for line in Path(out, "metrics.jsonl").read_text().splitlines()])
+    assert losses[0] == losses[1]
+    (use,) = recorded_uses(Path("run_b"))
+    assert (use.path, use.fingerprint) == (url_of(bucket), local.fingerprint)
+    code, _, stderr = run("train", url_of(bucket), "--out", "run_b", "--resume", "--steps", 4)
+    assert code == 0, stderr
+    code, _, stderr = run("evaluate", "run_b", url_of(bucket), "--volumes", "all", "--out", "scores")
+    assert code == 0, stderr
+
+
+def test_stores_named_by_url_may_have_weights(bucket):
+    assert find_stores([f"{url_of(bucket)}=0.3", "s3://other/b=0.7"])[1] == (0.3, 0.7)
+    with pytest.raises(UsageError, match="expected each store once"):
+        find_stores([url_of(bucket), f"{url_of(bucket)}/"])
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_a_missing_and_a_shortened_object_are_damage(bucket):
+    store = make_store(place_of(url_of(bucket)), [(40, 40, 40)], superpatch=16)
+    (volume,) = store.volumes()
+    key = volume.superpatches[0].path
+    whole = store.storage.read(key)
+    flipped = bytearray(whole)
+    flipped[volume.superpatches[0].offset + 20] ^= 4
+    for damaged in (bytes(flipped), whole[:50], None):
+        store.storage.remove(key)
+        if damaged is not None:
+            store.storage.put_new(key, damaged)
+        assert verify(store).problems
+        assert "damaged" in run("store", "verify", url_of(bucket))[1]
+        assert run("store", "verify", url_of(bucket))[0] == 4
+    store.storage.put_new(key, whole)
+    assert verify(store).problems == ()
+    hu = SuperpatchReader(store).read_region(volume.volume_id, (0, 0, 0), volume.shape)
+    assert np.array_equal(hu, synthetic_hu((40, 40, 40)))
+
+
+def test_no_credential_stands_in_any_file_object_or_message(sources, bucket, here, object_server, monkeypatch):
+    said = [run(*ingest(sources, url_of(bucket), "--key-file", here / "key", *SMALL))]
+    said.append(run("store", "info", url_of(bucket), "--json"))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("maesil.store.object_storage.PATIENCE", 0.5)
+    said.append(run("store", "info", url_of(bucket)))
+    assert [code for code, _, _ in said] == [0, 0, 5]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.url)
+    storage = Store.open(url_of(bucket)).storage
+    data = [*storage.read_each(list(storage.list(""))), *(p.read_bytes() for p in here.rglob("*") if p.is_file())]
+    for secret in (SECRET, KEY_ID):
+        assert not any(secret in text for _, *texts in said for text in texts)
+        assert not any(secret.encode() in one for one in data)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("store", "info", "s3://k:SECRET@bucket/a"), "expected no credentials in a URL"),
+        (("store", "info", "http://host/a"), "expected a path, file:///PATH, or one of s3://BUCKET/FOLDER"),
+        (("ingest", "s3://bucket/dicom", "--out", "store.zarr"), "expected a path or file:///PATH"),
+        (("ingest", "scans", "--out", "s3://bucket/store.zarr?x=SECRET"), "nothing behind it"),
+    ],
+)
+def test_what_cannot_be_a_url_of_a_store_is_told_in_one_line(words, told, here):
+    line = fails(2, *words)
+    assert told in line and "SECRET" not in line
+
+
+def test_a_place_without_a_store_is_told(bucket):
+    assert "found no such folder" in fails(4, "store", "info", f"s3://{bucket}/nothing.zarr")
+
+
+def test_a_data_set_goes_to_another_process_and_reads_there(bucket):
+    from maesil.data.dataset import SuperpatchDataset
+
+    make_store(place_of(url_of(bucket)), [(32, 32, 32)], superpatch=16)
+    made = SuperpatchDataset(url_of(bucket))
+    sent = pickle.loads(pickle.dumps(made))
+    assert len(sent) == len(made) == 8 and bool((sent[3]["hu"] == made[3]["hu"]).all())
