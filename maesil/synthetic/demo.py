@@ -90,7 +90,7 @@ def table_told(scores: Path, steps: int) -> str:
         f"above it after {counted(steps, 'step')}."
         if above > 0
         else f"below it: {counted(steps, 'step')} are a few minutes. On real CT the same model passes the floor with "
-        "about 2,000 steps (docs/log.md)."
+        "about 1,500 steps (docs/log.md)."
     )
     return (
         "The table scores how well hidden parts of a patient that the model has not seen are filled in (PSNR: higher "
