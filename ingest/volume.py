@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import uuid
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,8 +87,9 @@ def make(source: Source, recipe: Recipe, folder: Path, *, threads: int = 1, sour
     hu, measured, clipped = _to_int16(final, recipe.hu_range, folder)
     valid = valid_map(measured)
     body = body_map(hu, valid, spacing_of(final.affine))
+    oriented, room = "quadruped" not in notes, partial(zeros, folder=folder)
     return Made(
-        image=Image(hu=hu, affine=final.affine, valid=valid, body=body),
+        image=Image(hu=hu, affine=final.affine, valid=valid, body=body, oriented=oriented, room=room),
         source_hash=source_hash,
         source_shape=canonical.shape,
         source_spacing=spacing_of(canonical.affine),

@@ -49,6 +49,14 @@ def from_dicom(
     return affine
 
 
+def straight(spacing: Spacing, origin: Sequence[float] | NDArray[np.float64]) -> Affine:
+    """Return the affine of axes z, y, x that point to S, P, L: spacing (mm), and first voxel (x, y, z; mm LPS)."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag(spacing)[::-1]
+    affine[:3, 3] = origin
+    return affine
+
+
 def spacing_of(affine: Affine) -> Spacing:
     """Return the distance between neighbouring voxels along z, y, x (mm)."""
     z, y, x = np.linalg.norm(affine[:3, :3], axis=0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +16,7 @@ from maesil.config.schema import ModelConfig
 from maesil.documents import canonical_json
 from maesil.downstream.whole_scan import cells_at
 from maesil.progress import Report
-from maesil.store.reader import SuperpatchReader
+from maesil.store.reader import StoredPlanes, SuperpatchReader
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.store import Store
@@ -65,33 +65,10 @@ def _of_store(reader: SuperpatchReader, volume: Volume) -> Scan:
 
     def read() -> Image:
         valid, body = (reader.read_map(name, which) for which in ("valid", "body"))
-        return Image(_StoredPlanes(reader, volume), np.array(volume.affine_lps), valid, body)
+        return Image(StoredPlanes(reader, volume), np.array(volume.affine_lps), valid, body)
 
     made_from = f"{volume.pixels} {volume.affine_lps}"
     return Scan({"volume_id": name, "group": volume.group}, made_from, volume.tile, read)
-
-
-class _StoredPlanes:
-    """The voxels of a stored volume; a box is read when it is asked for."""
-
-    def __init__(self, reader: SuperpatchReader, volume: Volume) -> None:
-        self._reader, self._volume = reader, volume
-        self.shape, self.dtype = volume.shape, np.dtype(np.int16)
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __iter__(self) -> Iterator[Any]:
-        return (self[z : z + 1, : self.shape[1], : self.shape[2]][0] for z in range(len(self)))
-
-    def __getitem__(self, box: Any) -> Any:
-        bounds = [part.indices(n)[:2] for part, n in zip(box, self.shape, strict=True)]
-        z, y, x = (max(0, stop - start) for start, stop in bounds)
-        start = (bounds[0][0], bounds[1][0], bounds[2][0])
-        return self._reader.read_region(self._volume.volume_id, start, (z, y, x))
-
-    def __setitem__(self, index: Any, values: Any) -> None:
-        raise TypeError("expected a volume to write to, found one of a store")
 
 
 def scans_of_files(place: Path, spacing: Spacing | None, config: ModelConfig, report: Report) -> Scans:

@@ -125,6 +125,13 @@ class LocalStorage(Storage):
                 for part in parts:
                     file.write(part)
 
+    def link(self, key: str, new_key: str) -> None:
+        """Give a file a further name, which must not exist yet, by a hard link."""
+        path = self.root / new_key
+        with _missing_is_damage(self.root / key), _full_disk_is_resource_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.hardlink_to(self.root / key)
+
     @contextlib.contextmanager
     def syncing(self, prefix: str) -> Iterator[None]:
         """Make everything below a folder, and the folder's own entry, durable (fsync) before the block is left."""

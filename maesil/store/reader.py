@@ -7,7 +7,7 @@ replaced by a fill value (plain Zarr readers do that with a missing chunk).
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +116,29 @@ class SuperpatchReader:
         z, y, x = (s // MAP_CELL for s in start)
         copy_overlap(cells, (0, 0, 0), out, (z, y, x))
         return out
+
+
+class StoredPlanes:
+    """The voxels of a stored volume; a box is read when it is asked for."""
+
+    def __init__(self, reader: SuperpatchReader, volume: Volume) -> None:
+        self._reader, self._volume = reader, volume
+        self.shape, self.dtype = volume.shape, np.dtype(np.int16)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[z : z + 1, : self.shape[1], : self.shape[2]][0] for z in range(len(self)))
+
+    def __getitem__(self, box: Any) -> Any:
+        bounds = [part.indices(n)[:2] for part, n in zip(box, self.shape, strict=True)]
+        z, y, x = (max(0, stop - start) for start, stop in bounds)
+        start = (bounds[0][0], bounds[1][0], bounds[2][0])
+        return self._reader.read_region(self._volume.volume_id, start, (z, y, x))
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        raise TypeError("expected a volume to write to, found one of a store")
 
 
 class _Scratch(threading.local):

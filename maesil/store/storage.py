@@ -20,6 +20,8 @@ TEMPORARY = ".tmp-"
 Stamp = tuple[int, int | str]
 """Size (bytes) of a file, and its time (ns) or its ETag: another one once the file was replaced."""
 
+_COPIED_AT_ONCE = 8 << 20
+
 
 class Storage(ABC):
     """The files below one place."""
@@ -93,6 +95,15 @@ class Storage(ABC):
     @abstractmethod
     def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
         """Write a file that must not exist yet, part by part. For what nothing refers to before it was synced."""
+
+    def link(self, key: str, new_key: str) -> None:
+        """Give a file that is never altered a further name, which must not exist yet: a copy, where there are no links.
+
+        For what nothing refers to before it was synced. `StoreError` if it is missing.
+        """
+        size = self.size(key)
+        starts = range(0, size, _COPIED_AT_ONCE)
+        self.put_parts(new_key, (bytes(self.read_range(key, at, min(_COPIED_AT_ONCE, size - at))) for at in starts))
 
     @abstractmethod
     def syncing(self, prefix: str) -> AbstractContextManager[None]:

@@ -24,7 +24,8 @@ from maesil.store.urls import StorePlace
 from maesil.text import candidates
 
 FORMAT_NAME = "maesil-superpatch-store"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""What is written. All versions from 1 on are read."""
 ZARR_DOCUMENT = "zarr.json"
 """What Zarr v3 calls the metadata of a group or an array."""
 _ROOT_KEY = ZARR_DOCUMENT
@@ -38,6 +39,7 @@ class Store:
         self.storage = storage
         self.recipe_hash: str = attributes["recipe_hash"]
         self.key_fingerprint: str = attributes["key_fingerprint"]
+        self.version: int = attributes["version"]
         self._known: dict[str, tuple[Stamp, Volume]] = {}
 
     def __repr__(self) -> str:
@@ -63,16 +65,16 @@ class Store:
             raise StoreError(
                 f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
             ) from error
-        if name != FORMAT_NAME or version != FORMAT_VERSION:
+        if name != FORMAT_NAME or version not in range(1, FORMAT_VERSION + 1):
             newer = isinstance(version, int) and version > FORMAT_VERSION
             advice = "read it with a newer maesil" if newer else "ingest again with this one"
             found = f"{name} version {version}; {advice}"
-            raise StoreError(f"{path}: expected {FORMAT_NAME} version {FORMAT_VERSION}, found {found}")
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version 1 to {FORMAT_VERSION}, found {found}")
         if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
             raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
         if CHECKSUM not in attributes:
             raise StoreError(f"{path}: made before the format was published; delete the folder and ingest again")
-        if document != _root_document(attributes["recipe_hash"], attributes["key_fingerprint"]):
+        if document != _root_document(attributes["recipe_hash"], attributes["key_fingerprint"], version):
             raise StoreError(f"{path}: zarr.json does not match its own checksum; it was altered")
         return cls(storage, attributes)
 
@@ -90,7 +92,7 @@ class Store:
             if any(True for _ in storage.list("")) and not storage.exists("recipes"):
                 raise UsageError(f"{path}: expected a store or an empty folder, found other files; name another --out")
             storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
-            storage.put_new(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
+            storage.put_new(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint, FORMAT_VERSION))
             storage.put_new("volumes/zarr.json", GROUP_DOCUMENT)
         store = cls.open(path)
         if store.key_fingerprint != key_fingerprint:
@@ -105,9 +107,18 @@ class Store:
                     "name another --out, or --update to remake its volumes"
                 )
             storage.put_new(f"recipes/{recipe.hash}.json", canonical_json(recipe.document()))
-            storage.put(_ROOT_KEY, _root_document(recipe.hash, key_fingerprint))
-            store.recipe_hash = recipe.hash
+            store._put_root(recipe.hash)
+        store.require_current()
         return store
+
+    def require_current(self) -> None:
+        """Say in the root that the store has volumes of this version, before it gets one: earlier maesil refuse it."""
+        if self.version < FORMAT_VERSION:
+            self._put_root(self.recipe_hash)
+
+    def _put_root(self, recipe_hash: str) -> None:
+        self.storage.put(_ROOT_KEY, _root_document(recipe_hash, self.key_fingerprint, FORMAT_VERSION))
+        self.recipe_hash, self.version = recipe_hash, FORMAT_VERSION
 
     @property
     def recipe(self) -> Recipe:
@@ -261,10 +272,10 @@ GROUP_DOCUMENT = canonical_json({"zarr_format": 3, "node_type": "group", "attrib
 """A plain Zarr v3 group, for the folders between the root and an image."""
 
 
-def _root_document(recipe_hash: str, key_fingerprint: str) -> bytes:
+def _root_document(recipe_hash: str, key_fingerprint: str, version: int) -> bytes:
     attributes = {
         "format": FORMAT_NAME,
-        "version": FORMAT_VERSION,
+        "version": version,
         "recipe_hash": recipe_hash,
         "key_fingerprint": key_fingerprint,
     }

@@ -14,13 +14,19 @@ from numpy.typing import NDArray
 
 from maesil.documents import parsed_json
 from maesil.errors import StoreError
+from maesil.geometry import straight
 from maesil.store.index import index_problems
+from maesil.store.ome import OME_VERSION, affine_of, level_paths, ome_version
 from maesil.store.reader import MAPS, load_map
 from maesil.store.records import Volume
 from maesil.store.shard import decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
 from maesil.store.store import GROUP_DOCUMENT, ZARR_DOCUMENT, Store
 from maesil.store.thumbnails import THUMBNAIL, read_thumbnail
 from maesil.types import AIR_HU
+
+_NOT_OURS = (ValueError, KeyError, TypeError, IndexError, AttributeError)
+"""What reading JSON raises that says something else than a store writes."""
+_SAME_PLACE_MM = 1e-6
 
 
 @dataclass(frozen=True)
@@ -98,10 +104,14 @@ def _volume_problems(store: Store, volume: Volume) -> Iterator[str]:
 
 
 def _document_problems(store: Store, volume: Volume) -> Iterator[str]:
+    """Metadata, smaller levels and labels are byte for byte what was committed."""
     for name, crc in volume.documents.items():
         key = f"{volume.prefix}/{name}"
-        if google_crc32c.value(store.storage.read(key)) != crc:
-            yield f"{store.path}: {key}: damaged: its checksum is not the one in the commit"
+        try:
+            if google_crc32c.value(store.storage.read(key)) != crc:
+                yield f"{store.path}: {key}: damaged: its checksum is not the one in the commit"
+        except StoreError as error:
+            yield str(error)
 
 
 def _array_problems(store: Store, volume: Volume) -> Iterator[str]:
@@ -119,14 +129,23 @@ def _array_problems(store: Store, volume: Volume) -> Iterator[str]:
 
 
 def _image_problems(store: Store, volume: Volume) -> Iterator[str]:
-    """The OME-Zarr metadata must give spacing and origin as the commit does."""
-    origin = tuple(volume.affine_lps[row][3] for row in (2, 1, 0))
-
-    def found_in(metadata: Any) -> tuple[Any, ...]:
-        scale, translation = metadata["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
-        return tuple(scale["scale"]), tuple(translation["translation"])
-
-    yield from _metadata_problems(store, f"{volume.prefix}/zarr.json", found_in, (volume.spacing, origin))
+    """The OME-Zarr metadata must put voxels where the commit does, and name levels that the commit knows."""
+    key = f"{volume.prefix}/{ZARR_DOCUMENT}"
+    try:
+        attributes = parsed_json(store.storage.read(key))["attributes"]
+        found, levels = affine_of(attributes), level_paths(attributes)
+        turned = ome_version(attributes) == OME_VERSION
+    except _NOT_OURS as error:
+        yield f"{store.path}: {key}: damaged ({error})"
+        return
+    expected = volume.affine
+    if not turned:  # OME-Zarr 0.5 knows spacing and origin alone
+        expected = straight(volume.spacing, volume.affine[:3, 3])
+    if not np.allclose(found, expected, rtol=0, atol=_SAME_PLACE_MM):
+        yield f"{store.path}: {key}: expected the affine {expected.tolist()}, found {found.tolist()}; it was altered"
+    for path in levels:
+        if f"{path}/{ZARR_DOCUMENT}" not in volume.documents:
+            yield f"{store.path}: {key}: expected levels of the commit, found {path!r}; it was altered"
 
 
 def _metadata_problems(
@@ -134,7 +153,7 @@ def _metadata_problems(
 ) -> Iterator[str]:
     try:
         found = found_in(parsed_json(store.storage.read(key)))
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except _NOT_OURS as error:
         yield f"{store.path}: {key}: damaged ({error})"
         return
     if found != expected:

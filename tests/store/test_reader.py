@@ -223,21 +223,23 @@ def test_many_threads_share_a_reader(tmp_path, codec):
 
 
 def test_each_volume_is_an_ome_zarr_image(store):
-    """OME-Zarr 0.5: multiscales with axes, one dataset, scale and translation (z, y, x in mm)."""
+    """OME-Zarr 0.6: named coordinate systems, and levels placed in them (z, y, x in mm)."""
     for volume in store.volumes():
         group = zarr.open_group(store.path / volume.prefix, mode="r")
-        assert group.attrs["ome"]["version"] == "0.5"
+        assert group.attrs["ome"]["version"] == "0.6"
         (image,) = group.attrs["ome"]["multiscales"]
-        assert [axis["name"] for axis in image["axes"]] == ["z", "y", "x"]
-        assert {(axis["type"], axis["unit"]) for axis in image["axes"]} == {("space", "millimeter")}
-        (dataset,) = image["datasets"]
-        scale, translation = dataset["coordinateTransformations"]
+        assert [system["name"] for system in image["coordinateSystems"]] == ["grid", "lps"]
+        assert [axis["name"] for axis in image["coordinateSystems"][0]["axes"]] == ["z", "y", "x"]
+        dataset = image["datasets"][0]
+        (place,) = dataset["coordinateTransformations"]
+        scale, translation = place["transformations"]
         assert (scale["type"], tuple(scale["scale"])) == ("scale", volume.spacing)
         assert (translation["type"], translation["translation"]) == ("translation", list(volume.affine[2::-1, 3]))
         array = group[dataset["path"]]
         assert array.metadata.dimension_names == ("z", "y", "x")
         assert (array.fill_value, array.chunks) == (AIR_HU, (8, 8, 8))
-        assert set(dict(group.members())) - {"thumbnail"} == {"0", "valid", "body"}
+        levels = {level["path"] for level in image["datasets"]}
+        assert set(dict(group.members())) - {"thumbnail"} == {"valid", "body"} | levels
 
 
 def test_the_store_is_a_tree_of_zarr_groups(store):

@@ -250,3 +250,15 @@ def test_delete_and_remove(storage):
     assert list(storage.list("v")) == ["v/a/2"]
     storage.remove("v/a")
     assert not storage.exists("v/a") and list(storage.list("v")) == []
+
+
+def test_a_further_name_leads_to_the_same_bytes_and_outlives_the_first(storage):
+    data = bytes(range(256)) * 40_000  # more than is copied at once
+    storage.put_parts("one/c/0", [data])
+    storage.link("one/c/0", "two/c/0")
+    with pytest.raises(FileExistsError):
+        storage.link("one/c/0", "two/c/0")
+    storage.remove("one")
+    assert storage.read("two/c/0") == data and list(storage.list("")) == ["two/c/0"]
+    with pytest.raises(StoreError):
+        storage.link("one/c/0", "three")

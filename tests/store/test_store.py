@@ -18,7 +18,7 @@ from maesil.errors import StoreError, UsageError
 from maesil.store.reader import SuperpatchReader
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal
-from maesil.store.store import Store
+from maesil.store.store import Store, _root_document
 
 RECIPE = Recipe(spacing=None, superpatch=32)
 KEY = "0" * 16
@@ -67,7 +67,7 @@ def test_binary_junk_is_no_store(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version 2"),
+        ({"version": 3}, "version 3"),
         ({"format": "other"}, "found other"),
         ({"recipe_hash": None}, "damaged"),
         ({"key_fingerprint": 7}, "damaged"),
@@ -87,7 +87,7 @@ def test_create_opens_what_is_there(tmp_path):
     first, second = Store.create(path, RECIPE, KEY), Store.create(path, RECIPE, KEY)
     assert first.recipe_hash == second.recipe_hash == RECIPE.hash
     assert Store.open(str(path)).recipe == RECIPE
-    assert zarr.open_group(path, mode="r").attrs["maesil"]["version"] == 1
+    assert zarr.open_group(path, mode="r").attrs["maesil"]["version"] == 2
     assert isinstance(zarr.open_group(path, mode="r")["volumes"], zarr.Group)
 
 
@@ -315,3 +315,10 @@ def test_a_commit_is_read_once_and_anew_when_it_changed(tmp_path, monkeypatch):
     (store.path / volumes[1].key).write_bytes(b"{}")
     with pytest.raises(StoreError):
         store.volumes()
+
+
+def test_an_ingest_into_a_store_of_version_1_says_so_in_its_root_first(tmp_path):
+    store = Store.create(tmp_path / "s", RECIPE, KEY)
+    store.storage.put("zarr.json", _root_document(RECIPE.hash, KEY, 1))
+    assert Store.open(tmp_path / "s").version == 1, "opening changes nothing"
+    assert Store.create(tmp_path / "s", RECIPE, KEY).version == Store.open(tmp_path / "s").version == 2

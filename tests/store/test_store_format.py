@@ -7,12 +7,14 @@ import json
 import tarfile
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import ome_zarr_models.v05 as ome
 import pyarrow.parquet as pq
 import pytest
 import zarr
 from pydantic import ValidationError
+from support.ome_reader import OmeImage
 
 from maesil.errors import StoreError
 from maesil.store.reader import SuperpatchReader
@@ -77,6 +79,10 @@ def test_the_archived_tables_lead_to_the_bytes_of_every_superpatch(store, expect
 
 def test_every_image_is_valid_ome_zarr(store):
     for volume in store.volumes():
+        if store.version > 1:
+            first = OmeImage(store.path / volume.prefix).lps((0, 0, 0))
+            np.testing.assert_allclose(first, volume.affine[:3, 3], rtol=0, atol=1e-9)
+            continue
         image = ome.Image.from_zarr(zarr.open_group(store.path / volume.prefix, mode="r"))
         (scale,) = image.ome_attributes.multiscales
         assert [axis.name for axis in scale.axes] == ["z", "y", "x"]
@@ -86,13 +92,18 @@ def test_every_image_is_valid_ome_zarr(store):
         assert tuple(origin.translation) == tuple(volume.affine_lps[row][3] for row in (2, 1, 0))
 
 
-def test_the_validator_would_have_found_a_fault(archive, tmp_path):
+def test_the_validators_would_have_found_a_fault(archive, tmp_path):
     store = Store.open(archive / "raw.zarr")
     document = json.loads((store.path / store.volumes()[0].prefix / "zarr.json").read_text())
-    del document["attributes"]["ome"]["multiscales"][0]["axes"]
+    (scales,) = document["attributes"]["ome"]["multiscales"]
+    del scales["axes" if store.version == 1 else "coordinateSystems"]
     (tmp_path / "zarr.json").write_text(json.dumps(document))
-    with pytest.raises(ValidationError, match="axes"):
-        ome.Image.from_zarr(zarr.open_group(tmp_path, mode="r"))
+    if store.version == 1:
+        with pytest.raises(ValidationError, match="axes"):
+            ome.Image.from_zarr(zarr.open_group(tmp_path, mode="r"))
+    else:
+        with pytest.raises(jsonschema.ValidationError, match="coordinateSystems"):
+            OmeImage(tmp_path)
 
 
 @pytest.mark.parametrize(("version", "advice"), [(FORMAT_VERSION + 1, "newer maesil"), (0, "ingest again"), ("2", "")])

@@ -172,12 +172,21 @@ EDITS = {
     "map null": ("body/zarr.json", lambda d: d.clear()),
     "OME scale": ("zarr.json", lambda d: _transform(d)[0].update(scale=[1.0, 1.0, 1.0])),
     "OME origin": ("zarr.json", lambda d: _transform(d)[1].update(translation=[0.0, 0.0, 1.0])),
+    "OME turn": ("zarr.json", lambda d: _scales(d)["coordinateTransformations"][0].update(TURN)),
+    "OME level": ("zarr.json", lambda d: _scales(d)["datasets"].append({"path": "9"})),
     "OME absent": ("zarr.json", lambda d: d["attributes"].clear()),
 }
 
 
+TURN = {"type": "rotation", "rotation": [[1, 0, 0], [0, 0, 1], [0, -1, 0]]}
+
+
+def _scales(document: dict) -> dict:
+    return document["attributes"]["ome"]["multiscales"][0]
+
+
 def _transform(document: dict) -> list[dict]:
-    return document["attributes"]["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+    return _scales(document)["datasets"][0]["coordinateTransformations"][0]["transformations"]
 
 
 @pytest.mark.parametrize("edit", EDITS)

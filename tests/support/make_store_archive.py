@@ -28,8 +28,8 @@ from maesil.store.recipe import CODECS, Recipe  # noqa: E402
 from maesil.store.store import FORMAT_VERSION, Store  # noqa: E402
 from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series  # noqa: E402
 
-GRIDS = {"dicom": (18, 33, 21), "nifti": (20, 37, 41)}
-"""Odd shapes of the two volumes; the second has more superpatches of 8^3 than one shard holds."""
+GRIDS = {"dicom": (18, 33, 21), "nifti": (20, 37, 70)}
+"""Odd shapes of the two volumes; the second has smaller levels, and more superpatches of 8^3 than one shard holds."""
 SUPERPATCH = {"fast": 8, "compact": 16, "raw": 16}
 PATIENT = SeriesIdentity(patient="ARCHIVE-1", study="archive", description="archive")
 
