@@ -68,21 +68,31 @@ def store_verify(store: StoreName, as_json: AsJson = False) -> None:
 @app.command("export")
 def store_export(
     store: StoreName,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the NIfTI files.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write into.")],
     volume_ids: Annotated[list[str] | None, typer.Argument(metavar="VOLUME_ID", help="Default: all volumes.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="nifti|nrrd|ome-zarr", help="What each volume becomes.")
+    ] = "nifti",
+    zipped: Annotated[bool, typer.Option("--zip", help="OME-Zarr in one file (VOLUME_ID.ozx).")] = False,
 ) -> None:
-    """Write volumes as NIfTI (VOLUME_ID.nii.gz, int16 HU), every voxel where it was in the patient.
+    """Write volumes for other programs (VOLUME_ID.nii.gz, int16 HU), every voxel where it was in the patient.
+
+    NRRD is VOLUME_ID.nrrd; OME-Zarr is a folder VOLUME_ID.ome.zarr with the smaller levels and the labels.
 
     Example: maesil store export store.zarr --out nifti 1882660a
     """
-    from maesil.store.nifti import export_volume
+    from maesil.store.export import EXPORTS, export_zipped
     from maesil.store.reader import SuperpatchReader
 
+    if form not in EXPORTS:
+        raise UsageError(f"--format: expected {', '.join(EXPORTS)}, found {form!r}")
+    if zipped and form != "ome-zarr":
+        raise UsageError(f"--zip: expected it with --format ome-zarr, found {form}")
     here = opened(store)
     wanted = [here.volume(name) for name in volume_ids] if volume_ids else here.volumes()
-    reader = SuperpatchReader(here)
+    reader, export = SuperpatchReader(here), export_zipped if zipped else EXPORTS[form]
     for volume in wanted:
-        print_all(str(export_volume(reader, volume.volume_id, out)))
+        print_all(str(export(reader, volume.volume_id, out)))
 
 
 @app.command("upgrade")

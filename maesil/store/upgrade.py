@@ -16,6 +16,7 @@ from maesil.store.ome import OME_VERSION, image_attributes, ome_version
 from maesil.store.pyramid import smaller
 from maesil.store.reader import StoredPlanes, SuperpatchReader
 from maesil.store.records import Volume
+from maesil.store.storage import Storage
 from maesil.store.store import ZARR_DOCUMENT, Store
 from maesil.store.tiles import Attempt
 from maesil.store.writer import write_beside
@@ -40,7 +41,7 @@ def upgrade(store: Store, on_volume: Callable[[int, int], None] = lambda done, t
     store.require_current()
     for number, volume in enumerate(volumes, start=1):
         try:
-            if is_current(store, volume):
+            if is_current(store.storage, volume):
                 continue
             done += amended(store, volume, (ZARR_DOCUMENT,), partial(_write, reader, volume)) is not None
         except StoreError as error:
@@ -52,13 +53,13 @@ def upgrade(store: Store, on_volume: Callable[[int, int], None] = lambda done, t
     return Upgraded(done, len(volumes) - done - len(problems), tuple(problems))
 
 
-def is_current(store: Store, volume: Volume) -> bool:
+def is_current(storage: Storage, volume: Volume) -> bool:
     """Return whether a volume's image is one that this version writes; `StoreError` if its metadata is damaged."""
     key = f"{volume.prefix}/{ZARR_DOCUMENT}"
     try:
-        return ome_version(parsed_json(store.storage.read(key))["attributes"]) == OME_VERSION
+        return ome_version(parsed_json(storage.read(key))["attributes"]) == OME_VERSION
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{store.path}: {key}: damaged ({error}); run `maesil store verify`") from error
+        raise StoreError(f"{storage.root}: {key}: damaged ({error}); run `maesil store verify`") from error
 
 
 def _write(reader: SuperpatchReader, volume: Volume, prefix: str) -> None:

@@ -48,7 +48,7 @@ def voxels(store: Store) -> dict[str, bytes]:
 def test_an_archived_store_keeps_every_byte_of_its_voxels(archive, codec):
     store = Store.open(archive / f"{codec}.zarr")
     before, fingerprint, old = voxels(store), store.fingerprint, store.volumes()
-    assert store.version == 1 and not any(is_current(store, volume) for volume in old)
+    assert store.version == 1 and not any(is_current(store.storage, volume) for volume in old)
     done = upgrade(store)
     assert (done.volumes, done.before, done.problems) == (2, 0, ())
     store = Store.open(store.path)
@@ -105,7 +105,7 @@ def test_a_damaged_volume_is_said_and_stays_as_it_is(archive):
     result = CliRunner().invoke(app, ["store", "upgrade", str(store.path)])
     assert result.exit_code == EXIT_STORE and first.volume_id in result.output
     store = Store.open(store.path)
-    assert store.volumes()[0] == first and is_current(store, store.volumes()[1])
+    assert store.volumes()[0] == first and is_current(store.storage, store.volumes()[1])
     assert store.storage.folders(f"volumes/{first.volume_id[:2]}/{first.volume_id}") == [first.attempt]
 
 
@@ -181,4 +181,4 @@ def test_killed_anywhere_the_store_is_whole_and_the_upgrade_goes_on(archive, wri
     assert voxels(store) == before and verify(store).problems == ()
     upgrade(store)
     assert voxels(store) == before and verify(store).problems == ()
-    assert all(is_current(store, volume) for volume in store.volumes()) and index_is_current(store)
+    assert all(is_current(store.storage, volume) for volume in store.volumes()) and index_is_current(store)

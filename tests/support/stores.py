@@ -6,6 +6,7 @@ import uuid
 
 import numpy as np
 
+from maesil.geometry import spacing_of, straight
 from maesil.store.index import write_index
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
@@ -43,12 +44,16 @@ def add_volume(
     valid: np.ndarray | None = None,
     body: np.ndarray | None = None,
     spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
+    affine: np.ndarray | None = None,
 ) -> Volume:
-    """Write and commit one int16 HU volume; ``valid`` and ``body`` are voxel masks (default: all; HU > -950)."""
+    """Write and commit one int16 HU volume; ``valid`` and ``body`` are voxel masks (default: all; HU > -950).
+
+    ``affine`` says where it lies; without one it has this ``spacing``, and begins at the origin.
+    """
     volume_id = uuid.uuid5(uuid.NAMESPACE_OID, name).hex
     attempt = uuid.uuid4().hex
-    affine = np.diag([0.0, 0.0, 0.0, 1.0])
-    affine[2, 0], affine[1, 1], affine[0, 2] = spacing
+    affine = straight(spacing, (0.0, 0.0, 0.0)) if affine is None else affine
+    spacing = spacing_of(affine)
     valid = np.ones(hu.shape, bool) if valid is None else valid
     body = (hu > -950) & valid if body is None else body
     image = Image(hu=hu, affine=affine, valid=cells(valid), body=cells(body))
