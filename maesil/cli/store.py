@@ -115,6 +115,42 @@ def store_upgrade(store: StoreName) -> None:
         raise typer.Exit(EXIT_STORE)
 
 
+@app.command("add-labels")
+def store_add_labels(
+    store: StoreName,
+    labels: Annotated[
+        Path, typer.Argument(metavar="LABELS_DIR", help="Label files named after volume ids (VOLUME_ID.nii.gz...).")
+    ],
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the label images.")] = "segmentation",
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", metavar="NAME", help="This class alone. May be repeated.")
+    ] = None,
+) -> None:
+    """Put segmentations beside the volumes of a store, on their grids, for viewers of OME-Zarr.
+
+    Label files are placed by their affine, nearest neighbour. A file that does not cover its volume is refused.
+    Label images of the same name are replaced. No voxel is written again.
+
+    Example: maesil store add-labels store.zarr labels --name organs
+    """
+    from tempfile import TemporaryDirectory
+
+    from maesil.downstream.labels import UNLABELLED, load_labels
+    from maesil.store.index import write_index
+    from maesil.store.labels import add_label_image
+
+    here = opened(store)
+    with TemporaryDirectory() as scratch:
+        found = load_labels(labels, here.volumes(), Path(scratch), classes or ())
+        done = [
+            add_label_image(here, volume, name, found.of(volume), found.classes, UNLABELLED) for volume in found.volumes
+        ]
+    write_index(here)
+    print_all(*found.notes, f"added {name!r} to {counted(sum(one is not None for one in done), 'volume')}")
+    if None in done:
+        print_all(f"{counted(done.count(None), 'volume')} changed meanwhile, and got none; run the same command again")
+
+
 @app.command("index")
 def store_index(store: StoreName) -> None:
     """Make the Parquet tables of a store anew from its commits.
