@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from maesil.cache.memory import available_memory
 from maesil.sizes import parse_size
-from maesil.store.reader import SuperpatchReader
+from maesil.store.reader import ReadInto, SuperpatchReader
 from maesil.store.records import Superpatch, Volume
 from maesil.store.store import Store
 from maesil.types import HuArray
@@ -26,8 +26,8 @@ _Place = tuple[str, int]
 class RamReader(SuperpatchReader):
     """A reader that keeps some superpatches of its store in memory: ``decoded``, or encoded as in their shard."""
 
-    def __init__(self, store: Store, kept: frozenset[_Place], decoded: bool) -> None:
-        super().__init__(store)
+    def __init__(self, store: Store, kept: frozenset[_Place], decoded: bool, read_into: ReadInto | None = None) -> None:
+        super().__init__(store, read_into)
         self._kept, self._decoded = kept, decoded
         self._voxels: dict[_Place, HuArray] = {}
         self._bytes: dict[_Place, NDArray[np.uint8]] = {}
@@ -56,8 +56,12 @@ class RamReader(SuperpatchReader):
         return encoded
 
 
-def ram_readers(stores: Sequence[Store], budget: int) -> tuple[RamReader, ...]:
+def ram_readers(
+    stores: Sequence[Store], budget: int, sources: Sequence[ReadInto | None] | None = None
+) -> tuple[RamReader, ...]:
     """Return one reader a store; together they keep up to ``budget`` bytes.
+
+    ``sources`` read superpatches in place of the stores' storages (`SuperpatchReader`), one a store.
 
     Decoded where all superpatches fit so (a copy in place of a decode), else encoded (memory in place of the disk).
     """
@@ -72,7 +76,11 @@ def ram_readers(stores: Sequence[Store], budget: int) -> tuple[RamReader, ...]:
         if budget < 0:
             break
         kept[number].add((patch.path, patch.offset))
-    return tuple(RamReader(store, frozenset(places), decoded) for store, places in zip(stores, kept, strict=True))
+    from_where = sources or [None] * len(stores)
+    return tuple(
+        RamReader(store, frozenset(places), decoded, read_into)
+        for store, places, read_into in zip(stores, kept, from_where, strict=True)
+    )
 
 
 def _superpatches(store: Store) -> list[tuple[Volume, Superpatch]]:

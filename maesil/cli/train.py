@@ -48,6 +48,10 @@ def train(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     kernels: Annotated[str | None, typer.Option(help="auto, reference or triton (default: auto).")] = None,
     ram: Annotated[str | None, typer.Option(help="Memory for superpatches read: auto, or a size such as 8GB.")] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Keep superpatches of stores far away here, on a disk.")
+    ] = None,
+    stage_size: Annotated[str | None, typer.Option(metavar="SIZE", help="What DIR may take (default: 200GB).")] = None,
     device_resident: Annotated[
         bool | None, typer.Option("--device-resident", help="Keep the training scans themselves on the device.")
     ] = None,
@@ -88,6 +92,8 @@ def train(
         "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
         "ram": None if ram is None else toml_value(ram), "device_resident": "true" if device_resident else None,
         "where": None if where is None else toml_value(where),
+        "stage": None if stage is None else toml_value(stage),
+        "stage_size": None if stage_size is None else toml_value(stage_size),
     }  # fmt: skip
     options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
     with joined() as ranks:  # before anything can fail, so that it is told once

@@ -309,10 +309,14 @@ class TrainConfig:
     ram: str = ""
     """Memory for superpatches that were read once, shared by the ranks of a machine: a size with its unit, such as
     ``8GB``; ``auto``: half of what is free. Losses stay."""
+    stage: str = ""
+    """Folder on this machine where superpatches stay once they were fetched, for all runs and ranks; empty: none."""
+    stage_size: str = "200GB"
+    """What the stage may take; those not used for the longest time go first."""
     device_resident: bool = False
     """Keep the training scans themselves on the device and cut crops there. Losses stay."""
     readers: int = 2
-    """Threads that read superpatches ahead of the step."""
+    """Threads that read superpatches ahead of the step; at least 16 where a store lies in object storage."""
     threads: int = 0
     """CPU threads for the model; 0 leaves it to torch. Losses are equal to the bit for equally many threads."""
     device: str = "auto"
@@ -343,6 +347,10 @@ class TrainConfig:
         _require(self.thin in THIN, "train.thin", self.thin, f"one of {', '.join(THIN)}")
         if self.ram not in ("", "auto"):
             parse_size(self.ram, "train.ram", "auto or ")
+        _require(
+            parse_size(self.stage_size, "train.stage_size") > 0, "train.stage_size", self.stage_size, "more than 0"
+        )
+        _require(_is_text(self.stage), "train.stage", ascii(self.stage), "a folder's name in UTF-8")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
         _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
         _require(_is_text(self.where), "train.where", ascii(self.where), "a filter in UTF-8")

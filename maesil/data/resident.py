@@ -17,6 +17,7 @@ from maesil.config.schema import TrainConfig
 from maesil.data.crops import blank_outside_scan
 from maesil.data.loader import Batch, CropLoader, PlacesInScans, samples_of_rank
 from maesil.data.sampler import CropSampler, Draw
+from maesil.data.sources import reading_threads
 from maesil.errors import ResourceError
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
@@ -27,9 +28,10 @@ def open_loader(
     sampler: CropSampler, config: TrainConfig, device: torch.device, rank: int = 0, world_size: int = 1
 ) -> CropLoader | ResidentLoader:
     """Return the loader that a configuration asks for; both give the same crops."""
+    readers = reading_threads(sampler.readers, config.readers)
     if config.device_resident:
-        return ResidentLoader(sampler, config.batch, config.readers, device, rank, world_size)
-    return CropLoader(sampler, config.batch, config.readers, device=device, rank=rank, world_size=world_size)
+        return ResidentLoader(sampler, config.batch, readers, device, rank, world_size)
+    return CropLoader(sampler, config.batch, readers, device=device, rank=rank, world_size=world_size)
 
 
 class ResidentLoader:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from maesil.cache.provenance import StoreUse, same_or_grown, use_of
 from maesil.cache.ram import ram_readers
+from maesil.cache.stage import Stage
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.errors import NoInputError
 from maesil.store.filters import parse, select
@@ -23,6 +25,15 @@ from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.store.urls import StorePlace
 from maesil.types import Zyx
+
+FAR_READERS = 16
+"""Threads that read where a store is far away: each waits for its answer, and several must be on their way."""
+
+
+def reading_threads(readers: Iterable[SuperpatchReader], asked: int) -> int:
+    """Return how many threads are to read: those asked for, or more where a store lies in object storage."""
+    far = any(not isinstance(reader.storage.root, Path) for reader in readers)
+    return max(asked, FAR_READERS) if far else asked
 
 
 @dataclass(frozen=True)
@@ -53,12 +64,14 @@ class Sources:
         weights: Sequence[float] = (),
         ram: int = 0,
         began: Sequence[StoreUse] = (),
+        stage: Stage | None = None,
     ) -> Sources:
         """Open stores for crops of ``model``; StoreError, UsageError or NoInputError name the one that fails.
 
         ``where`` takes some of the superpatches (`maesil.store.filters`); ``weights`` are one a path, or none. Up to
         ``ram`` bytes of superpatches stay in memory once they were read. ``began`` is what a run noted of its stores
-        when it began: those that have grown since count as they were then, volumes and order alike.
+        when it began: those that have grown since count as they were then, volumes and order alike. Superpatches are
+        read through a ``stage`` on this machine, if there is one.
         """
         if where:
             parse(where)
@@ -73,8 +86,9 @@ class Sources:
             stores, shares = (tuple(one[n] for n in order) for one in (stores, shares))
             uses = tuple(replace(old, weight=share) for old, share in zip(began, shares, strict=True))
             only = tuple(old.volumes.keys() for old in began)
+        nearer = [stage.over(store.storage) if stage else None for store in stores]
         sources = cls(
-            ram_readers(stores, ram) if ram else tuple(SuperpatchReader(store) for store in stores),
+            ram_readers(stores, ram, nearer) if ram else tuple(map(SuperpatchReader, stores, nearer)),
             tuple(use.fingerprint for use in uses),
             tuple(share for share in shares if share is not None),
             patients(stores),
@@ -92,6 +106,11 @@ class Sources:
     def groups(self) -> set[str]:
         """All patient groups."""
         return {volume.group for reader in self.readers for volume in self._volumes_of(reader)}
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all superpatches that may be read, as they are stored."""
+        return sum(p.length for reader in self.readers for v in self._volumes_of(reader) for p in v.superpatches)
 
     @property
     def left_out(self) -> int:

@@ -54,6 +54,7 @@ _REFUSED = (PermissionDeniedError, UnauthenticatedError)
 _CHANGED = ".changed"
 _STATUS = "status code"
 """What an error of obstore says where the server answered."""
+_NO_BUCKET = "NoSuchBucket"
 _PAUSE = 0.1
 _ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
@@ -169,6 +170,13 @@ class ObjectStorage(Storage):
                     self._objects, key, whole, use_multipart=True, chunk_size=_PART, max_concurrency=_PARTS_AT_ONCE
                 )
 
+    def link(self, key: str, new_key: str) -> None:
+        """Have the server copy an object that is never altered to a key that must not exist yet."""
+        if self.exists(new_key):
+            raise FileExistsError(f"{self.root}/{new_key}")
+        with self.telling(key):
+            self._again(lambda: obstore.copy(self._objects, key, new_key))
+
     @contextlib.contextmanager
     def syncing(self, prefix: str) -> Iterator[None]:
         """Do nothing: every write was acknowledged by the server before it was left, and is durable since."""
@@ -239,6 +247,9 @@ class ObjectStorage(Storage):
                     raise
             time.sleep(_PAUSE)
 
+    def _no_bucket(self) -> UsageError:
+        return UsageError(f"{self.root}: expected a bucket of this name, found none; make it first")
+
     @contextlib.contextmanager
     def telling(self, key: str) -> Iterator[None]:
         """Have errors of obstore say in one line what is wrong, without what may hold a secret."""
@@ -251,11 +262,13 @@ class ObjectStorage(Storage):
         try:
             yield
         except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error):
-                raise UsageError(f"{self.root}: expected a bucket of this name, found none; make it first") from None
+            if _NO_BUCKET in str(error):
+                raise self._no_bucket() from None
             told = f"{where}: expected a file of the store here, found none; run `maesil store verify`"
             raise StoreError(told) from None
         except BaseError as error:
+            if _NO_BUCKET in str(error):
+                raise self._no_bucket() from None
             if isinstance(error, _REFUSED) or re.search(f"{_STATUS}: 40[13]", str(error)):
                 raise UsageError(
                     f"{where}: the server refuses these credentials ({_in_words(error)}); "

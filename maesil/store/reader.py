@@ -7,7 +7,7 @@ replaced by a fill value (plain Zarr readers do that with a missing chunk).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from maesil.store.store import Store
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
 
 MAPS = ("valid", "body")
+ReadInto = Callable[[str, int, memoryview], None]
+"""What fills a buffer with the bytes of a file from an offset, as `Storage.read_into` does."""
 
 
 class SuperpatchReader:
@@ -33,10 +35,12 @@ class SuperpatchReader:
     fork: there is no open file and nothing that a thread left behind could hold.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, read_into: ReadInto | None = None) -> None:
+        """``read_into`` reads superpatches in place of the store's storage, such as from copies nearer by."""
         # On the main thread numcodecs would decode with a pool of its own, which would compete with our threads.
         blosc.use_threads = False
         self.storage: Storage = store.storage
+        self._read_into = read_into or store.storage.read_into
         self.volumes: dict[str, Volume] = {volume.volume_id: volume for volume in store.volumes()}
         self._superpatches = {
             (volume.volume_id, patch.index): patch for volume in self.volumes.values() for patch in volume.superpatches
@@ -74,7 +78,7 @@ class SuperpatchReader:
     def _encoded(self, patch: Superpatch) -> NDArray[np.uint8]:
         """Return the bytes of a superpatch; they hold until this thread reads the next one."""
         encoded = self._scratch.encoded(patch.length)
-        self.storage.read_into(patch.path, patch.offset, encoded.data)
+        self._read_into(patch.path, patch.offset, encoded.data)
         return encoded
 
     def read_region(self, volume_id: str, start: Zyx, size: Zyx, out: HuArray | None = None) -> HuArray:

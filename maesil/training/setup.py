@@ -15,13 +15,14 @@ from rich.console import Console
 
 from maesil.cache.provenance import record_uses, recorded_uses, spacing_told
 from maesil.cache.ram import budget_bytes
-from maesil.config.schema import RunConfig
+from maesil.cache.stage import Stage
+from maesil.config.schema import RunConfig, TrainConfig
 from maesil.config.toml import to_toml
 from maesil.data.crops import validation_crops
 from maesil.data.intensity import measure_intensity
 from maesil.data.sampler import CropSampler
 from maesil.data.scans import record_scans
-from maesil.data.sources import Sources
+from maesil.data.sources import Sources, reading_threads
 from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import convolutions_tuned, pick_device, settled
 from maesil.distributed import Ranks, current
@@ -33,6 +34,7 @@ from maesil.models.encoders import Encoder
 from maesil.models.latent import USED_FROM_DB
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
+from maesil.sizes import parse_size, size_text
 from maesil.store.urls import StorePlace
 from maesil.text import counted
 from maesil.training.begin import Beginning, beginning, require_same_beginning
@@ -79,13 +81,26 @@ def prepare(
     saved = load_run(out, device) if ranks.from_first(lambda: _goes_on(out, resume)) else None
     ram = budget_bytes(config.train.ram, ranks.on_this_machine)
     began = recorded_uses(out) if saved or resume == "auto" else ()
-    sources = Sources.open(stores, config.model, where=config.train.where, weights=weights, ram=ram, began=began)
+    stage = _stage(config.train)
+    sources = Sources.open(
+        stores, config.model, where=config.train.where, weights=weights, ram=ram, began=began, stage=stage
+    )
     asked = _Asked(config, out, device, split, init_from, console, resume)
     trainer = _resumed(saved, sources, asked) if saved else _begun(sources, asked)
     _announce(trainer, console)
+    if stage and (stored := sources.stored_bytes) > stage.size:
+        console.print(
+            f"the stage of {size_text(stage.size)} holds less than the {size_text(stored)} of the stores, so that each "
+            "epoch fetches again what went; a larger --stage-size fetches once",
+            highlight=False,
+        )
     if len(spacings := {spacing_told(use.recipe) for use in sources.uses}) > 1:
         console.print(f"the stores differ in spacing (z, y, x): {', '.join(sorted(spacings))}", highlight=False)
     return trainer
+
+
+def _stage(config: TrainConfig) -> Stage | None:
+    return Stage(Path(config.stage), parse_size(config.stage_size, "train.stage_size")) if config.stage else None
 
 
 @dataclass(frozen=True)
@@ -114,7 +129,8 @@ def _begun(sources: Sources, asked: _Asked) -> Trainer:
     drawn, told = without_those_of_no_crop(drawn, sources, sampler, config)
     before = partial(begun_before, asked.out, config, sources, drawn, asked.init_from, go_on=asked.resume == "auto")
     told = (*ranks.from_first(before), *_growth_told(sources, asked.out), *told)
-    measured = partial(measure_intensity, sources, drawn.train, config.train.window, config.train.readers)
+    threads = reading_threads(sources.readers, config.train.readers)
+    measured = partial(measure_intensity, sources, drawn.train, config.train.window, threads)
     intensity, model = ranks.from_first(measured), make_model(config.model)
     model.init_weights(torch.Generator().manual_seed(config.train.seed))
     begins = Beginning() if asked.init_from is None else beginning(asked.init_from, model)

@@ -13,13 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.command_line import fails, ingest, run
 from support.object_server import KEY_ID, SECRET
 from support.sources import contents, write_sources
-from support.stores import make_store, synthetic_hu
+from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.cache.catalogue import find_stores
 from maesil.cache.provenance import recorded_uses
+from maesil.cache.stage import Stage
+from maesil.config.schema import ModelConfig, TrainConfig
+from maesil.data.resident import open_loader
+from maesil.data.sampler import CropSampler
+from maesil.data.sources import Sources
 from maesil.errors import UsageError
 from maesil.store.garbage import find_garbage
 from maesil.store.reader import SuperpatchReader
@@ -159,6 +165,50 @@ def test_training_and_scores_are_those_of_the_same_store_on_a_disk(bucket, here,
     assert code == 0, stderr
 
 
+def gets_of_superpatches(proxy):
+    return [(one.path, one.range) for one in proxy.of("GET", "/0/c/") if one.range]
+
+
+@pytest.mark.slow
+def test_a_second_run_with_a_stage_fetches_no_superpatch_and_its_losses_are_the_same(bucket, proxy, here, one_thread):
+    make_store(place_of(url_of(bucket)), [(48, 64, 64), (64, 48, 48)], superpatch=32)
+    losses, fetched = [], []
+    for out in ("run_a", "run_b"):
+        proxy.requests.clear()
+        code, _, stderr = run(
+            "train", url_of(bucket), "--preset", "tiny", "--out", out, "--steps", 3, "--batch", 2, "--device", "cpu",
+            "--set", "model.crop=32", "--validation", 0.5, "--stage", "stage", "--stage-size", "1GB",
+        )  # fmt: skip
+        assert code == 0, stderr
+        losses.append([json.loads(line).get("loss") for line in Path(out, "metrics.jsonl").read_text().splitlines()])
+        fetched.append(gets_of_superpatches(proxy))
+    assert losses[0] == losses[1]
+    assert fetched[0] and len(fetched[0]) == len(set(fetched[0])), "each superpatch is fetched once"
+    assert fetched[1] == []
+
+
+def test_the_second_epoch_fetches_no_superpatch(bucket, proxy, here):
+    """Superpatches of equal body share: an epoch visits each exactly once."""
+    store = make_store(place_of(url_of(bucket)), [], superpatch=32)
+    for number in range(2):
+        hu = synthetic_hu((64, 64, 96), number)
+        add_volume(store, hu, name=str(number), body=np.ones(hu.shape, bool))
+    proxy.requests.clear()  # the writer reads back
+    config = TrainConfig(batch=4, offsets="inside")
+    sources = Sources.open([store.path], ModelConfig(crop=32, patch=8), stage=Stage(Path("stage"), 10**9))
+    sampler = CropSampler(sources, sources.groups, 32, config)
+    steps = round(sampler.epoch_steps)
+    assert steps * config.batch == 24
+    with open_loader(sampler, config, torch.device("cpu")) as loader:
+        for _ in loader.batches(0, steps):
+            pass
+        once = len(gets_of_superpatches(proxy))
+        for _ in loader.batches(steps, 2 * steps):
+            pass
+    assert once == len(gets_of_superpatches(proxy)) == len({*gets_of_superpatches(proxy)}) == 24
+    assert proxy.most_in_flight >= 4, "several GETs are on their way at once"
+
+
 def test_stores_named_by_url_may_have_weights(bucket):
     assert find_stores([f"{url_of(bucket)}=0.3", "s3://other/b=0.7"])[1] == (0.3, 0.7)
     with pytest.raises(UsageError, match="expected each store once"):
@@ -186,14 +236,14 @@ def test_a_flipped_bit_a_missing_and_a_shortened_object_are_damage(bucket):
     assert np.array_equal(hu, synthetic_hu((40, 40, 40)))
 
 
-def test_no_credential_stands_in_any_file_object_or_message(sources, bucket, here, object_server, monkeypatch):
+def test_no_credential_stands_in_any_file_object_or_message(sources, bucket, here, monkeypatch):
     said = [run(*ingest(sources, url_of(bucket), "--key-file", here / "key", *SMALL))]
     said.append(run("store", "info", url_of(bucket), "--json"))
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr("maesil.store.object_storage.PATIENCE", 0.5)
-    said.append(run("store", "info", url_of(bucket)))
+    with monkeypatch.context() as nobody_there:
+        nobody_there.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        nobody_there.setattr("maesil.store.object_storage.PATIENCE", 0.5)
+        said.append(run("store", "info", url_of(bucket)))
     assert [code for code, _, _ in said] == [0, 0, 5]
-    monkeypatch.setenv("AWS_ENDPOINT_URL", object_server.url)
     storage = Store.open(url_of(bucket)).storage
     data = [*storage.read_each(list(storage.list(""))), *(p.read_bytes() for p in here.rglob("*") if p.is_file())]
     for secret in (SECRET, KEY_ID):

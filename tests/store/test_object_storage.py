@@ -12,6 +12,7 @@ from support.object_server import KEY_ID, SECRET, Request
 from maesil.errors import ResourceError, StoreError, UsageError
 from maesil.store.backends import open_storage
 from maesil.store.object_storage import ObjectStorage
+from maesil.store.store import Store
 from maesil.store.urls import place_of
 
 TRANSIENT = ("slow down", "internal error", "lost answer", "cut body", "slow")
@@ -122,6 +123,17 @@ def test_an_upload_that_the_server_refuses_is_aborted(proxy, bucket, object_serv
 def test_a_bucket_that_is_not_there_is_told(bucket):
     with pytest.raises(UsageError, match=r"s3://no-such-bucket-here/store\.zarr: expected a bucket"):
         open_storage("s3://no-such-bucket-here/store.zarr").read("zarr.json")
+    with pytest.raises(UsageError, match="expected a bucket"):
+        Store.open("s3://no-such-bucket-here/store.zarr")
+    with pytest.raises(UsageError, match=r"--out: .* expected a bucket"):
+        open_storage("s3://no-such-bucket-here/store.zarr").require_writable("--out")
+
+
+def test_a_further_name_is_made_by_the_server_and_no_byte_comes_here(storage, proxy):
+    storage.put_parts("one", (bytes(6 * MEGABYTE) for _ in range(3)))
+    proxy.requests.clear()
+    storage.link("one", "two")
+    assert storage.size("two") == 18 * MEGABYTE and not proxy.of("GET", "one")
 
 
 def test_a_forked_process_is_told_to_start_another_way(storage):

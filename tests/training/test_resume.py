@@ -46,6 +46,7 @@ OTHER = {
         "crops_per_visit": 4, "flips": "xy", "window_jitter": 0.1, "ema": 0.5, "minutes": 1.0, "compile": True,
         "where": "body > 0.2", "validation": 0.5, "validation_crops": 1, "log_every": 5, "validate_every": 4,
         "checkpoint_every": 1, "checkpoint_minutes": 1e-9, "keep_best": True, "picture_every": 5, "ram": "1GB",
+        "stage": "stage", "stage_size": "1GB",
         "device_resident": True, "readers": 1, "threads": 2, "activation_checkpointing": True,
         "device": "auto", "kernels": "reference", "optimizer": "adamw", "picture_head_every": 2,
     },
@@ -54,7 +55,12 @@ OTHER = {
 SECTIONS = {section.name: getattr(CONFIG, section.name) for section in fields(RunConfig)}
 OPTIONS = [f"{section}.{field.name}" for section, values in SECTIONS.items() for field in fields(values)]
 CALL = ("stores", "weights", "split", "init_from", "profile")
-LEFT_OUT = {"train.compile": "minutes of a C++ compiler", "train.threads": "rounds otherwise", "train.device": "a GPU"}
+LEFT_OUT = {
+    "train.compile": "minutes of a C++ compiler",
+    "train.threads": "rounds otherwise",
+    "train.device": "a GPU",
+    "train.stage": "a folder that would stay; tests/cli/test_object_stores.py trains with one",
+}
 
 
 @pytest.fixture(scope="module")
