@@ -53,7 +53,8 @@ def gather_patches(
     for shapes that do not fit and, on a CPU, for superpatches that leave the volume.
     """
     patch, edges = _check_patches(volume, ids_keep, patch_size, window, origin, flip, size)
-    patches: Tensor = library.gather_patches(
+    operation = library.gather_patches_at_once if library.at_once(volume) else library.gather_patches
+    patches: Tensor = operation(
         volume, ids_keep.long(), patch, edges, *_window_arguments(window), mean, std, dtype, origin, flip
     )
     return patches
@@ -81,7 +82,8 @@ def unshuffle_tokens(
             f"got {list(mask_token.shape)} and {list(pos_embed.shape)}"
         )
     ids_subset = None if ids_subset is None else ids_subset.long()
-    placed: Tensor = library.unshuffle_tokens(visible, mask_token, pos_embed, ids_restore.long(), ids_subset)
+    operation = library.unshuffle_tokens_at_once if library.at_once(visible) else library.unshuffle_tokens
+    placed: Tensor = operation(visible, mask_token, pos_embed, ids_restore.long(), ids_subset)
     return placed
 
 

@@ -150,8 +150,16 @@ def _require_inside(
         raise ValueError(f"ids must be 0..{tokens - 1}, found {int(ids.min())}..{int(ids.max())}")
 
 
-@torch.library.custom_op("maesil::gather_patches", mutates_args=())
-def gather_patches(
+def at_once(tensor: Tensor) -> bool:
+    """Return whether an operation on this tensor may run without its operator: nobody compiles or differentiates it.
+
+    PyTorch loads its compiler, some seconds of work, the first time that any operator of ours is called.
+    """
+    watched = torch.compiler.is_compiling() or torch.is_grad_enabled()
+    return tensor.device.type == "cpu" and type(tensor) is Tensor and not watched
+
+
+def gather_patches_at_once(
     volume: Tensor,
     ids: Tensor,
     patch: Sequence[int],
@@ -170,6 +178,9 @@ def gather_patches(
     return patches
 
 
+gather_patches = torch.library.custom_op("maesil::gather_patches", mutates_args=())(gather_patches_at_once)
+
+
 @gather_patches.register_fake
 def _(
     volume: Tensor, ids: Tensor, patch: Sequence[int], edges: object, window: object, windows: object, mean: float,
@@ -178,8 +189,7 @@ def _(
     return volume.new_empty((*ids.shape, math.prod(patch)), dtype=dtype)
 
 
-@torch.library.custom_op("maesil::unshuffle_tokens", mutates_args=())
-def unshuffle_tokens(
+def unshuffle_tokens_at_once(
     visible: Tensor, mask_token: Tensor, pos_embed: Tensor, ids_restore: Tensor, ids_subset: Tensor | None
 ) -> Tensor:
     """``maesil::unshuffle_tokens``, see `maesil.kernels.unshuffle_tokens`."""
@@ -187,6 +197,9 @@ def unshuffle_tokens(
         "unshuffle_tokens", visible, visible.dtype, visible, mask_token, pos_embed, ids_restore, ids_subset
     )
     return tokens
+
+
+unshuffle_tokens = torch.library.custom_op("maesil::unshuffle_tokens", mutates_args=())(unshuffle_tokens_at_once)
 
 
 @unshuffle_tokens.register_fake

@@ -6,9 +6,10 @@ state: figures are drawn on their own Agg canvas.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from maesil.types import FloatArray, HuArray, Spacing, Window
 
 Float32 = NDArray[np.float32]
+_Number = TypeVar("_Number", bound="np.generic[Any]")
 
 COLUMNS = ("input", "masked input", "reconstruction", "pasted", "error")
 
@@ -77,10 +79,13 @@ def save_reconstruction(
     the prediction where it counts, at hidden voxels; *pasted* fills in the visible ones; *error* is pasted minus input,
     signed, both clipped to the window. ``spacing`` (z, y, x) mm gives every plane its true proportions.
     """
-    panels = _panels(volume_ZYX, mask_ZYX, prediction_ZYX, window)
-    limit = _error_limit(panels["error"][mask_ZYX])
-    coloured = {name: _error_rgb(panel, limit) if name == "error" else panel for name, panel in panels.items()}
-    figure = _draw_panels(coloured, volume_ZYX, mask_ZYX, spacing, margin=_BAR_INCHES)
+    limit = _error_limit(volume_ZYX, prediction_ZYX, mask_ZYX, window)
+
+    def columns(cut: _Cut) -> dict[str, Float32]:
+        panels = _panels(cut(volume_ZYX), cut(mask_ZYX), cut(prediction_ZYX), window)
+        return {**panels, "error": _error_rgb(panels["error"], limit)}
+
+    figure = _draw_panels(columns, volume_ZYX, mask_ZYX, spacing, margin=_BAR_INCHES)
     _error_bar(figure, limit)
     hidden = f"window {window[0]:g} to {window[1]:g} HU, {mask_ZYX.mean():.0%} of the voxels hidden"
     _headline(figure, title, hidden)
@@ -101,13 +106,16 @@ def save_comparison(
     Arrays as in `save_reconstruction`. Where everything is predicted (``mask_ZYX`` True everywhere) there is no masked
     input to show.
     """
-    columns: dict[str, Float32] = {}
-    for name, prediction_ZYX in predictions.items():
-        panels = _panels(volume_ZYX, mask_ZYX, prediction_ZYX, window)
-        columns |= {} if columns else {"input": panels["input"], "masked input": panels["masked input"]}
-        columns[name] = panels["pasted"]
-    if mask_ZYX.all():
-        del columns["masked input"]
+    shown = ("input",) if mask_ZYX.all() else ("input", "masked input")
+
+    def columns(cut: _Cut) -> dict[str, Float32]:
+        of_each = {
+            name: _panels(cut(volume_ZYX), cut(mask_ZYX), cut(prediction_ZYX), window)
+            for name, prediction_ZYX in predictions.items()
+        }
+        first = next(iter(of_each.values()))
+        return {name: first[name] for name in shown} | {name: panels["pasted"] for name, panels in of_each.items()}
+
     figure = _draw_panels(columns, volume_ZYX, mask_ZYX, spacing, margin=0.0)
     _headline(figure, title, f"window {window[0]:g} to {window[1]:g} HU")
     figure.savefig(path, format="png", metadata={"Software": None})
@@ -129,37 +137,58 @@ def save_volume(
     stands at the right of the title.
     """
     everywhere = np.ones(volume_ZYX.shape, dtype=np.bool_)
-    panels = _panels(volume_ZYX, everywhere, prediction_ZYX, window)
-    limit = _error_limit(panels["error"][scored_ZYX])
-    columns = {
-        "input": panels["input"],
-        "reconstruction": panels["reconstruction"],
-        "error": _error_rgb(panels["error"], limit),
-    }
+    limit = _error_limit(volume_ZYX, prediction_ZYX, scored_ZYX, window)
+
+    def columns(cut: _Cut) -> dict[str, Float32]:
+        panels = _panels(cut(volume_ZYX), cut(everywhere), cut(prediction_ZYX), window)
+        shown = {name: panels[name] for name in ("input", "reconstruction")}
+        return {**shown, "error": _error_rgb(panels["error"], limit)}
+
     figure = _draw_panels(columns, volume_ZYX, everywhere, spacing, margin=_BAR_INCHES)
     _error_bar(figure, limit)
     _headline(figure, title, detail)
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
+class _Cut(Protocol):
+    """Takes the slice of a plane out of a volume, ``[Z, Y, X]`` to ``[rows, columns]``."""
+
+    def __call__(self, volume: NDArray[_Number]) -> NDArray[_Number]: ...
+
+
 def _draw_panels(
-    columns: Mapping[str, Float32], volume_ZYX: HuArray, mask_ZYX: NDArray[np.bool_], spacing: Spacing, margin: float
+    columns: Callable[[_Cut], Mapping[str, Float32]],
+    volume_ZYX: HuArray,
+    mask_ZYX: NDArray[np.bool_],
+    spacing: Spacing,
+    margin: float,
 ) -> Figure:
-    """Draw volumes of colours ``[Z, Y, X, 3]`` side by side in three planes; leave room at the right."""
+    """Draw columns side by side in three planes; leave room at the right.
+
+    ``columns`` makes the images ``[rows, columns, 3]`` of one plane: only what is shown is ever coloured.
+    """
     extents = tuple(n * mm for n, mm in zip(volume_ZYX.shape, spacing, strict=True))
-    layout = _Layout(extents, len(columns), margin)
+    indices = [_best_slice(volume_ZYX, mask_ZYX, plane.axis) for plane in _PLANES]
+    rows = [columns(_cut_at(plane.axis, index)) for plane, index in zip(_PLANES, indices, strict=True)]
+    layout = _Layout(extents, len(rows[0]), margin)
     figure, axes = layout.figure()
-    for row, plane in enumerate(_PLANES):
-        index = _best_slice(volume_ZYX, mask_ZYX, plane.axis)
-        for column, panel in enumerate(columns.values()):
-            image = np.moveaxis(panel, plane.axis, 0)[index]
+    for row, (plane, index, images) in enumerate(zip(_PLANES, indices, rows, strict=True)):
+        for column, image in enumerate(images.values()):
             axes.imshow(image, origin="lower" if plane.upward else "upper", extent=layout.extent(row, column))
         _annotate(axes, layout.extent(row, 0), plane, f"{plane.name} {index + 1}/{volume_ZYX.shape[plane.axis]}")
-    for column, name in enumerate(columns):
+    for column, name in enumerate(rows[0]):
         left, right = layout.column(column)
         axes.text((left + right) / 2, layout.height + 0.08, name, color="white", fontsize=11, ha="center", va="bottom")
     axes.set(xlim=(0, layout.width), ylim=(0, layout.height))
     return figure
+
+
+def _cut_at(axis: int, index: int) -> _Cut:
+    def cut(volume: NDArray[_Number]) -> NDArray[_Number]:
+        image: NDArray[_Number] = np.moveaxis(volume, axis, 0)[index]
+        return image
+
+    return cut
 
 
 @dataclass(frozen=True)
@@ -217,7 +246,7 @@ class _Layout:
 
 
 def _panels(volume: HuArray, mask: NDArray[np.bool_], prediction: FloatArray, window: Window) -> dict[str, Float32]:
-    """Return each column's whole volume: grey values 0..1 as RGB ``[Z, Y, X, 3]``, the error as HU ``[Z, Y, X]``."""
+    """Return each column's image of a slice: grey values 0..1 as RGB ``[rows, columns, 3]``, the error as HU."""
     lo, hi = window
     clipped: Float32 = np.clip(volume.astype(np.float32), lo, hi)
     pasted: Float32 = np.where(mask, np.clip(prediction.astype(np.float32), lo, hi), clipped)
@@ -241,8 +270,10 @@ def _error_rgb(error: Float32, limit: float) -> Float32:
     return np.asarray(ERROR_COLOURS(Normalize(-limit, limit)(error)), dtype=np.float32)
 
 
-def _error_limit(errors: FloatArray) -> float:
-    """Return the end of the colour bar (HU): a round number above 99 % of the hidden voxels' errors."""
+def _error_limit(volume: HuArray, prediction: FloatArray, scored: NDArray[np.bool_], window: Window) -> float:
+    """Return the end of the colour bar (HU): a round number above 99 % of the errors of the voxels that count."""
+    clipped, predicted = (np.clip(hu[scored].astype(np.float32), *window) for hu in (volume, prediction))
+    errors = predicted - clipped
     reach = float(np.percentile(np.abs(errors), 99)) if errors.size else 0.0
     return float(next((limit for limit in _NICE_LIMITS if limit >= reach), _NICE_LIMITS[-1]))
 

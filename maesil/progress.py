@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -15,6 +15,19 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 Report = Callable[[str, int, int | None], None]
 """Called with (stage, done, total or None if unknown)."""
+
+
+class Tally:
+    """Counts what is done of each stage, over all parts of a work, and reports it."""
+
+    def __init__(self, report: Report | None = None, totals: Mapping[str, int] | None = None) -> None:
+        self._report, self._totals, self._done = report, dict(totals or {}), dict.fromkeys(totals or {}, 0)
+
+    def add(self, stage: str, count: int) -> None:
+        """Note that ``count`` more are done."""
+        self._done[stage] = self._done.get(stage, 0) + count
+        if self._report:
+            self._report(stage, self._done[stage], self._totals.get(stage))
 
 
 @contextmanager

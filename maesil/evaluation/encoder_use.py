@@ -6,23 +6,20 @@ nothing. The score alone does not show that; these passes do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from maesil.evaluation.metrics import ErrorSums, Region
-from maesil.evaluation.predict import ModelPredictor, Reconstruction, reconstruct
-from maesil.evaluation.scores import Psnr, Row, ScoreName
+from maesil.data.crops import Crop
+from maesil.evaluation.metrics import Region, codes_of, psnr, with_bit
+from maesil.evaluation.predict import Batch, ModelPass, ModelPredictor
+from maesil.evaluation.scores import Row, ScoreName
 from maesil.models.latent import USED_FROM_DB, LatentChange, LatentStatistics, mean_over_crop, shuffled
-from maesil.store.reader import SuperpatchReader
-from maesil.store.records import Volume
-from maesil.training.checkpoint import Run
-
-
-def primary_score(run: Run) -> Psnr:
-    """Return the name of the score that stands for a run: of the hidden voxels, or of all where none is hidden."""
-    return "psnr_whole" if run.config.mask.kind == "none" else "psnr_hidden"
+from maesil.models.patches import patchify, to_hu, tokens_at
+from maesil.store.grid import box_at
+from maesil.types import Window
 
 
 @dataclass(frozen=True)
@@ -37,38 +34,59 @@ class EncoderUse:
     """That of the volume's latent tokens (`LatentStatistics`), the same for all regions."""
 
 
-def encoder_use(
-    run: Run,
-    reader: SuperpatchReader,
-    volume: Volume,
-    predictor: ModelPredictor,
-    unchanged: Reconstruction,
-    reference: Tensor,
-    regions: dict[Region, Tensor],
-    seed: int,
-) -> dict[Region, EncoderUse]:
-    """Return what the encoder is worth for a volume, by region; ``unchanged`` is what the model predicts as it is."""
-    name, statistics = primary_score(run), LatentStatistics()
+class EncoderTrial:
+    """Pools, batch by batch, the errors of a volume as it is and with other latent tokens."""
 
-    def score_with(change: LatentChange) -> dict[Region, float]:
-        with predictor.model.latent_changed(change):
-            result = reconstruct(reader, volume, predictor, run.config, seed, reference.device)
-        return {region: _score(run, reference, result, voxels, name) for region, voxels in regions.items()}
+    def __init__(self, window: Window, predictors: Sequence[ModelPredictor], regions: Mapping[Region, Tensor]) -> None:
+        self._window, self._predictors, self._regions = window, predictors, list(regions)
+        self._statistics = LatentStatistics()
+        self._codes_ZYX = codes_of(list(regions.values()))
+        shape = (1 + len(_CHANGES), 2, 2 ** len(regions))  # voxels and squared errors of each combination of regions
+        self._sums = {one.name: torch.zeros(shape, dtype=torch.float64) for one in predictors}
 
-    by_mean = score_with(lambda latent_BND: mean_over_crop(statistics(latent_BND)))
-    by_order = score_with(shuffled)
-    as_it_is = {region: _score(run, reference, unchanged, voxels, name) for region, voxels in regions.items()}
-    return {
-        region: EncoderUse(score - by_mean[region], score - by_order[region], statistics.effective_rank)
-        for region, score in as_it_is.items()
-    }
+    @torch.no_grad()
+    def watch(self, batch: Batch, passes: Sequence[ModelPass]) -> None:
+        """Decode a batch once more for each change, and add its errors (`Watch`)."""
+        (through,) = passes
+        inputs, latent_BND, patch = through.inputs, through.encoded.tokens_BND, through.inputs.patch
+        ids_BS = inputs.targets
+        codes_BZYX = torch.stack([self._codes_of(crop) for crop in batch.crops])
+        codes_BSV = tokens_at(patchify(codes_BZYX, patch), ids_BS).flatten()
+        truth_BSV = to_hu(inputs.patches(ids_BS, torch.float32), inputs.intensity)
+        self._statistics(latent_BND)
+        for one in self._predictors:
+            self._add(one, 0, codes_BSV, tokens_at(one.patches_hu(through.everything), ids_BS) - truth_BSV)
+        for number, change in enumerate(_CHANGES, start=1):
+            prediction = through.hidden(change(latent_BND))
+            for one in self._predictors:
+                self._add(one, number, codes_BSV, one.patches_hu(prediction) - truth_BSV)
+
+    def _add(self, predictor: ModelPredictor, number: int, codes: Tensor, error_BSV: Tensor) -> None:
+        sums = self._sums[predictor.name][number]
+        for total, weights in zip(sums, (None, error_BSV.flatten().square_().double()), strict=True):
+            total += torch.bincount(codes, weights, minlength=len(total)).cpu()
+
+    def _codes_of(self, crop: Crop) -> Tensor:
+        """Return in which regions the voxels of a crop are, uint8 ``[Z, Y, X]``; beyond the volume in none."""
+        inside = self._codes_ZYX[box_at(crop.origin, crop.hu.shape)]
+        codes = inside.new_zeros(crop.hu.shape)
+        z, y, x = inside.shape
+        codes[:z, :y, :x] = inside
+        return codes
+
+    def result(self, name: str) -> dict[Region, EncoderUse]:
+        """Return what the encoder is worth by region, as one of the predictors shows it."""
+        found = {}
+        for bit, region in enumerate(self._regions):
+            voxels, squared = self._sums[name][..., with_bit(bit, 2 ** len(self._regions))].sum(dim=-1).T.tolist()
+            as_it_is, by_mean, by_order = (
+                psnr(error, int(count), self._window) for count, error in zip(voxels, squared, strict=True)
+            )
+            found[region] = EncoderUse(as_it_is - by_mean, as_it_is - by_order, self._statistics.effective_rank)
+        return found
 
 
-def _score(run: Run, reference: Tensor, result: Reconstruction, voxels: Tensor, name: Psnr) -> float:
-    sums = ErrorSums(run.intensity.window)
-    sums.add(reference, result.predicted, result.hidden, voxels)
-    score: float = getattr(sums, name)
-    return score
+_CHANGES: tuple[LatentChange, ...] = (mean_over_crop, shuffled)
 
 
 def warning_of_unused_encoders(rows: Iterable[Row]) -> tuple[str, ...]:

@@ -7,14 +7,12 @@ Shapes: B samples, Z Y X voxels of a crop or of a volume; the tensors of a volum
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from maesil.cache.provenance import notes_on_spacing
 from maesil.data.crops import grid_origins
@@ -23,14 +21,14 @@ from maesil.data.split import Split, read_split
 from maesil.devices import pick_device
 from maesil.documents import write_json
 from maesil.errors import NoInputError, UsageError
-from maesil.evaluation.encoder_use import encoder_use, warning_of_unused_encoders
+from maesil.evaluation.encoder_use import warning_of_unused_encoders
 from maesil.evaluation.lpips import Lpips
-from maesil.evaluation.metrics import REGIONS, BorderSums, ErrorSums, Region, patch_rmse, region_voxels, ssim
-from maesil.evaluation.predict import ModelPredictor, Predictor, Reconstruction, make_predictors, reconstruct
-from maesil.evaluation.scores import HU_CLASSES, RegionScores, Report, VolumeRow, as_json_has_it, summarise
+from maesil.evaluation.predict import Reconstruction, make_predictors
+from maesil.evaluation.scores import Report, VolumeRow, summarise
+from maesil.evaluation.volume import evaluate_volume
 from maesil.files import make_folder, require_file_place, results_at_once
 from maesil.installed import PICTURES, not_installed
-from maesil.progress import progress
+from maesil.progress import Tally, progress
 from maesil.store.filters import select
 from maesil.store.grid import box_at
 from maesil.store.index import superpatch_table
@@ -82,15 +80,13 @@ def evaluate(
     reader, predictors, undrawn = SuperpatchReader(store), make_predictors(run), not_installed(PICTURES)
     scored: list[VolumeRow] = []
     pictures: list[Path] = []
-    with results_at_once(out) as drawn_in, progress({"evaluate": "predicted volume"}) as report_progress:
-        for number, volume in enumerate(chosen):
-            for predictor, (result, rows) in zip(
-                predictors, evaluate_volume(run, reader, volume, predictors, seed, lpips), strict=True
-            ):
-                scored += rows
-                if isinstance(predictor, ModelPredictor) and predictor.pictured and not undrawn:
-                    pictures += (out / path.name for path in _draw(run, reader, volume, result, drawn_in))
-            report_progress("evaluate", number + 1, len(chosen))
+    with results_at_once(out) as drawn_in, progress(_STAGES) as report_progress:
+        tally = Tally(report_progress, _totals(reader, chosen, run, pictures=not undrawn))
+        for volume in chosen:
+            results, rows = evaluate_volume(run, reader, volume, predictors, seed, lpips, tally)
+            scored += rows
+            if not undrawn:
+                pictures += (out / path.name for path in _draw(run, reader, volume, results[0], drawn_in, tally))
 
     trained_on = same_patients(leaders, seen.train)
     report = summarise(run_dir, run, store, chosen, seed, scored, pictures, trained_on)
@@ -169,102 +165,19 @@ def choose_volumes(
     return unseen
 
 
-def score_volumes(
-    run: Run,
-    reader: SuperpatchReader,
-    volumes: Iterable[Volume],
-    predictors: Sequence[Predictor],
-    seed: int,
-    lpips: Lpips | None = None,
-) -> list[VolumeRow]:
-    """Score volumes by every predictor, without pictures: rows of plain values (see `score_volume`)."""
-    rows: list[VolumeRow] = []
-    for volume in volumes:
-        for _, of_volume in evaluate_volume(run, reader, volume, predictors, seed, lpips):
-            rows += map(as_json_has_it, of_volume)
-    return rows
+_STAGES = {"predict": "crop", "score": "slice", "draw": "picture"}
 
 
-def evaluate_volume(
-    run: Run,
-    reader: SuperpatchReader,
-    volume: Volume,
-    predictors: Iterable[Predictor],
-    seed: int,
-    lpips: Lpips | None = None,
-) -> Iterator[tuple[Reconstruction, list[VolumeRow]]]:
-    """Yield, for each predictor, the predicted volume and its rows."""
-    device = next(run.model.parameters()).device
-    reference = torch.from_numpy(reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)).to(device)
-    valid, body = (torch.from_numpy(reader.read_map(volume.volume_id, name)).to(device) for name in ("valid", "body"))
-    regions = region_voxels(valid, body, volume.shape)
-    for predictor in predictors:
-        result = reconstruct(reader, volume, predictor, run.config, seed, device)
-        rows: list[VolumeRow] = [
-            {"model": predictor.name, "volume_id": volume.volume_id, "group": volume.group, **row}
-            for row in score_volume(reference, result, regions, run, lpips)
-        ]
-        if isinstance(predictor, ModelPredictor):
-            by_region = encoder_use(run, reader, volume, predictor, result, reference, regions, seed)
-            for row in rows:
-                if "group_by" not in row:
-                    use = by_region[row["region"]]
-                    row["encoder_gain_db"] = use.gain_db
-                    row["encoder_gain_shuffled_db"] = use.gain_shuffled_db
-                    row["effective_rank"] = use.effective_rank
-        yield result, rows
-
-
-def score_volume(
-    reference: Tensor, result: Reconstruction, regions: dict[Region, Tensor], run: Run, lpips: Lpips | None = None
-) -> Iterator[RegionScores]:
-    """Yield one volume's scores: a row per region, then rows by HU class and by column, which name their group."""
-    window, config = run.intensity.window, run.config.model
-    hidden, predicted = result.hidden, result.predicted
-    pasted = torch.where(hidden, predicted, reference.float())
-    similar = {
-        name: ssim(reference, pasted, window, regions, valid_ZYX=regions["whole"], axial=name == "ssim_axial")
-        for name in ("ssim_3d", "ssim_axial")
-    }
-    perceptual = {}
-    if lpips:
-        perceptual["body"] = lpips.of_volume(
-            reference, pasted, window, valid_ZYX=regions["whole"], body_ZYX=regions["body"]
-        )
-    for region in REGIONS:
-        borders = BorderSums(config.patch, config.crop, window)
-        borders.add(reference, predicted, hidden & regions[region])
-        spread = patch_rmse(reference, predicted, hidden, regions[region], window, config.patch).cpu()
-        row = _with_errors({"region": region}, reference, predicted, hidden, regions[region], run)
-        row["ssim_3d"] = similar["ssim_3d"][region]
-        row["ssim_axial"] = similar["ssim_axial"][region]
-        row["lpips"] = perceptual.get(region, math.nan)
-        row["border_ratio"] = borders.ratio
-        row["seam_ratio"] = borders.seam_ratio
-        row["patch_rmse_hu"] = [float(np.percentile(spread, q)) for q in (10, 50, 90)] if len(spread) else None
-        yield row
-    in_body = regions["body"]
-    groups = {("hu_class", name): (reference >= lo) & (reference < hi) for name, (lo, hi) in HU_CLASSES.items()}
-    if run.config.mask.kind != "none":
-        groups["column", "hidden everywhere"] = result.column_hidden
-        groups["column", "partly visible"] = hidden & ~result.column_hidden
-    for (by, name), chosen in groups.items():
-        row = {"region": "body", "group_by": by, "group_name": name}
-        yield _with_errors(row, reference, predicted, hidden, in_body & chosen, run)
-
-
-def _with_errors(
-    row: RegionScores, reference: Tensor, predicted: Tensor, hidden: Tensor, voxels: Tensor, run: Run
-) -> RegionScores:
-    """Return a row with the scores that come from the squared and absolute errors of some voxels."""
-    sums = ErrorSums(run.intensity.window)
-    sums.add(reference, predicted, hidden, voxels)
-    nothing_hidden = run.config.mask.kind == "none"
-    row["psnr_hidden"] = math.nan if nothing_hidden else sums.psnr_hidden
-    row["psnr_whole"] = sums.psnr_whole
-    row["psnr_pasted"] = math.nan if nothing_hidden else sums.psnr_pasted
-    row["mae_hu"] = sums.mae_hu
-    return row
+def _totals(reader: SuperpatchReader, volumes: Iterable[Volume], run: Run, *, pictures: bool) -> dict[str, int]:
+    """Count what an evaluation will go through, by stage."""
+    volumes, size = list(volumes), run.config.model.crop_zyx
+    crops = sum(
+        bool(reader.read_map_region(volume.volume_id, "valid", origin, size).any())
+        for volume in volumes
+        for origin in grid_origins(volume, size)
+    )
+    slices = sum(volume.shape[0] for volume in volumes)
+    return {"predict": crops, "score": slices} | ({"draw": 2 * len(volumes)} if pictures else {})
 
 
 def crop_with_most_body(reader: SuperpatchReader, volume: Volume, crop: Edges) -> Box:
@@ -276,7 +189,9 @@ def crop_with_most_body(reader: SuperpatchReader, volume: Volume, crop: Edges) -
     return box_at(origin, crop)
 
 
-def _draw(run: Run, reader: SuperpatchReader, volume: Volume, result: Reconstruction, out: Path) -> list[Path]:
+def _draw(
+    run: Run, reader: SuperpatchReader, volume: Volume, result: Reconstruction, out: Path, tally: Tally
+) -> list[Path]:
     """Draw the crop with the most body, and the whole volume in three planes."""
     from maesil.pictures import save_reconstruction  # matplotlib, which not all machines have
 
@@ -295,4 +210,5 @@ def _draw(run: Run, reader: SuperpatchReader, volume: Volume, result: Reconstruc
         title = f"volume {short}, {told}, step {run.step}"
         save_reconstruction(path, hu[box], hidden[box], predicted[box], window, title, volume.spacing)
         paths.append(path)
+        tally.add("draw", 1)
     return paths

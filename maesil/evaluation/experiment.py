@@ -28,11 +28,11 @@ from maesil.devices import pick_device
 from maesil.documents import as_json, fields_of, read_json, write_json
 from maesil.errors import UsageError
 from maesil.evaluation.cost import Cost, measure_cost
-from maesil.evaluation.evaluate import score_volumes
 from maesil.evaluation.lpips import Lpips
 from maesil.evaluation.predict import Predictor, model_predictors, naive_baselines, psnr_of_crops, reconstruct
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import PaperTable, VolumeRow, thickness_of
+from maesil.evaluation.volume import score_volumes
 from maesil.files import whole_file, write_whole
 from maesil.store.grid import box_at
 from maesil.store.index import patients

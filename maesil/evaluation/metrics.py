@@ -8,9 +8,9 @@ width is the data range. Sums are kept in float64. Shapes: Z Y X voxels of one v
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -21,13 +21,11 @@ from maesil.types import MAP_CELL, Edges, Window, Zyx, zyx
 BODY_SHARE = 128
 """A cell of the ``body`` map counts as body from this share on (of 255): half of it."""
 
-SSIM_SIGMA = 1.5
-SSIM_RADIUS = 5
-SSIM_K1, SSIM_K2 = 0.01, 0.03
-"""Gaussian window of 11 voxels and the stabilising constants of Wang et al., IEEE TIP 13:600, 2004."""
+_AT_ONCE = 2**18
+"""How many voxels of slices are added up at once on a CPU: they stay in its cache."""
 
-_SLAB = 16
 
+Name = TypeVar("Name", bound=Hashable)
 
 Region = Literal["body", "whole"]
 REGIONS: tuple[Region, ...] = get_args(Region)
@@ -94,6 +92,51 @@ class ErrorSums:
         return self.hidden_absolute / self.hidden_voxels if self.hidden_voxels else math.nan
 
 
+def errors_of_groups(
+    reference_ZYX: Tensor, predicted_ZYX: Tensor, hidden_ZYX: Tensor, groups: Mapping[Name, Tensor], window: Window
+) -> dict[Name, ErrorSums]:
+    """Return the errors in each of up to thirteen groups of voxels (bool ``[Z, Y, X]``; they may overlap) in one go."""
+    codes_ZYX = codes_of([hidden_ZYX, *groups.values()])
+    # How many voxels have each combination of groups, and their squared and absolute errors.
+    sums = torch.zeros(3, 2 ** (1 + len(groups)), dtype=torch.float64)
+    for slab in slabs(reference_ZYX.shape, reference_ZYX.device):
+        error = (clip(predicted_ZYX[slab], window) - clip(reference_ZYX[slab], window)).flatten()
+        codes = codes_ZYX[slab].flatten()
+        weights = (None, error.square().double(), error.abs_().double())
+        sums += torch.stack([torch.bincount(codes, one, minlength=sums.shape[1]).double() for one in weights]).cpu()
+    hidden = with_bit(0, sums.shape[1])
+    found = {}
+    for bit, name in enumerate(groups, start=1):
+        (voxels, squared, _), (hidden_voxels, hidden_squared, hidden_absolute) = (
+            sums[:, chosen].sum(dim=1).tolist()
+            for chosen in (with_bit(bit, sums.shape[1]), with_bit(bit, sums.shape[1]) & hidden)
+        )
+        found[name] = ErrorSums(window, int(voxels), int(hidden_voxels), squared, hidden_squared, hidden_absolute)
+    return found
+
+
+def codes_of(groups: Sequence[Tensor]) -> Tensor:
+    """Return one number for each voxel, uint8 or int16: bit i says whether it is in group i of up to fourteen."""
+    dtype = torch.uint8 if len(groups) <= 8 else torch.int16
+    codes = groups[0].to(dtype)
+    for bit, group in enumerate(groups[1:], start=1):
+        codes |= group.to(dtype) << bit
+    return codes
+
+
+def with_bit(bit: int, codes: int) -> Tensor:
+    """Return which of the codes 0 .. ``codes`` - 1 have a bit, bool ``[codes]``."""
+    return (torch.arange(codes) >> bit) & 1 > 0
+
+
+def slabs(shape: Sequence[int], device: torch.device, step: int = 1) -> Iterator[slice]:
+    """Cut a volume into slabs of slices that are worked on at once, whole multiples of ``step`` slices but the last."""
+    depth, of_slice = shape[0], shape[1] * shape[2]
+    at_once = depth if device.type == "cuda" else max(1, _AT_ONCE // (of_slice * step)) * step
+    for start in range(0, depth, at_once):
+        yield slice(start, min(start + at_once, depth))
+
+
 def clip(hu: Tensor, window: Window) -> Tensor:
     """Return HU as floats clipped to the window."""
     return (hu if hu.is_floating_point() else hu.float()).clamp(*window)
@@ -121,56 +164,15 @@ def patch_rmse(
     Patches of which at least half the voxels count; they lie on the grid of ``patch`` voxels from voxel 0;
     how they spread tells what the pooled score averages away.
     """
-    counted = hidden_ZYX & region_ZYX
-    error = (clip(predicted_ZYX, window) - clip(reference_ZYX, window)) * counted
-    squares, counts = _patch_sums(error.square(), patch), _patch_sums(counted, patch)
-    chosen = counts >= math.prod(zyx(patch)) / 2
-    return (squares[chosen] / counts[chosen]).sqrt()
-
-
-def ssim(
-    reference_ZYX: Tensor,
-    predicted_ZYX: Tensor,
-    window: Window,
-    regions: Mapping[Region, Tensor],
-    *,
-    valid_ZYX: Tensor | None = None,
-    axial: bool = False,
-) -> dict[Region, float]:
-    """Return the structural similarity of each region: the mean of `ssim_map` over its voxels (NaN over nothing)."""
-    totals, counts = (
-        dict.fromkeys(regions, 0.0),
-        {name: int(region.sum()) for name, region in regions.items()},
-    )
-    depth = reference_ZYX.shape[0]
-    for start in range(0, depth, _SLAB):
-        slab = slice(start, min(start + _SLAB, depth))
-        similarity = _ssim_slab(reference_ZYX, predicted_ZYX, window, valid_ZYX, axial, slab)
-        for name, region in regions.items():
-            totals[name] += float(similarity[region[slab]].sum(dtype=torch.float64))
-    return {name: totals[name] / counts[name] if counts[name] else math.nan for name in regions}
-
-
-def ssim_map(
-    reference_ZYX: Tensor,
-    predicted_ZYX: Tensor,
-    window: Window,
-    *,
-    valid_ZYX: Tensor | None = None,
-    axial: bool = False,
-) -> Tensor:
-    """Return the structural similarity at every voxel, ``[Z, Y, X]``.
-
-    In 3D (a window of 11^3 voxels), or slice by slice (11^2) if ``axial``. Wang et al., IEEE TIP 13:600,
-    2004: Gaussian weights of sigma 1.5 voxels cut off at 5, K1 = 0.01, K2 = 0.03, and (co)variances without
-    Bessel's correction; intensities are HU above the window's lower end, its width is the data range, faces
-    are mirrored. So computes scikit-image's ``structural_similarity`` with ``gaussian_weights=True,
-    use_sample_covariance=False, full=True``. Voxels outside ``valid_ZYX`` take no part in any local statistic
-    (ours); the map means nothing there. Float64 input is computed in float64, all else in float32.
-    """
-    depth = reference_ZYX.shape[0]
-    slabs = [slice(start, min(start + _SLAB, depth)) for start in range(0, depth, _SLAB)]
-    return torch.cat([_ssim_slab(reference_ZYX, predicted_ZYX, window, valid_ZYX, axial, slab) for slab in slabs])
+    squares, counts = [], []
+    for slab in slabs(reference_ZYX.shape, reference_ZYX.device, step=zyx(patch)[0]):
+        counted = hidden_ZYX[slab] & region_ZYX[slab]
+        error = (clip(predicted_ZYX[slab], window) - clip(reference_ZYX[slab], window)).mul_(counted)
+        squares.append(_patch_sums(error.square_(), patch))
+        counts.append(_patch_sums(counted.to(error.dtype), patch))
+    voxels = torch.cat(counts)
+    chosen = voxels >= math.prod(zyx(patch)) / 2
+    return (torch.cat(squares)[chosen] / voxels[chosen]).sqrt()
 
 
 @dataclass
@@ -180,25 +182,14 @@ class BorderSums:
     patch: Edges
     crop: Edges
     window: Window
-    _sums: Tensor = field(default_factory=lambda: torch.zeros(3, 2, dtype=torch.float64))
-    """Absolute steps (HU) inside patches, across borders, across seams; of prediction and reference."""
+    sums: Tensor = field(default_factory=lambda: torch.zeros(2, 3, dtype=torch.float64))
+    """Of prediction and reference: absolute steps (HU) inside patches, across borders, across seams."""
 
     def add(self, reference_ZYX: Tensor, predicted_ZYX: Tensor, counted_ZYX: Tensor) -> None:
-        """Add all pairs of face neighbours that are both in ``counted_ZYX`` (hidden and in the region).
-
-        Patches of ``patch`` voxels and crops of ``crop`` voxels count from voxel 0 of the arrays.
-        """
-        volumes = (clip(predicted_ZYX, self.window), clip(reference_ZYX, self.window))
-        for axis in range(3):
-            size = counted_ZYX.shape[axis]
-            pairs = counted_ZYX.narrow(axis, 0, size - 1) & counted_ZYX.narrow(axis, 1, size - 1)
-            after = torch.arange(1, size, device=pairs.device)
-            border, seam = after % zyx(self.patch)[axis] == 0, after % zyx(self.crop)[axis] == 0
-            for which, volume in enumerate(volumes):
-                steps = volume.diff(dim=axis).abs() * pairs
-                for place, chosen in enumerate((~border, border & ~seam, seam)):
-                    total = steps.index_select(axis, chosen.nonzero().flatten()).sum(dtype=torch.float64)
-                    self._sums[place, which] += total.cpu()
+        """Add all pairs of face neighbours that are both in ``counted_ZYX`` (hidden and in the region)."""
+        places = border_places(self.patch, self.crop, {"whole": counted_ZYX})
+        for which, volume in enumerate((predicted_ZYX, reference_ZYX)):
+            self.sums[which] += step_sums(volume, places, self.window)["whole"]
 
     @property
     def ratio(self) -> float:
@@ -215,73 +206,62 @@ class BorderSums:
         return self._against_inside(2)
 
     def _against_inside(self, place: int) -> float:
-        predicted_inside, reference_inside = self._sums[0].tolist()
-        predicted, reference = self._sums[place].tolist()
+        (predicted_inside, predicted), (reference_inside, reference) = self.sums[:, [0, place]].tolist()
         if not (predicted_inside > 0 and reference_inside > 0 and reference > 0):
             return math.nan
         # The numbers of pairs are the same for both volumes and cancel.
         return float(predicted / predicted_inside / (reference / reference_inside))
 
 
+@dataclass(frozen=True)
+class BorderPlaces:
+    """Which pairs of face neighbours count, and where they lie; found once for all predictions of a volume."""
+
+    groups: tuple[Region, ...]
+    codes: tuple[Tensor, Tensor, Tensor]
+    """For each axis uint8 of the pairs: two bits for the place (inside, border, seam), then one for each group."""
+
+
+def border_places(patch: Edges, crop: Edges, groups: Mapping[Region, Tensor]) -> BorderPlaces:
+    """Find the pairs of voxels of which both are in a group (bool ``[Z, Y, X]``, up to six of them).
+
+    Patches of ``patch`` voxels and crops of ``crop`` voxels count from voxel 0 of the arrays.
+    """
+    voxels_ZYX = codes_of(list(groups.values()))
+    codes = []
+    for axis in range(3):
+        size = voxels_ZYX.shape[axis]
+        pairs = voxels_ZYX.narrow(axis, 0, size - 1) & voxels_ZYX.narrow(axis, 1, size - 1)
+        after = torch.arange(1, size, device=pairs.device)
+        border, seam = after % zyx(patch)[axis] == 0, after % zyx(crop)[axis] == 0
+        place = torch.where(seam, 2, border.to(torch.uint8)).to(torch.uint8)
+        codes.append((pairs << 2) | place.view([-1 if other == axis else 1 for other in range(3)]))
+    return BorderPlaces(tuple(groups), (codes[0], codes[1], codes[2]))
+
+
+def step_sums(volume_ZYX: Tensor, places: BorderPlaces, window: Window) -> dict[Region, Tensor]:
+    """Add up the absolute steps (HU) of each group: float64 ``[3]``, inside patches, across borders, across seams."""
+    sums = torch.zeros(2 ** (2 + len(places.groups)), dtype=torch.float64)
+    for slab in slabs(volume_ZYX.shape, volume_ZYX.device):
+        # The slice after the slab belongs to its last pairs along z.
+        clipped = clip(volume_ZYX[slab.start : slab.stop + 1], window)
+        own = slice(0, slab.stop - slab.start)
+        for axis, codes in enumerate(places.codes):
+            steps = (clipped if axis == 0 else clipped[own]).diff(dim=axis).abs_()
+            found = torch.bincount(codes[slab].flatten(), steps.flatten().double(), minlength=len(sums))
+            sums += found.cpu()
+    by_place = sums.view(-1, 4)[:, :3]
+    return {name: by_place[with_bit(bit, len(by_place))].sum(dim=0) for bit, name in enumerate(places.groups)}
+
+
 def _patch_sums(voxels_ZYX: Tensor, patch: Edges) -> Tensor:
     """Add up each patch, float64 ``[z, y, x]``; what a last patch lacks counts as 0."""
-    sums = voxels_ZYX.double()
+    sums = voxels_ZYX
     for axis, edge in enumerate(zyx(patch)):
         missing = -sums.shape[axis] % edge
         if missing:
             zeros = sums.new_zeros([missing if i == axis else n for i, n in enumerate(sums.shape)])
             sums = torch.cat([sums, zeros], dim=axis)
         blocks = (*sums.shape[:axis], sums.shape[axis] // edge, edge, *sums.shape[axis + 1 :])
-        sums = sums.reshape(blocks).sum(dim=axis + 1)
+        sums = sums.reshape(blocks).sum(dim=axis + 1, dtype=torch.float64)
     return sums
-
-
-def _ssim_slab(
-    reference_ZYX: Tensor,
-    predicted_ZYX: Tensor,
-    window: Window,
-    valid_ZYX: Tensor | None,
-    axial: bool,
-    slab: slice,
-) -> Tensor:
-    """Return the slices ``slab`` of the map: large volumes never exist as six filtered copies."""
-    halo = 0 if axial else SSIM_RADIUS
-    depth = reference_ZYX.shape[0]
-    z = _mirrored(slab.start - halo, slab.stop + halo, depth).to(reference_ZYX.device)
-    dtype = torch.float64 if torch.float64 in (reference_ZYX.dtype, predicted_ZYX.dtype) else torch.float32
-    lo, hi = window
-    # Values in 0..1, data range 1: float32 then keeps the variances apart from the constants.
-    x, y = ((volume[z].to(dtype).clamp(lo, hi) - lo) / (hi - lo) for volume in (reference_ZYX, predicted_ZYX))
-    weight = torch.ones_like(x) if valid_ZYX is None else valid_ZYX[z].to(dtype)
-    x, y = x * weight, y * weight
-    local = _gaussian(torch.stack([weight, x, y, x * x, y * y, x * y]), in_depth=not axial)
-    total = local[0].clamp_min(torch.finfo(dtype).tiny)
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (local[1:] / total).unbind()
-    c1, c2 = SSIM_K1**2, SSIM_K2**2
-    covariance, variances = mean_xy - mean_x * mean_y, mean_xx + mean_yy - mean_x**2 - mean_y**2
-    similarity: Tensor = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
-    return similarity.div_((mean_x**2 + mean_y**2 + c1) * (variances + c2))
-
-
-def _gaussian(maps_MZYX: Tensor, *, in_depth: bool) -> Tensor:
-    """Filter along y and x with mirrored faces; if asked, along z too, without: the result has 2 x 5 slices less."""
-    offsets = torch.arange(-SSIM_RADIUS, SSIM_RADIUS + 1, dtype=torch.float64)
-    taps = torch.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
-    weights = (taps / taps.sum()).tolist()
-    for axis in (1, 2, 3) if in_depth else (2, 3):
-        if axis > 1:
-            size = maps_MZYX.shape[axis]
-            mirrored = _mirrored(-SSIM_RADIUS, size + SSIM_RADIUS, size).to(maps_MZYX.device)
-            maps_MZYX = maps_MZYX.index_select(axis, mirrored)
-        length = maps_MZYX.shape[axis] - 2 * SSIM_RADIUS
-        filtered = maps_MZYX.narrow(axis, 0, length) * weights[0]
-        for shift, weight in enumerate(weights[1:], start=1):
-            filtered.add_(maps_MZYX.narrow(axis, shift, length), alpha=weight)
-        maps_MZYX = filtered
-    return maps_MZYX
-
-
-def _mirrored(start: int, stop: int, size: int) -> Tensor:
-    """Return the indices start .. stop - 1 folded back into 0 .. size - 1: d c b a | a b c d | d c b a."""
-    index = torch.arange(start, stop) % (2 * size)
-    return torch.where(index < size, index, 2 * size - 1 - index)

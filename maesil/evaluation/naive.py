@@ -8,6 +8,8 @@ Shapes: B samples, Z Y X voxels, L tokens; HU as float32.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -83,27 +85,40 @@ def spline_in_tension(
     Float32 or float64 ``[B, Z, Y, X]`` and bool of the same shape; every sample is solved by itself.
     """
     unknown = (~known_BZYX).to(values_BZYX.dtype)
-    start = torch.where(known_BZYX, values_BZYX, _mean_of_known(values_BZYX, known_BZYX))
-    degree = _neighbour_sum(torch.ones_like(values_BZYX[:1]))
-
-    def energy_gradient(field: Tensor) -> Tensor:
-        bend = (degree * field).sub_(_neighbour_sum(field))
-        return ((tension + degree) * bend).sub_(_neighbour_sum(bend)).mul_(unknown)
-
-    precondition = _Preconditioner(unknown, degree, coarsest, tension)
-    residual = -energy_gradient(start)
-    search = precondition(residual)
-    correction, product = torch.zeros_like(start), _dot(residual, search)
-    tiny = torch.finfo(start.dtype).tiny
+    start = torch.where(known_BZYX, values_BZYX, _mean_of_known(values_BZYX, known_BZYX)).contiguous()
+    energy = _Energy(unknown, tension)
+    precondition = _Preconditioner(unknown, energy.degree, coarsest, tension)
+    # Every field is written in place: fresh memory for each of them took half of the time.
+    correction, along, scaled = (torch.zeros_like(start) for _ in range(3))
+    residual = energy.gradient(start, torch.empty_like(start)).neg_()
+    search = precondition(residual, torch.empty_like(start))
+    product, tiny = _dot(residual, search, along), torch.finfo(start.dtype).tiny
     for _ in range(iterations):
-        along = energy_gradient(search)
-        step = product / _dot(search, along).clamp_min(tiny)
+        energy.gradient(search, along)
+        step = product / _dot(search, along, scaled).clamp_min(tiny)
         correction.addcmul_(step, search)
         residual.addcmul_(step, along, value=-1)
-        scaled = precondition(residual)
-        before, product = product, _dot(residual, scaled)
-        search.mul_(product / before.clamp_min(tiny)).add_(scaled)
-    return start + correction
+        precondition(residual, scaled)
+        before, product = product, _dot(residual, scaled, along)
+        torch.addcmul(scaled, product / before.clamp_min(tiny), search, out=search)
+    return correction.add_(start)
+
+
+class _Energy:
+    """The energy that a spline makes least, on boxes of one shape."""
+
+    def __init__(self, unknown_BZYX: Tensor, tension: float) -> None:
+        self._unknown, self._bend = unknown_BZYX, torch.empty_like(unknown_BZYX)
+        one = unknown_BZYX[:1]
+        self.degree = _sum_neighbours(torch.ones_like(one), torch.empty_like(one))
+        """How many of the six face neighbours a voxel has."""
+        self._own = tension + self.degree
+
+    def gradient(self, field_BZYX: Tensor, out_BZYX: Tensor) -> Tensor:
+        """Write half the gradient of the energy with respect to the unknown voxels."""
+        # With the Laplacian D (neighbours less degree times voxel) it is D D - tension D.
+        bend = _sum_neighbours(field_BZYX, self._bend).addcmul_(self.degree, field_BZYX, value=-1)
+        return _sum_neighbours(bend, out_BZYX).addcmul_(self._own, bend, value=-1).mul_(self._unknown)
 
 
 class _Preconditioner:
@@ -121,14 +136,17 @@ class _Preconditioner:
             self._scales.append(free / ((6 * tension / edge**2 + 42 / edge**4) * edge**3))
         self._unknown = unknown_BZYX
 
-    def __call__(self, residual: Tensor) -> Tensor:
-        coarse = [residual]
+    def __call__(self, residual_BZYX: Tensor, out_BZYX: Tensor) -> Tensor:
+        """Write the inverse applied to a residual."""
+        coarse = [residual_BZYX]
         for _ in self._scales[1:]:
             coarse.append(_restrict(coarse[-1]))
+        if len(coarse) == 1:
+            return torch.mul(self._scales[0], residual_BZYX, out=out_BZYX)
         total = self._scales[-1] * coarse[-1]
-        for scale, part in zip(self._scales[-2::-1], coarse[-2::-1], strict=True):
-            total = scale * part + _prolong(total)
-        return self._unknown * total
+        for scale, part in zip(self._scales[-2:0:-1], coarse[-2:0:-1], strict=True):
+            total = _prolong(total).addcmul_(scale, part)
+        return _prolong(total, out_BZYX).mul_(self._unknown).addcmul_(self._scales[0], residual_BZYX)
 
 
 def _visible(
@@ -149,47 +167,99 @@ def _mean_of_known(values_BZYX: Tensor, known_BZYX: Tensor) -> Tensor:
     return mean.to(values_BZYX.dtype)
 
 
-def _neighbour_sum(field_BZYX: Tensor) -> Tensor:
-    """Add up the up to six face neighbours of every voxel."""
-    total = torch.zeros_like(field_BZYX)
-    for axis in (1, 2, 3):
+def _sum_neighbours(field_BZYX: Tensor, out_BZYX: Tensor) -> Tensor:
+    """Write the sum of the up to six face neighbours of every voxel; both fields are contiguous."""
+    flat, flat_out = field_BZYX.view(-1), out_BZYX.view(-1)
+    # Along x all rows as one, and their ends anew: long rows are added up faster than many short ones.
+    torch.add(flat[2:], flat[:-2], out=flat_out[1:-1])
+    out_BZYX[..., 0], out_BZYX[..., -1] = field_BZYX[..., 1], field_BZYX[..., -2]
+    for axis in (1, 2):
         last = field_BZYX.shape[axis] - 1
-        total.narrow(axis, 0, last).add_(field_BZYX.narrow(axis, 1, last))
-        total.narrow(axis, 1, last).add_(field_BZYX.narrow(axis, 0, last))
-    return total
+        out_BZYX.narrow(axis, 0, last).add_(field_BZYX.narrow(axis, 1, last))
+        out_BZYX.narrow(axis, 1, last).add_(field_BZYX.narrow(axis, 0, last))
+    return out_BZYX
 
 
-def _prolong(cells_BZYX: Tensor) -> Tensor:
+_SMALL = 32
+"""Boxes of up to this edge (voxels) are halved and doubled by products of matrices, which are few calls."""
+
+
+def _prolong(cells_BZYX: Tensor, out_BZYX: Tensor | None = None) -> Tensor:
     """Interpolate to twice the resolution, linear between cell centres, constant beyond the outermost."""
     # x first, so that the interleaved writes are done while the field is small.
     for axis in (3, 2, 1):
-        size = cells_BZYX.shape[axis]
-        padded = _repeat_ends(cells_BZYX, axis)
-        near = 0.75 * cells_BZYX
-        halves = (near + 0.25 * padded.narrow(axis, 0, size), near + 0.25 * padded.narrow(axis, 2, size))
-        cells_BZYX = torch.stack(halves, dim=axis + 1).flatten(axis, axis + 1)
-    return cells_BZYX
+        size, last = cells_BZYX.shape[axis], axis == 1
+        if axis == 3 or 2 * size <= _SMALL:
+            weights = _weights(2 * size, cells_BZYX.dtype, cells_BZYX.device)
+            cells_BZYX = _product(weights, cells_BZYX, axis)
+        else:
+            cells_BZYX = _doubled(cells_BZYX, axis, out_BZYX if last else None)
+    if out_BZYX is None or out_BZYX is cells_BZYX:
+        return cells_BZYX
+    return out_BZYX.copy_(cells_BZYX)
 
 
 def _restrict(field_BZYX: Tensor) -> Tensor:
     """Sum onto cells of twice the edge: the transpose of `_prolong`, as conjugate gradients need it."""
     for axis in (1, 2, 3):
         size = field_BZYX.shape[axis]
-        padded = _repeat_ends(field_BZYX, axis).transpose(axis, 1)
-        outer, inner = (
-            padded[:, 0:size:2] + padded[:, 3::2],
-            padded[:, 1:size:2] + padded[:, 2 : size + 1 : 2],
-        )
-        field_BZYX = (0.25 * outer + 0.75 * inner).transpose(axis, 1)
+        if axis == 3 or size <= _SMALL:
+            field_BZYX = _product(_weights(size, field_BZYX.dtype, field_BZYX.device).T, field_BZYX, axis)
+        else:
+            field_BZYX = _halved(field_BZYX, axis)
     return field_BZYX
 
 
-def _repeat_ends(field_BZYX: Tensor, axis: int) -> Tensor:
-    """Lengthen an axis by one copy of its first and of its last entry."""
+def _product(weights: Tensor, field_BZYX: Tensor, axis: int) -> Tensor:
+    """Multiply a matrix with a field along one axis."""
+    if axis == 1:
+        return (weights @ field_BZYX.flatten(2)).view(len(field_BZYX), -1, *field_BZYX.shape[2:])
+    return weights @ field_BZYX if axis == 2 else field_BZYX @ weights.T
+
+
+def _doubled(cells_BZYX: Tensor, axis: int, out_BZYX: Tensor | None) -> Tensor:
+    """Interpolate along z or y."""
+    shape = cells_BZYX.shape
+    halves = [*shape[: axis + 1], 2, *shape[axis + 1 :]]
+    pairs = cells_BZYX.new_empty(halves) if out_BZYX is None else out_BZYX.view(halves)
+    before, after = pairs.unbind(axis + 1)
+    torch.mul(cells_BZYX, 0.75, out=before)
+    after.copy_(before)
+    _add_beside(before, cells_BZYX, cells_BZYX, axis, -1)
+    _add_beside(after, cells_BZYX, cells_BZYX, axis, 1)
+    return pairs.flatten(axis, axis + 1) if out_BZYX is None else out_BZYX
+
+
+def _halved(field_BZYX: Tensor, axis: int) -> Tensor:
+    """Sum along z or y."""
+    shape = field_BZYX.shape
+    before, after = field_BZYX.view(*shape[:axis], shape[axis] // 2, 2, *shape[axis + 1 :]).unbind(axis + 1)
+    cells = (before + after).mul_(0.75)
+    _add_beside(cells, after, before, axis, -1)
+    _add_beside(cells, before, after, axis, 1)
+    return cells
+
+
+@lru_cache(16)
+def _weights(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return how much each voxel of a row takes of each cell of two: ``[size, size / 2]``."""
+    weights = torch.zeros(size, size // 2, dtype=dtype)
+    for voxel in range(size):
+        cell, beside = voxel // 2, voxel // 2 + (1 if voxel % 2 else -1)
+        weights[voxel, cell] += 0.75
+        weights[voxel, min(max(beside, 0), size // 2 - 1)] += 0.25
+    return weights.to(device)
+
+
+def _add_beside(total_BZYX: Tensor, field_BZYX: Tensor, outermost_BZYX: Tensor, axis: int, side: int) -> None:
+    """Add a quarter of what lies beside each entry, at one side; where nothing does, of the outermost itself."""
     last = field_BZYX.shape[axis] - 1
-    return torch.cat((field_BZYX.narrow(axis, 0, 1), field_BZYX, field_BZYX.narrow(axis, last, 1)), dim=axis)
+    to, start, end = (1, 0, 0) if side < 0 else (0, 1, last)
+    total_BZYX.narrow(axis, to, last).add_(field_BZYX.narrow(axis, start, last), alpha=0.25)
+    total_BZYX.narrow(axis, end, 1).add_(outermost_BZYX.narrow(axis, end, 1), alpha=0.25)
 
 
-def _dot(left_BZYX: Tensor, right_BZYX: Tensor) -> Tensor:
+def _dot(left_BZYX: Tensor, right_BZYX: Tensor, scratch_BZYX: Tensor) -> Tensor:
     """Multiply and add up each sample by itself: ``[B, 1, 1, 1]``."""
-    return (left_BZYX * right_BZYX).sum(dim=(1, 2, 3), keepdim=True)
+    # A product of vectors would not need the scratch, but loses digits in float32.
+    return torch.mul(left_BZYX, right_BZYX, out=scratch_BZYX).sum(dim=(1, 2, 3), keepdim=True)

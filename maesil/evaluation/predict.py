@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from maesil.config.schema import RunConfig
 from maesil.data.crops import Crop, grid_crops, whole_patches
 from maesil.evaluation.naive import InterpolationBaseline, MeanBaseline
-from maesil.models.masked_autoencoder import ReconstructionModel
+from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, make_masks
 from maesil.models.patches import expand_cells, patchify, to_hu, unpatchify
@@ -49,13 +50,39 @@ class ModelPredictor:
         self.name = model.config.kind if pictured else f"{model.config.kind}_tokens"
         self.model, self.intensity, self.pictured = model.eval(), intensity, pictured
 
-    @torch.no_grad()
     def predict_hu(self, volume_BZYX: Tensor, masks: Masks, valid_BZYX: Tensor | None = None) -> Tensor:
         """Predict every voxel, float32 HU ``[B, Z, Y, X]`` clipped to the window."""
+        return self.voxels(ModelPass(self.model, self.intensity, volume_BZYX, masks).everything)
+
+    def voxels(self, everything: Prediction) -> Tensor:
+        """Return what the model predicts of every patch as float32 HU ``[B, Z, Y, X]`` clipped to the window."""
         config = self.model.config
-        inputs = MaskedInput(volume_BZYX, masks, self.intensity, config.patch)
-        tokens_BLV = self.model.predict_all(inputs, pictured=self.pictured)
-        return unpatchify(to_hu(tokens_BLV.float(), self.intensity), config.grid, config.patch)
+        return unpatchify(self.patches_hu(everything), config.grid, config.patch)
+
+    def patches_hu(self, prediction: Prediction) -> Tensor:
+        """Return predicted patches as float32 HU clipped to the window, ``[B, S, V]``."""
+        patches_BSV = prediction.shown if self.pictured else prediction.patches_BSV
+        return to_hu(patches_BSV.float(), self.intensity)
+
+
+class ModelPass:
+    """A batch of crops in a model: encoded once, and decoded as often as it is asked for."""
+
+    @torch.no_grad()
+    def __init__(self, model: ReconstructionModel, intensity: Intensity, volume_BZYX: Tensor, masks: Masks) -> None:
+        self.model, self.inputs = model, MaskedInput(volume_BZYX, masks, intensity, model.config.patch)
+        self.encoded = model.encode(self.inputs)
+
+    @cached_property
+    @torch.no_grad()
+    def everything(self) -> Prediction:
+        """What the model makes of every patch, visible ones too."""
+        return self.model.decode(self.encoded, replace(self.inputs, ids_target=self.model.all_tokens(self.inputs)))
+
+    @torch.no_grad()
+    def hidden(self, tokens_BND: Tensor) -> Prediction:
+        """What the model makes of the patches that are to be predicted, were these its latent tokens."""
+        return self.model.decode(replace(self.encoded, tokens_BND=tokens_BND), self.inputs)
 
 
 @dataclass(frozen=True)
@@ -103,24 +130,79 @@ def reconstruct(
     reader: SuperpatchReader, volume: Volume, predictor: Predictor, config: RunConfig, seed: int, device: torch.device
 ) -> Reconstruction:
     """Predict a volume over its aligned grid of crops, each masked by its own seed (`mask_seed`)."""
+    (made,) = reconstruct_by(reader, volume, [predictor], config, seed, device)
+    return made
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some crops of a volume, and what is hidden of them."""
+
+    crops: list[Crop]
+    hu_BZYX: Tensor
+    valid_BZYX: Tensor
+    """Bool: inside the scan."""
+    masks: Masks
+
+
+Watch = Callable[[Batch, "list[ModelPass]"], None]
+"""Is shown every batch once it is predicted, and how it went through the models."""
+
+
+def reconstruct_by(
+    reader: SuperpatchReader,
+    volume: Volume,
+    predictors: Sequence[Predictor],
+    config: RunConfig,
+    seed: int,
+    device: torch.device,
+    watch: Watch | None = None,
+) -> list[Reconstruction]:
+    """Predict a volume as `reconstruct` does, by several predictors at once; those of one model share its passes."""
     crop, grid = config.model.crop_zyx, config.model.grid
     padded = [-(-n // edge) * edge for n, edge in zip(volume.shape, crop, strict=True)]
-    predicted = torch.full(padded, float(AIR_HU), device=device)
     hidden, column_hidden = (torch.zeros(padded, dtype=torch.bool, device=device) for _ in range(2))
-    for crops in _batches(grid_crops(reader, [volume.volume_id], crop), crops_at_once(crop, device)):
-        hu = torch.from_numpy(np.stack([one.hu for one in crops])).to(device)
-        valid = torch.from_numpy(np.stack([one.valid for one in crops])).to(device) == 255
-        masks = make_masks(config.mask, grid, [mask_seed(seed, volume.volume_id, one.origin) for one in crops], device)
-        values = predictor.predict_hu(hu, masks, expand_cells(valid, MAP_CELL))
-        tokens = (masks.mask > 0).view(-1, *grid)
+    canvases = [torch.full(padded, float(AIR_HU), device=device) for _ in predictors]
+    for batch in _batches(reader, volume, config, seed, device):
+        tokens = (batch.masks.mask > 0).view(-1, *grid)
         columns = tokens.all(dim=1, keepdim=True).expand_as(tokens)
-        parts = (values, expand_cells(tokens, config.model.patch), expand_cells(columns, config.model.patch))
-        for sample, one in enumerate(crops):
+        passes, voxels = _predict(predictors, batch)
+        parts = [*voxels, *(expand_cells(one, config.model.patch) for one in (tokens, columns))]
+        for sample, one in enumerate(batch.crops):
             box = box_at(one.origin, crop)
-            for canvas, part in zip((predicted, hidden, column_hidden), parts, strict=True):
+            for canvas, part in zip((*canvases, hidden, column_hidden), parts, strict=True):
                 canvas[box] = part[sample]
+        if watch:
+            watch(batch, passes)
     inside = tuple(slice(0, n) for n in volume.shape)
-    return Reconstruction(predicted[inside], hidden[inside], column_hidden[inside])
+    return [Reconstruction(canvas[inside], hidden[inside], column_hidden[inside]) for canvas in canvases]
+
+
+def _predict(predictors: Sequence[Predictor], batch: Batch) -> tuple[list[ModelPass], list[Tensor]]:
+    """Return the passes, one for each model, and the voxels by each predictor, float32 HU ``[B, Z, Y, X]``."""
+    passes: dict[ReconstructionModel, ModelPass] = {}
+    voxels = []
+    for predictor in predictors:
+        if isinstance(predictor, ModelPredictor):
+            model = predictor.model
+            if model not in passes:
+                passes[model] = ModelPass(model, predictor.intensity, batch.hu_BZYX, batch.masks)
+            voxels.append(predictor.voxels(passes[model].everything))
+        else:
+            voxels.append(predictor.predict_hu(batch.hu_BZYX, batch.masks, batch.valid_BZYX))
+    return list(passes.values()), voxels
+
+
+def _batches(
+    reader: SuperpatchReader, volume: Volume, config: RunConfig, seed: int, device: torch.device
+) -> Iterator[Batch]:
+    """Read the crops of a volume that hold any valid voxel, and mask each by its own seed."""
+    model, crops = config.model, grid_crops(reader, [volume.volume_id], config.model.crop)
+    while some := list(islice(crops, crops_at_once(model.crop, device))):
+        hu_BZYX = torch.from_numpy(np.stack([one.hu for one in some])).to(device)
+        inside = torch.from_numpy(np.stack([one.valid for one in some])).to(device) == 255
+        seeds = [mask_seed(seed, volume.volume_id, one.origin) for one in some]
+        yield Batch(some, hu_BZYX, expand_cells(inside, MAP_CELL), make_masks(config.mask, model.grid, seeds, device))
 
 
 def psnr_of_crops(predictor: Predictor, crops: Sequence[Crop], run: Run) -> float:
@@ -139,11 +221,6 @@ def psnr_of_crops(predictor: Predictor, crops: Sequence[Crop], run: Run) -> floa
         sums[1] += weight_BL.sum(dtype=torch.float64)
     lo, hi = run.intensity.window
     return float(10 * torch.log10((hi - lo) ** 2 * sums[1] / sums[0]))
-
-
-def _batches(crops: Iterator[Crop], size: int) -> Iterator[list[Crop]]:
-    while batch := list(islice(crops, size)):
-        yield batch
 
 
 def crops_at_once(crop: Edges, device: torch.device) -> int:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from maesil.config.schema import ModelConfig
 from maesil.distributed import current
-from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
+from maesil.models.masked_autoencoder import Encoded, Prediction, ReconstructionModel
 from maesil.models.masked_input import MaskedInput
 from maesil.models.patches import halvings, patchify, tokens_at, unpatchify, with_tokens_at
 from maesil.types import Zyx
@@ -41,15 +41,20 @@ class Autoencoder(ReconstructionModel):
         """Numbers of the latent code for each voxel."""
         return self.config.latent / self.config.patch_voxels
 
-    def forward(self, inputs: MaskedInput) -> Prediction:
-        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+    def encode(self, inputs: MaskedInput) -> Encoded:
+        """Encode the crops: a token is the code of a patch."""
         code, auxiliary_loss, facts = self.bottleneck(
             self._stages(self.encoder, self._masked_volume(inputs)), inputs.noise
         )
-        tokens_BLc = self.latent(code.flatten(2).transpose(1, 2))
-        voxels_BZYX = self._stages(self.decoder, tokens_BLc.transpose(1, 2).reshape(code.shape))[:, 0]
+        return Encoded(code.flatten(2).transpose(1, 2), auxiliary_loss=auxiliary_loss, facts=facts)
+
+    def decode(self, encoded: Encoded, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+        tokens_BcL = encoded.tokens_BND.transpose(1, 2)
+        code_Bczyx = tokens_BcL.reshape(*tokens_BcL.shape[:2], *self.config.grid)
+        voxels_BZYX = self._stages(self.decoder, code_Bczyx)[:, 0]
         patches_BSV = tokens_at(patchify(voxels_BZYX, self.config.patch), inputs.targets)
-        return Prediction(patches_BSV, auxiliary_loss, facts)
+        return Prediction(patches_BSV, encoded.auxiliary_loss, encoded.facts)
 
     def _stages(self, stages: nn.Sequential, field_BCzyx: Tensor) -> Tensor:
         """Send a field through one stage after the other; residual blocks are where memory goes."""

@@ -47,6 +47,18 @@ class Prediction:
         return self.patches_BSV if self.pictured_BSV is None else self.pictured_BSV
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """What a model knows of a `MaskedInput` once it is encoded."""
+
+    tokens_BND: Tensor
+    """The latent tokens."""
+    visible_BNV: Tensor | None = None
+    """The visible patches, normalised, where the decoder looks at them too."""
+    auxiliary_loss: Tensor | None = None
+    facts: dict[str, Tensor] = field(default_factory=dict)
+
+
 class ReconstructionModel(nn.Module, ABC):
     """What trainer and evaluation ask of every model: predict the patches that are hidden from it."""
 
@@ -57,9 +69,18 @@ class ReconstructionModel(nn.Module, ABC):
         """Whether training keeps the inputs of blocks alone, and computes what is inside them anew on the way back."""
         self._latent_change: LatentChange | None = None
 
-    @abstractmethod
     def forward(self, inputs: MaskedInput) -> Prediction:
         """Predict the patches ``inputs.targets``; the latent tokens go through `latent` on their way."""
+        encoded = self.encode(inputs)
+        return self.decode(replace(encoded, tokens_BND=self.latent(encoded.tokens_BND)), inputs)
+
+    @abstractmethod
+    def encode(self, inputs: MaskedInput) -> Encoded:
+        """Encode what is visible. The tokens to predict are not asked for, so that several `decode` can follow."""
+
+    @abstractmethod
+    def decode(self, encoded: Encoded, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets`` from these latent tokens: ``[B, S, V]``."""
 
     @contextmanager
     def latent_changed(self, change: LatentChange) -> Iterator[None]:
@@ -86,10 +107,12 @@ class ReconstructionModel(nn.Module, ABC):
 
         ``pictured``: as a picture head draws them, if the model has one; else as the tokens alone say.
         """
-        everything = torch.arange(self.config.tokens, device=inputs.device)
-        everything = everything.expand(inputs.samples, -1)
-        prediction: Prediction = self(replace(inputs, ids_target=everything))
+        prediction: Prediction = self(replace(inputs, ids_target=self.all_tokens(inputs)))
         return prediction.shown if pictured else prediction.patches_BSV
+
+    def all_tokens(self, inputs: MaskedInput) -> Tensor:
+        """Return the numbers of all tokens of each crop, ``[B, L]``."""
+        return torch.arange(self.config.tokens, device=inputs.device).expand(inputs.samples, -1)
 
     def auxiliary_weight(self, progress: float) -> float:
         """Return the weight of the auxiliary loss when this share (0..1) of the steps is done."""
@@ -168,17 +191,22 @@ class MaskedAutoencoder(ReconstructionModel):
         """Return the weight of the loss that keeps the channels of the latent apart."""
         return self.config.decorrelation
 
-    def forward(self, inputs: MaskedInput) -> Prediction:
-        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
-        masks = inputs.masks
+    def encode(self, inputs: MaskedInput) -> Encoded:
+        """Encode the visible patches; while it learns, channels that move together cost something."""
         patches_BNV = inputs.visible_patches(inputs.input_dtype(self.patch_embed.weight))
-        latent_BND = self.latent(self.forward_encoder(patches_BNV, masks.ids_keep))
-        decoded = self.forward_decoder(latent_BND, inputs)
+        latent_BND = self.forward_encoder(patches_BNV, inputs.masks.ids_keep)
+        learning = self.training and self.config.decorrelation > 0
+        return Encoded(latent_BND, patches_BNV, correlation_loss(latent_BND) if learning else None)
+
+    def decode(self, encoded: Encoded, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+        masks, patches_BNV = inputs.masks, encoded.visible_BNV
+        assert patches_BNV is not None
+        decoded = self.forward_decoder(encoded.tokens_BND, inputs)
         known = Known(patches_BNV, masks.ids_keep, masks.mask.gather(1, masks.ids_keep) == 0)
         draft_BSV = self.head(decoded, inputs.targets, known)
         pictured_BSV = self._pictures(decoded, draft_BSV, inputs, known)
-        learning = self.training and self.config.decorrelation > 0
-        return Prediction(draft_BSV, correlation_loss(latent_BND) if learning else None, pictured_BSV=pictured_BSV)
+        return Prediction(draft_BSV, encoded.auxiliary_loss, pictured_BSV=pictured_BSV)
 
     @property
     def trained_beside(self) -> nn.Module | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from maesil import kernels
 from maesil.config.schema import ModelConfig
-from maesil.models.masked_autoencoder import Block, Prediction, ReconstructionModel, sincos_positions
+from maesil.models.masked_autoencoder import Block, Encoded, Prediction, ReconstructionModel, sincos_positions
 from maesil.models.masked_input import MaskedInput
 from maesil.models.masking import Masks, masks_of_equal_count
 from maesil.models.patches import tokens_at
@@ -51,29 +51,30 @@ class SliceMaskedAutoencoder(ReconstructionModel):
         """Numbers of the latent code for each voxel, nothing being hidden."""
         return self.config.width / _pixels(self.config)
 
-    def forward(self, inputs: MaskedInput) -> Prediction:
-        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+    def encode(self, inputs: MaskedInput) -> Encoded:
+        """Encode the visible patches slice by slice; a crop's tokens are those of all its slices."""
         PZ, gz = self.config.patch_zyx[0], self.config.grid[0]
-        masks = self._masks_of_layers(inputs.masks)
+        masks = _for_each_slice(self._masks_of_layers(inputs.masks), PZ)
         patches = inputs.visible_patches(inputs.input_dtype(self.patch_embed.weight))
         # Visible tokens come in the order of the grid and equally many a layer: [B, gz, N, PZ, g] to [n, N, g].
         images_nNg = patches.reshape(len(patches), gz, -1, PZ, _pixels(self.config)).transpose(2, 3).flatten(0, 2)
-        pred_nlg = self._reconstruct(images_nNg, _for_each_slice(masks, PZ))
-        voxels = pred_nlg.reshape(-1, gz, PZ, *pred_nlg.shape[1:]).transpose(2, 3).flatten(3).flatten(1, 2)
-        return Prediction(tokens_at(voxels, inputs.targets))
-
-    def _reconstruct(self, images_nNg: Tensor, masks: Masks) -> Tensor:
-        tokens = self.patch_embed(images_nNg) + self.pos_embed[masks.ids_keep]
+        tokens_nND = self.patch_embed(images_nNg) + self.pos_embed[masks.ids_keep]
         for block in self.blocks:
-            tokens = self.through(block, tokens)
-        # A crop's tokens are those of all its slices.
-        latent = self.latent(self.norm(tokens).unflatten(0, (-1, self.config.crop_zyx[0])).flatten(1, 2))
-        visible = self.decoder_embed(latent.reshape(tokens.shape))
+            tokens_nND = self.through(block, tokens_nND)
+        return Encoded(self.norm(tokens_nND).unflatten(0, (-1, self.config.crop_zyx[0])).flatten(1, 2))
+
+    def decode(self, encoded: Encoded, inputs: MaskedInput) -> Prediction:
+        """Predict the patches ``inputs.targets``: ``[B, S, V]``."""
+        PZ, gz, slices = self.config.patch_zyx[0], self.config.grid[0], self.config.crop_zyx[0]
+        masks = _for_each_slice(self._masks_of_layers(inputs.masks), PZ)
+        tokens_BND = encoded.tokens_BND
+        visible = self.decoder_embed(tokens_BND.reshape(len(tokens_BND) * slices, -1, tokens_BND.shape[2]))
         tokens = kernels.unshuffle_tokens(visible, self.mask_token, self.decoder_pos_embed, masks.ids_restore)
         for block in self.decoder_blocks:
             tokens = self.through(block, tokens)
         pred_nlg: Tensor = self.pred(self.decoder_norm(tokens))
-        return pred_nlg
+        voxels = pred_nlg.reshape(-1, gz, PZ, *pred_nlg.shape[1:]).transpose(2, 3).flatten(3).flatten(1, 2)
+        return Prediction(tokens_at(voxels, inputs.targets))
 
     def _masks_of_layers(self, masks: Masks) -> Masks:
         """Return the masks of each layer of tokens by itself, ``[B * gz, ...]``."""

@@ -8,10 +8,11 @@ from support.stores import make_store
 from maesil.data.crops import grid_crops
 from maesil.data.split import Split
 from maesil.evaluation.encoder_use import warning_of_unused_encoders
-from maesil.evaluation.evaluate import evaluate, score_volumes
+from maesil.evaluation.evaluate import evaluate
 from maesil.evaluation.predict import ModelPredictor
+from maesil.evaluation.volume import score_volumes
 from maesil.models.latent import LatentStatistics
-from maesil.models.masked_autoencoder import Prediction, ReconstructionModel
+from maesil.models.masked_autoencoder import Encoded, Prediction, ReconstructionModel
 from maesil.models.patches import patchify, tokens_at
 from maesil.store.reader import SuperpatchReader
 from maesil.training.checkpoint import load_run
@@ -46,10 +47,11 @@ class Copies(ReconstructionModel):
 
     latent_per_voxel = 1.0
 
-    def forward(self, inputs):
-        everything = torch.arange(self.config.tokens).expand(inputs.samples, -1)
-        tokens = self.latent(inputs.patches(everything, torch.float32) + 0.05)
-        return Prediction(tokens_at(tokens, inputs.targets))
+    def encode(self, inputs):
+        return Encoded(inputs.patches(self.all_tokens(inputs), torch.float32) + 0.05)
+
+    def decode(self, encoded, inputs):
+        return Prediction(tokens_at(encoded.tokens_BND, inputs.targets))
 
 
 def test_an_encoder_that_carries_the_score_is_left_alone(store, tmp_path):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, psnr, region_voxels, ssim, ssim_map
+from maesil.evaluation.metrics import BorderSums, ErrorSums, patch_rmse, psnr, region_voxels
+from maesil.evaluation.similarity import KINDS as KIND
+from maesil.evaluation.similarity import ssim, ssim_map
 from maesil.models.patches import expand_cells, unpatchify
 
 WINDOW = (-1000.0, 1000.0)
@@ -97,7 +99,7 @@ def test_ssim_map_is_scikit_images(volumes, axial):
     np.testing.assert_allclose(ours, theirs, atol=1e-11)
 
     region = random_mask(reference.shape, 0.3, 2)
-    score = ssim(reference, predicted, WINDOW, {"region": region}, axial=axial)["region"]
+    score = ssim(reference, [predicted], WINDOW, {"region": region})[0][KIND[axial]]["region"]
     assert score == pytest.approx(theirs[region.numpy()].mean(), abs=2e-6)
 
 
@@ -121,7 +123,7 @@ def test_voxels_outside_the_scan_change_no_score(volumes, axial):
         errors, borders = ErrorSums(WINDOW), BorderSums(patch=8, crop=16, window=WINDOW)
         errors.add(reference, predicted, hidden, region)
         borders.add(reference, predicted, hidden & valid)
-        similarity = ssim(reference, predicted, WINDOW, {"r": region}, valid_ZYX=valid, axial=axial)["r"]
+        similarity = ssim(reference, [predicted], WINDOW, {"r": region}, valid_ZYX=valid)[0][KIND[axial]]["r"]
         return (
             errors.psnr_hidden,
             errors.psnr_whole,
@@ -191,7 +193,7 @@ def test_borders_and_seams_lie_where_patches_and_crops_of_three_edges_end(axis):
     borders.add(torch.zeros(shape), steps, torch.ones(shape, dtype=torch.bool))
     area = math.prod(shape) / shape[axis]
     ends, cuts = shape[axis] // patch[axis] - 1, shape[axis] // crop[axis] - 1
-    assert borders._sums[:, 0].tolist() == [0.0, area * 50 * (ends - cuts), area * 150 * cuts]
+    assert borders.sums[0].tolist() == [0.0, area * 50 * (ends - cuts), area * 150 * cuts]
 
 
 def test_patch_rmse_of_patches_of_three_edges():

@@ -10,7 +10,9 @@ from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
-from maesil.evaluation.metrics import SSIM_RADIUS, ErrorSums, ssim, ssim_map
+from maesil.evaluation.metrics import ErrorSums
+from maesil.evaluation.similarity import KINDS as KIND
+from maesil.evaluation.similarity import SSIM_RADIUS, ssim, ssim_map
 
 WINDOW = (-1000.0, 1000.0)
 WIDTH = 2000.0
@@ -76,7 +78,7 @@ def test_ssim_of_monai(pair, axial):
     reference, predicted = pair
     inner = torch.zeros(reference.shape, dtype=torch.bool)
     inner[(slice(None), *INNER[1:]) if axial else INNER] = True
-    ours = ssim(reference, predicted, WINDOW, {"inner": inner}, axial=axial)["inner"]
+    ours = ssim(reference, [predicted], WINDOW, {"inner": inner})[0][KIND[axial]]["inner"]
     metric = SSIMMetric(
         spatial_dims=2 if axial else 3, data_range=WIDTH, win_size=11, kernel_sigma=1.5, k1=0.01, k2=0.03
     )

@@ -101,10 +101,12 @@ def test_more_iterations_move_the_score_by_what_the_page_says():
     assert moved.abs().max() < 0.15 and abs(together) < 0.05, (moved, together)
 
 
-def test_restriction_is_the_transpose_of_prolongation():
+@pytest.mark.parametrize(("z", "y"), [(8, 6), (40, 6), (40, 36)])
+def test_restriction_is_the_transpose_of_prolongation(z, y):
     generator = torch.Generator().manual_seed(0)
-    fine = torch.randn(2, 8, 6, 10, generator=generator, dtype=torch.float64)
-    coarse = torch.randn(2, 4, 3, 5, generator=generator, dtype=torch.float64)
+    # Larger boxes along z and y are halved and doubled in another way than smaller ones.
+    fine = torch.randn(2, 40, 36, 10, generator=generator, dtype=torch.float64)[:, :z, :y].contiguous()
+    coarse = torch.randn(2, 20, 18, 5, generator=generator, dtype=torch.float64)[:, : z // 2, : y // 2].contiguous()
     torch.testing.assert_close((_restrict(fine) * coarse).sum(), (fine * _prolong(coarse)).sum())
     expected = torch.nn.functional.interpolate(coarse[:, None], scale_factor=2, mode="trilinear")[:, 0]
     torch.testing.assert_close(_prolong(coarse), expected)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from maesil.progress import progress
+from maesil.progress import Tally, progress
 
 
 def test_lines_are_rare_and_the_end_is_said(capfd):
@@ -52,3 +52,13 @@ def test_a_line_is_not_broken_at_80_columns(capfd):
         report("a stage with a name that no one would choose", 7, 7)
     (line,) = capfd.readouterr().err.splitlines()
     assert len(line) > 80
+
+
+def test_a_tally_counts_over_all_parts_of_a_work(capfd):
+    with progress({"predict": "crop", "score": "slice"}) as report:
+        tally = Tally(report, {"predict": 5, "score": 2})
+        for count in (2, 3):
+            tally.add("predict", count)
+            tally.add("score", 1)
+    assert capfd.readouterr().err.splitlines() == ["predict: 5 of 5 crops", "score: 2 of 2 slices"]
+    Tally().add("predict", 1)  # nobody listens
