@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,13 +11,13 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 
 from maesil.ingest.report_folder import RunRecord, source_text
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES
 from maesil.pages import data_url, rendered
 from maesil.store.explain import note_in_words
+from maesil.store.pictures import grey_png, middle_plane
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.remedies import remedy
@@ -31,8 +30,6 @@ _MOST_PICTURES = 200
 _NAMED_WIDER_THAN_PX = 45
 _PICTURE_PIXELS = 280
 """Edge of the largest plane on the page; the others are shown to the same scale."""
-_WINDOW_HU = (-1000.0, 1000.0)
-_GAMMA = 0.8
 _BINS = np.arange(-1024, 2049, 16)
 
 _PLANES = (
@@ -169,7 +166,7 @@ def _about(volume: Volume) -> str:
 
 
 def _pictures(volume: Volume, reader: SuperpatchReader, px_per_mm: float) -> Markup:
-    cuts = [_cut(volume, reader, axis) for _, axis, _ in _PLANES]
+    cuts = [middle_plane(volume, reader, axis) for _, axis, _ in _PLANES]
     planes = "".join(_plane(cut, volume, px_per_mm, *plane) for cut, plane in zip(cuts, _PLANES, strict=True))
     return Markup(planes + _histogram(np.concatenate([cut.ravel() for cut in cuts])))
 
@@ -200,14 +197,6 @@ def _gap_plot(places: list[float]) -> Markup:
     return Markup(f"<svg viewBox='0 0 {width} {height}' width='100%' role=img>{marks}{ticks}{ends}{middle}</svg>")
 
 
-def _cut(volume: Volume, reader: SuperpatchReader, axis: int) -> NDArray[np.int16]:
-    """Return the middle plane across an axis; only the superpatches it goes through are read."""
-    start = [volume.shape[n] // 2 if n == axis else 0 for n in range(3)]
-    size = [1 if n == axis else volume.shape[n] for n in range(3)]
-    cut = reader.read_region(volume.volume_id, (start[0], start[1], start[2]), (size[0], size[1], size[2]))
-    return cut.squeeze(axis)
-
-
 def _plane(
     cut: NDArray[np.int16], volume: Volume, px_per_mm: float, name: str, axis: int, letters: tuple[str, ...]
 ) -> str:
@@ -215,13 +204,9 @@ def _plane(
         cut = cut[::-1]  # z grows to the head, and the head is shown above
     height_mm, width_mm = (n * mm for n, mm in zip(cut.shape, np.delete(volume.spacing, axis), strict=True))
     width, height = (max(1, round(mm * px_per_mm)) for mm in (width_mm, height_mm))
-    low, high = _WINDOW_HU
-    grey = np.clip((cut.astype(np.float32) - low) / (high - low), 0, 1) ** _GAMMA
-    picture = Image.fromarray(np.rint(grey * 255).astype(np.uint8)).resize((2 * width, 2 * height))
-    buffer = io.BytesIO()
-    picture.save(buffer, format="png")
+    picture = grey_png(cut, 2 * width, 2 * height)
     sides = "".join(f"<span class={side}>{letter}</span>" for side, letter in zip("tblr", letters, strict=True))
-    image = f"<img alt='{name} plane' width={width} height={height} src='{data_url('image/png', buffer.getvalue())}'>"
+    image = f"<img alt='{name} plane' width={width} height={height} src='{data_url('image/png', picture)}'>"
     plane = f"<div class=plane style='width:{width}px'>{image}{sides}</div>"
     return f"<figure>{plane}<figcaption>{name}</figcaption></figure>"
 

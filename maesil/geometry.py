@@ -68,6 +68,27 @@ def world_of(affine: Affine, index_zyx: NDArray[Any] | Sequence[float]) -> NDArr
     return np.asarray(np.asarray(index_zyx, dtype=np.float64) @ affine[:3, :3].T + affine[:3, 3])
 
 
+def coarser(affine: Affine, step: Zyx, first: Sequence[float] = (0.0, 0.0, 0.0)) -> Affine:
+    """Return the affine of a grid of every ``step``-th voxel along z, y, x, whose first lies at an index of this one.
+
+    The index ``first`` may be fractional: cells of 8^3 voxels have their first centre at 3.5.
+    """
+    coarse = affine.copy()
+    coarse[:3, :3] = affine[:3, :3] * np.asarray(step, dtype=np.float64)
+    coarse[:3, 3] = world_of(affine, first)
+    return coarse
+
+
+def turn_degrees(affine: Affine) -> float:
+    """Return by how much (degrees) the axes are turned away from S, P, L of the patient; 0 for a straight scan.
+
+    It is the largest angle between an axis of the array and the axis of the patient that it stands for.
+    """
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    along = np.clip(np.diagonal(directions[::-1]), -1.0, 1.0)  # of z, y, x along S, P, L
+    return float(np.degrees(np.arccos(along)).max())
+
+
 def shear_mm(affine: Affine, shape: Zyx) -> float:
     """Return how far (mm) the far end of an axis of the volume strays because two axes are not at a right angle."""
     unit = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)

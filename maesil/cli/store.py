@@ -5,7 +5,11 @@ Heavy packages are imported inside the commands only.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+import webbrowser
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +25,8 @@ from maesil.text import counted
 if TYPE_CHECKING:
     from maesil.data.overlap import Overlap
     from maesil.store.urls import StorePlace
+
+_REPORT = "Report of its ingest (default: beside the store)."
 
 app = typer.Typer(no_args_is_help=True, help="Look into a store, check it, take volumes out of it.")
 
@@ -151,6 +157,43 @@ def store_add_labels(
         print_all(f"{counted(done.count(None), 'volume')} changed meanwhile, and got none; run the same command again")
 
 
+@app.command("view")
+def store_view(
+    store: StoreName,
+    volume: Annotated[
+        str | None, typer.Argument(metavar="VOLUME", help="A volume id, or its beginning (default: list all).")
+    ] = None,
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="Port; 0 takes any that is free.")] = 0,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address only; open nothing.")] = False,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help=_REPORT)] = None,
+) -> None:
+    """Look at volumes in a browser: three planes, windows, maps. Ctrl-C ends it, with exit code 0.
+
+    The page is for this machine alone, and whoever has its address may read the store while the command runs.
+
+    Example: maesil store view store.zarr 3f2a
+    """
+    from maesil.viewer.scans import Scans
+    from maesil.viewer.server import ViewServer
+
+    here = opened(store)
+    chosen = here.volume(volume).volume_id if volume else ""
+    with ViewServer(Scans(here, _files_of(here.path, report)), port) as server:
+        address = server.url(f"/volumes/{chosen}" if chosen else "/")
+        typer.echo(f"{address}\nCtrl-C ends it")
+        if not no_browser and _has_screen():
+            webbrowser.open(address)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+    typer.echo("ended")
+
+
+def _has_screen() -> bool:
+    """Return whether somebody sits at a terminal of this machine, with a screen to open a browser on."""
+    shown = sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return shown and sys.stdout.isatty()
+
+
 @app.command("index")
 def store_index(store: StoreName) -> None:
     """Make the Parquet tables of a store anew from its commits.
@@ -251,26 +294,30 @@ def _overlap_told(one: Overlap) -> str:
 def explain(
     store: StoreName,
     volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A volume id, or its beginning.")],
-    report: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Report of its ingest (default: beside the store).")
-    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="DIR", help=_REPORT)] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a volume is made of, from which files, or why its source was refused and what to do.
 
     Example: maesil store explain store.zarr 3f2a
     """
-    from maesil.ingest.report_folder import files_of
     from maesil.store.explain import explanation
-    from maesil.text import printable
 
     here = opened(store)
-    files = files_of(report or _report_beside(here.path), here.path)
-    told = explanation(here, volume, {name: [printable(path) for path in paths] for name, paths in files.items()})
+    told = explanation(here, volume, _files_of(here.path, report))
     if as_json:
         typer.echo(json.dumps(told.document(), indent=1))
     else:
         print_all(*told.lines())
+
+
+def _files_of(store: StorePlace, report: Path | None) -> dict[str, list[str]]:
+    """Return the files of each volume by its id, from the report of the store's ingest, where there is one."""
+    from maesil.ingest.report_folder import files_of
+    from maesil.text import printable
+
+    files = files_of(report or _report_beside(store), store)
+    return {name: [printable(path) for path in paths] for name, paths in files.items()}
 
 
 def _report_beside(store: StorePlace) -> Path:

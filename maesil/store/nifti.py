@@ -12,7 +12,7 @@ from maesil.atomic import named_when_whole
 from maesil.errors import UsageError
 from maesil.geometry import Affine, to_nifti
 from maesil.store.reader import SuperpatchReader
-from maesil.types import HuArray
+from maesil.types import HuArray, MapArray
 
 _SCANNER_COORDINATES = 1
 
@@ -25,15 +25,21 @@ def export_volume(reader: SuperpatchReader, volume_id: str, folder: Path) -> Pat
     return path
 
 
-def write_nifti(path: Path, hu: HuArray, affine: Affine) -> None:
-    """Write one ``[z, y, x]`` array with its LPS affine as NIfTI; the file appears whole or not at all."""
-    image = nib.Nifti1Image(np.asarray(hu).transpose(2, 1, 0), to_nifti(affine))
+def nifti_image(voxels: HuArray | MapArray, affine: Affine) -> nib.Nifti1Image:
+    """Return one ``[z, y, x]`` array (int16 HU, or uint8 of a map) with its LPS affine as a NIfTI image."""
+    image = nib.Nifti1Image(np.asarray(voxels).transpose(2, 1, 0), to_nifti(affine))
     image.set_sform(to_nifti(affine), code=_SCANNER_COORDINATES)
     # A qform cannot hold shear; where there is any, the sform alone speaks.
     image.set_qform(to_nifti(affine), code=_SCANNER_COORDINATES)
     if not np.allclose(image.get_qform(), to_nifti(affine), atol=1e-3):
         image.set_qform(None, code=0)
     image.header.set_xyzt_units("mm")
+    return image
+
+
+def write_nifti(path: Path, hu: HuArray, affine: Affine) -> None:
+    """Write one ``[z, y, x]`` array with its LPS affine as NIfTI; the file appears whole or not at all."""
+    image = nifti_image(hu, affine)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError, PermissionError) as error:

@@ -45,6 +45,8 @@ def add_volume(
     body: np.ndarray | None = None,
     spacing: tuple[float, float, float] = (2.0, 2.0, 2.0),
     affine: np.ndarray | None = None,
+    notes: tuple[str, ...] = (),
+    source: dict[str, str | float] | None = None,
 ) -> Volume:
     """Write and commit one int16 HU volume; ``valid`` and ``body`` are voxel masks (default: all; HU > -950).
 
@@ -74,7 +76,8 @@ def add_volume(
             source_spacing=spacing,
             tile=tile,
             codec=codec,
-            source={"kind": "test"},
+            source=source or {"kind": "test"},
+            notes=notes,
             hu={"mean": float(hu.mean()), "std": float(hu.std()), "valid_share": 1.0, "body_share": 0.5},
             superpatches=patches,
             documents=documents,
