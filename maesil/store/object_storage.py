@@ -305,6 +305,14 @@ class _ZarrView(zarr.storage.ObjectStore["ObjectStore"]):
         """Write an object."""
         await self._told(key, lambda: super(_ZarrView, self).set(key, value))
 
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Write an object unless there is one."""
+        await self._told(key, lambda: super(_ZarrView, self).set_if_not_exists(key, value))
+
+    async def delete(self, key: str) -> None:
+        """Remove an object."""
+        await self._told(key, lambda: super(_ZarrView, self).delete(key))
+
     async def _told(self, key: str, act: Callable[[], Coroutine[None, None, T]]) -> T:
         end = time.monotonic() + self._storage.patience
         with self._storage.telling(key):

@@ -153,15 +153,29 @@ def test_a_forked_process_is_told_to_start_another_way(storage):
     assert process.exitcode == 0 and "forkserver" in told.get()
 
 
-def test_the_zarr_view_tells_errors_as_the_storage_does(proxy, bucket):
+def test_the_zarr_view_tells_errors_as_the_storage_does(storage, proxy, bucket):
     import zarr
 
-    storage = ObjectStorage(place_of(f"s3://{bucket}/store.zarr"), patience=1.0)
     zarr.create_group(storage.zarr("volumes/a", read_only=False), attributes={"a": 1})
     assert list(storage.list("")) == ["volumes/a/zarr.json"]
+    storage = ObjectStorage(place_of(f"s3://{bucket}/store.zarr"), patience=1.0)
     proxy.faults = lambda request: "internal error" if request.method == "PUT" else None
     with pytest.raises(ResourceError, match="does not answer"):
         zarr.create_group(storage.zarr("volumes/b", read_only=False))
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_an_array_is_written_through_the_zarr_view_behind_a_bad_network(storage, proxy, fault):
+    import numpy as np
+    import zarr
+
+    proxy.faults = every(2, fault)
+    group = zarr.create_group(storage.zarr("volumes/a", read_only=False), attributes={"a": 1})
+    values = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
+    array = group.create_array("x", shape=values.shape, chunks=values.shape, dtype="uint8")
+    array[...] = values
+    found = zarr.open_group(storage.zarr("volumes/a", read_only=True), mode="r")
+    assert dict(found.attrs) == {"a": 1} and np.array_equal(found["x"][...], values)
 
 
 @pytest.mark.parametrize("act", ["read", "put_new", "list"])
