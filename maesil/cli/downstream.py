@@ -1,4 +1,4 @@
-"""Commands that use what was trained: ``export``, ``nnunet-plan``, ``features``, ``probe``, ``finetune`` and others.
+"""Commands that use what was trained: ``export``, ``features``, ``probe``, ``finetune``, ``prove`` and others.
 
 Heavy packages are imported inside the commands only.
 """
@@ -193,6 +193,63 @@ def finetune(
     _show(report, as_json)
 
 
+def prove(
+    run: RunPath,
+    store: StoreName,
+    labels: LabelFolder,
+    out: Annotated[Path, typer.Option(help="Folder for prove.json, the page and the finished parts.")],
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="tiny|cpu-2h|gpu", help="How much is learnt, and how often (maesil/downstream/prove.toml)."
+        ),
+    ] = "tiny",
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="validation|test",
+            help="Who is scored; choose on validation patients, score test patients once.",
+            autocompletion=words_of("maesil.downstream.cohort", "PARTS"),
+        ),
+    ] = "validation",
+    split: Annotated[
+        Path | None, typer.Option(help="Frozen split, see `maesil store split` (default: drawn by --seed).")
+    ] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option(help="Another run to compare with, such as an AE; may be repeated.")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION",
+            help="Another encoder: from int16 HU [z, y, x] to tokens [n, d]; may be repeated.",
+        ),
+    ] = None,
+    classes: Classes = None,
+    seed: Annotated[int, typer.Option(help="Seed of draws and untrained weights; the first one of segmentations.")] = 0,
+    include_trained: IncludeTrained = False,
+    as_json: AsJson = False,
+    device: Device = "auto",
+) -> None:
+    """Ask whether an encoder helps: frozen and fine-tuned, beside controls, on labelled scans; one page says it.
+
+    Finished parts are kept: the same command goes on where it stopped.
+
+    Example: maesil prove run store.zarr --labels labels --out proof --split split.json
+    """
+    from maesil.downstream.prove import Budget
+    from maesil.downstream.prove import prove as run_prove
+
+    proof = run_prove(
+        run, found(store), labels, out, budget=Budget.load(budget), part=part, split_file=split, also=also or (),
+        adapters=adapter or (), classes=classes or (), seed=seed, device=device, include_trained=include_trained,
+    )  # fmt: skip
+    if as_json:
+        typer.echo(json.dumps(proof.document(), indent=1))
+    else:
+        print_all(*proof.shown(), proof.summary(), f"page: {out / 'index.html'}")
+
+
 def _show(report: Any, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(report.document(), indent=1))
@@ -222,5 +279,5 @@ def link_labels(
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this module."""
-    for command in (export, nnunet_plan, features, probe, finetune, link_labels):
+    for command in (export, nnunet_plan, features, probe, finetune, prove, link_labels):
         app.command(command.__name__.replace("_", "-"))(command)

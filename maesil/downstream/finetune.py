@@ -12,7 +12,7 @@ import hashlib
 import math
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -23,32 +23,29 @@ from safetensors.torch import save
 from torch import Tensor
 
 from maesil.cache.provenance import notes_on_spacing
-from maesil.config.schema import require_tile
-from maesil.data.crops import grid_origins, read_crop
+from maesil.config.schema import ModelConfig, require_tile
+from maesil.data.crops import read_crop
 from maesil.data.scans import EARLIER, known_scans
-from maesil.data.split import split_groups
 from maesil.devices import pick_device
 from maesil.documents import write_json
-from maesil.downstream.folds import Patients, longest_axis, patients_of
+from maesil.downstream.folds import patients_of
 from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
 from maesil.downstream.segmenter import DiceSums, Segmenter, segmentation_loss
-from maesil.errors import MaesilError, NoInputError, UsageError
+from maesil.downstream.tasks import Place, Task, choose_task
+from maesil.errors import MaesilError, UsageError
 from maesil.files import make_folder, write_whole
-from maesil.models.encoders import encoder_of, untrained_encoder
+from maesil.models.encoders import Encoder, encoder_of, untrained_encoder
 from maesil.progress import progress
 from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.store.urls import StorePlace
-from maesil.text import counted
 from maesil.training.checkpoint import Run, load_run
 from maesil.training.optim import learning_rate, set_learning_rate
 from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
 
 STARTS = ("pretrained", "scratch")
-_LEAST_BODY = 0.1
-"""Share of body from which on a crop is trained on."""
 
 
 @dataclass(frozen=True)
@@ -63,23 +60,6 @@ class Budget:
     """Share of the steps in which the rate rises to it; then it falls to 0 along a cosine."""
     seeds: int = 2
     """Repetitions: decoder, order of crops and weights from scratch are drawn anew."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """A crop of a volume."""
-
-    volume: Volume
-    origin: Zyx
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is learnt from and what is scored; no voxel is in both."""
-
-    train: tuple[Place, ...]
-    test: tuple[Place, ...]
-    told: str
 
 
 Dice = TypedDict("Dice", {"volume_id": str, "class": str, "dice": float | None})
@@ -182,8 +162,7 @@ def finetune(
     run, store = load_run(run_dir, on), Store.open(store_path)
     config = run.config.model
     require_tile(config, store.superpatch, store.path)
-    if any(edge.bit_count() != 1 for edge in config.patch_zyx):
-        raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {edges_told(config.patch)}")
+    require_power_of_2(run_dir, config)
     reader = SuperpatchReader(store)
     make_folder(out)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
@@ -208,6 +187,12 @@ def finetune(
     write_whole(out / "segmenter.safetensors", first)
     write_json(out / "finetune.json", found.document())
     return found
+
+
+def require_power_of_2(run_dir: Path, config: ModelConfig) -> None:
+    """Raise UsageError for patches that the decoder cannot double its way to."""
+    if any(edge.bit_count() != 1 for edge in config.patch_zyx):
+        raise UsageError(f"{run_dir}: expected model.patch to be a power of 2, found {edges_told(config.patch)}")
 
 
 _OPTIMISTIC = "patients that the encoder was pre-trained on may be scored (--include-trained): optimistic"
@@ -243,82 +228,34 @@ def _compare(
     return rows, first
 
 
-def choose_task(
-    reader: SuperpatchReader, labels: Labels, patients: Patients, crop: Edges, share: float, seed: int
-) -> Task:
-    """Choose who is scored: a share of the unseen patients, at least one and never all; of one, the middle block."""
-    by_id = {volume.volume_id: volume for volume in labels.volumes}
-    everyone = [*patients.unseen, *patients.seen]
-    if len(everyone) == 1:
-        volume = max((by_id[v] for v in everyone[0]), key=lambda one: math.prod(one.shape))
-        task = _middle_block(reader, volume, crop)
-        unused = len(everyone[0]) - 1
-        return replace(task, told=f"{task.told}; {unused} more of its volumes not used") if unused else task
-    by_name = {patient[0]: patient for patient in everyone}
-    scored = split_groups([patient[0] for patient in patients.unseen], share, seed).validation or (
-        patients.unseen[0][0],
-    )
-    test = [by_id[v] for name in scored for v in by_name[name]]
-    train = [by_id[v] for name, patient in by_name.items() if name not in scored for v in patient]
-    told = f"{counted(len(by_name) - len(scored), 'patient')} learnt from, {counted(len(scored), 'other')} scored"
-    return _task(
-        [p for v in train for p in _places(v, crop)], [p for v in test for p in _places(v, crop)], reader, crop, told
-    )
-
-
-def _middle_block(reader: SuperpatchReader, volume: Volume, crop: Edges) -> Task:
-    axis = longest_axis(volume.shape, crop)
-    edge = zyx(crop)[axis]
-    last = max(place.origin[axis] for place in _places(volume, crop))
-    at = last // edge // 2 * edge if last > edge else edge
-    block = [place for place in _places(volume, crop) if place.origin[axis] == at]
-    others = [place for place in _places(volume, crop) if place.origin[axis] != at]
-    told = f"one labelled patient: {'zyx'[axis]} {at} to {at + edge} scored, the rest learnt from"
-    return _task(others, block, reader, crop, told)
-
-
-def _task(train: list[Place], test: list[Place], reader: SuperpatchReader, crop: Edges, told: str) -> Task:
-    size = zyx(crop)
-
-    def share(place: Place, name: str) -> float:
-        return float(reader.read_map_region(place.volume.volume_id, name, place.origin, size).mean()) / 255
-
-    usable = tuple(place for place in train if share(place, "body") >= _LEAST_BODY)
-    scored = tuple(place for place in test if share(place, "valid") > 0)
-    if not usable or not scored:
-        raise NoInputError(
-            f"expected crops with a body share of {_LEAST_BODY} to train on and valid ones to score, found none"
-        )
-    return Task(usable, scored, told)
-
-
-def _places(volume: Volume, crop: Edges) -> Iterator[Place]:
-    for origin in grid_origins(volume, crop):
-        yield Place(volume, origin)
-
-
 def _start(run: Run, start: str, classes: int, seed: int, device: torch.device) -> Segmenter:
     """Make a segmenter: the decoder by its seed, the encoder as the start says."""
     if start == "pretrained":
         encoder = copy.deepcopy(encoder_of(run.model, run.intensity))
     else:
         encoder = untrained_encoder(run.config.model, run.intensity, seed)
+    return segmenter_on(encoder, classes, seed).to(device)
+
+
+def segmenter_on(encoder: Encoder, classes: int, seed: int) -> Segmenter:
+    """Put a decoder on an encoder, its weights drawn by the seed alone; ``classes`` without the background."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
     model = Segmenter(encoder, classes + 1)
     torch.set_rng_state(state)
-    return model.to(device)
+    return model
 
 
 def train_segmenter(
     model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
 ) -> Iterator[int]:
-    """Train encoder and decoder, yielding the number of steps done.
+    """Train what is not frozen of encoder and decoder, yielding the number of steps done.
 
     AdamW; the learning rate of each step is that of training (`maesil.training.optim.learning_rate`).
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(model.parameters(), lr=budget.lr, weight_decay=0.01)
+    learnt = [weights for weights in model.parameters() if weights.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, lr=budget.lr, weight_decay=0.01)
     model.train()
     for step in range(budget.steps):
         set_learning_rate(optimizer, learning_rate(step, budget))
@@ -331,7 +268,7 @@ def train_segmenter(
             raise MaesilError(f"fine-tuning step {step + 1}: the loss is {value}; lower --lr")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(learnt, 1.0)
         optimizer.step()
         yield step + 1
 
@@ -363,21 +300,41 @@ def _labels_of_crop(labels: LabelArray, origin: Zyx, crop: Edges) -> LabelArray:
     return out
 
 
-@torch.no_grad()
 def score_segmenter(model: Segmenter, reader: SuperpatchReader, labels: Labels, places: Sequence[Place]) -> list[Dice]:
     """Return the Dice of each class in each volume, pooled over its crops."""
+    rows: list[Dice] = []
+    for volume, predicted, truth in segmented(model, reader, labels, places):
+        sums = DiceSums(len(labels.classes))
+        sums.add(predicted, truth)
+        pairs = zip(labels.classes, sums.dice, strict=True)
+        rows += [{"volume_id": volume.volume_id, "class": name, "dice": dice} for name, dice in pairs]
+    return rows
+
+
+@torch.no_grad()
+def segmented(
+    model: Segmenter, reader: SuperpatchReader, labels: Labels, places: Sequence[Place]
+) -> Iterator[tuple[Volume, Tensor, Tensor]]:
+    """Yield each volume with what the model finds in it and what its labels say, uint8 ``[Z, Y, X]``.
+
+    What lies in none of the places, beyond the scan or where no label reaches is 255 in both.
+    """
     device, crop = next(model.parameters()).device, model.encoder.config.crop
     model.eval()
-    sums: dict[str, DiceSums] = {}
+    by_volume: dict[str, list[Place]] = {}
     for place in places:
-        hu, truth = _batch(reader, labels, [place], crop)
-        predicted = model(hu.to(device)).argmax(dim=1).cpu()
-        sums.setdefault(place.volume.volume_id, DiceSums(len(labels.classes))).add(predicted, truth)
-    return [
-        {"volume_id": volume_id, "class": name, "dice": dice}
-        for volume_id, one in sums.items()
-        for name, dice in zip(labels.classes, one.dice, strict=True)
-    ]
+        by_volume.setdefault(place.volume.volume_id, []).append(place)
+    for of_volume in by_volume.values():
+        volume = of_volume[0].volume
+        predicted, truth = (torch.full(volume.shape, UNLABELLED, dtype=torch.uint8) for _ in range(2))
+        for place in of_volume:
+            hu, known = _batch(reader, labels, [place], crop)
+            found = model(hu.to(device)).argmax(dim=1).to(torch.uint8).cpu()
+            box = box_at(place.origin, crop)
+            inside = tuple(slice(0, n) for n in truth[box].shape)
+            truth[box] = known[0][inside]
+            predicted[box] = found[0][inside].masked_fill(truth[box] == UNLABELLED, UNLABELLED)
+        yield volume, predicted, truth
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -92,6 +92,12 @@ def load_labels(source: Path, volumes: Sequence[Volume], scratch: Path, chosen: 
     return Labels(tuple(names.get(n, str(n)) for n in numbers), labelled, notes, arrays)
 
 
+def labelled(source: Path, volumes: Sequence[Volume]) -> tuple[Volume, ...]:
+    """Return the volumes that have labels in a folder, of which no voxel is read; errors as of `load_labels`."""
+    found = _find_all(source, volumes)
+    return tuple(volume for volume in volumes if volume.volume_id in found)
+
+
 def nearest_on_grid(labels: LabelArray, labels_affine: Affine, shape: Zyx, affine: Affine) -> LabelArray:
     """Return for each voxel of a grid the label of the nearest voxel in world space; 255 beyond the labels.
 

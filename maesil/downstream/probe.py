@@ -143,7 +143,7 @@ def probe(
     NoInputError (no labels), UsageError (labels that do not fit, encoders of other crops or patches, nobody to score).
     """
     on, store = pick_device(device), Store.open(store_path)
-    encoders, trained_on = _encoders([run_dir, *against], seed, on)
+    encoders, trained_on = encoders_of([run_dir, *against], seed, on)
     known, model = known_scans([run_dir, *against]), next(iter(encoders.values())).config
     require_tile(model, store.superpatch, store.path)
     reader, out = SuperpatchReader(store), out or run_dir / "probe"
@@ -153,7 +153,7 @@ def probe(
         leaders, unchecked = known.patients(store)
         trained_on |= known.groups("train", EARLIER)
         patients = patients_of(leaders, labels.volumes, trained_on, seed, include_trained=include_trained)
-        looked_at = _look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
+        looked_at = look_at(reader, labels, encoders, max(1, patches // len(labels.volumes)), seed)
     cut, told, used = _fold(looked_at, patients, labels.volumes, model, folds)
     shares_NK = np.concatenate([one.shares_NK for one in used])
     facts: ProbeFacts = {
@@ -186,7 +186,7 @@ def _rare(looked_at: dict[str, Patches], patients: Patients, classes: Sequence[s
             yield f"{name} is in one of the {len(everyone)} patients alone: whoever is scored on it, nobody taught it"
 
 
-def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[dict[str, Encoder], set[str]]:
+def encoders_of(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[dict[str, Encoder], set[str]]:
     """Return the encoders by name, the first run's untrained twin too, and the patient groups they were trained on."""
     encoders: dict[str, Encoder] = {}
     trained_on: set[str] = set()
@@ -210,7 +210,7 @@ def _encoders(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[di
     return encoders, trained_on
 
 
-def _look_at(
+def look_at(
     reader: SuperpatchReader, labels: Labels, encoders: dict[str, Encoder], most: int, seed: int
 ) -> dict[str, Patches]:
     """Return the patches of each labelled volume, by id."""
@@ -288,7 +288,7 @@ def _fold(
     looked_at: dict[str, Patches], patients: Patients, volumes: Sequence[Volume], model: ModelConfig, folds: int
 ) -> tuple[list[Fold], str, list[Patches]]:
     """Cut the patches into folds, say how, and return those that are in any; UsageError where there are not enough."""
-    merged = {patient: _join([looked_at[v] for v in patient]) for patient in (*patients.unseen, *patients.seen)}
+    merged = {patient: join([looked_at[v] for v in patient]) for patient in (*patients.unseen, *patients.seen)}
     merged = {patient: patches for patient, patches in merged.items() if len(patches.shares_NK)}
     unseen = [patient for patient in patients.unseen if patient in merged]
     if not unseen:
@@ -306,7 +306,7 @@ def _fold(
     for number in range(count):
         left_out = unseen[number::count]
         train = tuple(one for patient, one in merged.items() if patient not in left_out)
-        cut.append(Fold(train, _join([merged[patient] for patient in left_out])))
+        cut.append(Fold(train, join([merged[patient] for patient in left_out])))
     told = f"{counted(count, 'fold')} by patient: nobody is in both parts of a fold"
     if only_learnt_from := len(merged) - len(unseen):
         told += f"; {counted(only_learnt_from, 'patient')} that an encoder was trained on, learnt from and not scored"
@@ -334,7 +334,8 @@ def spatial_folds(patches: Patches, shape: Zyx, model: ModelConfig) -> Iterator[
             yield Fold(tuple(train), patches.where(along_N // g == block))
 
 
-def _join(parts: Sequence[Patches]) -> Patches:
+def join(parts: Sequence[Patches]) -> Patches:
+    """Return the patches of several volumes as one set."""
     return Patches(
         np.concatenate([one.place_N3 for one in parts]),
         np.concatenate([one.shares_NK for one in parts]),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.labelled import labelled_store
+from support.proofs import TINY, make_world
 from support.runs import save_run
 from typer.testing import CliRunner
 
 from maesil.cli import app
-from maesil.data.split import Split
+from maesil.data.split import Split, write_split
 from maesil.documents import read_json
 from maesil.store.nifti import write_nifti
 
@@ -74,6 +76,38 @@ def test_finetune(world, tmp_path):
     code, out, _ = maesil(*given, "--device", "cpu", "--classes", "lung", "--classes", "heart")
     assert code == 0 and "pretrained" in out and "scratch" in out and "1 patient learnt from, 1 other scored" in out
     assert set(json.loads((tmp_path / "finetune.json").read_text())["mean"]["scratch"]) == {"lung", "heart", "mean"}
+
+
+def test_prove_refuses_in_one_line_before_anything_is_scored(tmp_path):
+    store, labels, _, run, split = make_world(tmp_path)
+    given = ("prove", run, store.path, "--labels", labels, "--out", tmp_path / "proof", "--split", split)
+    trained = Split(("patient-3",), ("patient-0",), ("patient-1",))
+    write_split(tmp_path / "trained.json", trained, [store.fingerprint])
+    for words, code, told in (
+        (("--budget", "huge"), 2, "budget"),
+        (("--part", "train"), 2, "part"),
+        (("--adapter", "nowhere"), 2, "module:function"),
+        (("--labels", tmp_path / "none"), 3, "expected a folder of labels"),
+        (("--split", tmp_path / "trained.json"), 2, "--include-trained"),
+    ):
+        found, _, error = maesil(*given, *words, "--device", "cpu")
+        assert (found, len(error.splitlines())) == (code, 1) and told in error, error
+        assert not (tmp_path / "proof").exists()
+
+
+@pytest.mark.slow
+def test_prove_as_tables_as_json_and_as_a_page(tmp_path, monkeypatch):
+    store, labels, _, run, split = make_world(tmp_path)
+    monkeypatch.setattr("maesil.downstream.prove.Budget.load", lambda name: replace(TINY, patients=(1,), points=1))
+    given = ("prove", run, store.path, "--labels", labels, "--out", tmp_path / "proof", "--split", split)
+    code, out, _ = maesil(*given, "--device", "cpu", "--classes", "lung")
+    assert code == 0 and "Frozen encoders" in out and "comparisons: 0 helps, 0 harms" in out
+    assert (
+        out.splitlines()[-1] == f"page: {tmp_path / 'proof' / 'index.html'}"
+        and (tmp_path / "proof/index.html").exists()
+    )
+    code, out, _ = maesil(*given, "--device", "cpu", "--classes", "lung", "--json")
+    assert code == 0 and json.loads(out) == read_json(tmp_path / "proof" / "prove.json")
 
 
 def test_link_labels_leads_from_a_report_to_a_folder_that_probe_takes(world, tmp_path):

@@ -22,13 +22,10 @@ from maesil.data.split import Split
 from maesil.documents import read_json
 from maesil.downstream.finetune import (
     Budget,
-    Place,
-    Task,
     _batch,
     _draw,
     _rare,
     _start,
-    choose_task,
     finetune,
     score_segmenter,
     train_segmenter,
@@ -36,6 +33,7 @@ from maesil.downstream.finetune import (
 from maesil.downstream.folds import Patients, patients_of
 from maesil.downstream.labels import UNLABELLED, Labels, load_labels
 from maesil.downstream.segmenter import segmentation_loss
+from maesil.downstream.tasks import Place, Task, choose_task
 from maesil.errors import UsageError
 from maesil.models.encoders import encoder_of
 from maesil.store.index import patients

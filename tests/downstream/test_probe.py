@@ -22,11 +22,11 @@ from maesil.downstream.labels import load_labels
 from maesil.downstream.probe import (
     Fold,
     Patches,
-    _encoders,
     _fold,
-    _look_at,
     _rare,
     _score,
+    encoders_of,
+    look_at,
     patch_classes,
     probe,
     spatial_folds,
@@ -170,7 +170,7 @@ def test_tokens_stand_beside_the_shares_of_their_own_patch(world, tmp_path):
     reader, labels = SuperpatchReader(store), load_labels(labels_dir, volumes, tmp_path)
     run = load_run(folder / "run")
     encoder = encoder_of(run.model, run.intensity)
-    patches = _look_at(reader, labels, {"maesil": encoder}, 50, 0)[volumes[3].volume_id]
+    patches = look_at(reader, labels, {"maesil": encoder}, 50, 0)[volumes[3].volume_id]
     assert len(patches.place_N3) == 50 == len(np.unique(patches.place_N3, axis=0))
     assert len(np.unique(patches.place_N3[:, 0])) == 6, "drawn from a part of the volume alone"
     hu = reader.read_region(volumes[3].volume_id, (0, 0, 0), (64, 64, 64))
@@ -246,7 +246,7 @@ def test_a_patient_that_was_trained_on_is_scored_on_request_alone(world, tmp_pat
 
 def test_whoever_any_compared_encoder_was_trained_on_is_known(tmp_path):
     runs = [save_run(tmp_path / name, Split((name,), ()), replace(SMALL, kind=name)) for name in ("maesil", "mae2d")]
-    encoders, trained_on = _encoders(runs, 5, torch.device("cpu"))
+    encoders, trained_on = encoders_of(runs, 5, torch.device("cpu"))
     assert list(encoders) == ["maesil", "untrained", "mae2d"] and trained_on == {"maesil", "mae2d"}
     drawn = untrained_encoder(SMALL, encoders["maesil"].intensity, 5)
     assert torch.equal(encoders["untrained"].patch_embed.weight, drawn.patch_embed.weight)
