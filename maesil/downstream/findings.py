@@ -77,9 +77,8 @@ def findings(rows: Rows, first: str) -> list[Finding]:
     return found
 
 
-def limits(rows: Rows, found: list[Finding], part: str) -> Iterator[str]:
+def limits(found: list[Finding], part: str) -> Iterator[str]:
     """Say what may not be concluded."""
-    yield from chance(rows)
     if part == "validation":
         yield (
             "These are validation patients: choices may rest on them, claims may not. "

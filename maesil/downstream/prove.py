@@ -25,7 +25,7 @@ from maesil.documents import as_json, fields_of, read_json, write_json
 from maesil.downstream.adapters import load_adapter
 from maesil.downstream.cohort import PARTS, Cohort, Part, choose_cohort
 from maesil.downstream.few_shot import Course, Lesson, learn, numbers_of_patients, starts_of
-from maesil.downstream.findings import findings, limits
+from maesil.downstream.findings import chance, findings, limits
 from maesil.downstream.finetune import Budget as Learning
 from maesil.downstream.finetune import require_power_of_2
 from maesil.downstream.labels import Labels, load_labels
@@ -121,7 +121,7 @@ def prove(
     notes += (_UNKNOWN,) * bool(adapters) + (_NO_SURFACE,) * (not has_surface_dice())
     first = next(iter(encoders))
     found = findings(rows, first)
-    proof = Proof(first, rows, found, tuple(limits(rows, found, chosen)), notes, as_json(made_from))
+    proof = Proof(first, rows, found, tuple(chance(rows)), tuple(limits(found, chosen)), notes, as_json(made_from))
     write_json(out / "prove.json", proof.document())
     write_page(proof, out)
     return proof

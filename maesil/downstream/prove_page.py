@@ -34,6 +34,8 @@ class Proof:
     """The encoder that is asked about."""
     rows: Rows
     findings: list[Finding]
+    checks: tuple[str, ...]
+    """Whether the controls score as they must."""
     limits: tuple[str, ...]
     """What may not be concluded, a sentence each."""
     notes: tuple[str, ...]
@@ -49,6 +51,7 @@ class Proof:
             "made_from": self.made_from,
             "encoder": self.first,
             "findings": told,
+            "checks": list(self.checks),
             "limits": list(self.limits),
             "notes": list(self.notes),
             "rows": [vars(row) for row in self.rows.rows],
@@ -67,7 +70,8 @@ class Proof:
     def summary(self) -> str:
         """Return the result in one line."""
         verdicts = [one.verdict for one in self.findings]
-        counts = ", ".join(f"{verdicts.count(one)} {one}" for one in ("helps", "harms", "undecided", "too few"))
+        words = {"helps": "helps", "harms": "harms", "undecided": "undecided", "too few": "too few patients"}
+        counts = ", ".join(f"{told} in {verdicts.count(one)}" for one, told in words.items())
         return f"{counted(len(verdicts), 'comparison')}: {counts}"
 
     def frozen_table(self) -> Lines:
@@ -123,7 +127,7 @@ class Proof:
                 table.add_row(*map(printable, row))
             yield table
         yield from (one.told() for one in self.findings)
-        yield from (*self.limits, *self.notes)
+        yield from (*self.checks, *self.limits, *self.notes)
 
     def _title(self, score: ScoreName) -> str:
         return (
@@ -142,18 +146,19 @@ class Proof:
 
 def write_page(proof: Proof, out: Path) -> None:
     """Write ``index.html``; every name in it is escaped."""
-    tables = [
-        (title, [(head, head not in ("encoder", "start", "organ")) for head in heads], rows)
-        for title, (heads, *rows) in proof.tables()
-    ]
+    tables = []
+    for title, (heads, *rows) in proof.tables():
+        named = [(printable(head), head not in ("encoder", "start", "organ")) for head in heads]
+        tables.append((title, named, [[printable(cell) for cell in row] for row in rows]))
     curves = _curves(proof.rows)
     page = rendered(
         "prove.html",
         told=proof.told(),
         summary=proof.summary(),
-        findings=[(one.verdict, one.told()) for one in proof.findings],
+        findings=[(one.verdict, printable(one.told())) for one in proof.findings],
+        checks=proof.checks,
         limits=proof.limits,
-        notes=proof.notes,
+        notes=[printable(note) for note in proof.notes],
         tables=tables,
         curves=data_url("image/png", curves) if curves else "",
     )

@@ -84,8 +84,8 @@ def test_a_copy_of_a_scored_patient_among_those_learnt_from_is_found(world, tmp_
 
 
 def test_a_copy_of_a_scored_patient_that_the_run_was_trained_on_is_found(world, tmp_path):
-    store, _, volume = planted(world, tmp_path, "a-copy")
-    trained = Split(("patient-0", "a-copy"), ())
+    store, _, volume = planted(world, tmp_path, "z-copy")
+    trained = Split(("patient-0", "z-copy"), ())
     run = save_run(tmp_path / "run", trained)
     record_scans(run, [store], trained)
     clean, clean_labels, volumes, _, split = world  # the copy is not even in the store that is scored

@@ -54,9 +54,9 @@ def test_few_patients_and_validation_patients_are_said():
     rows = world(3, 0.1)
     found = findings(rows, "mine")
     assert {one.verdict for one in found} == {"too few"} and "3 patients are too few" in found[0].told()
-    said = " ".join(limits(rows, found, "validation"))
+    said = " ".join(limits(found, "validation"))
     assert "choices may rest on them" in said and "4 of 4 comparisons rest on fewer than 6" in said
-    assert "choices may rest" not in " ".join(limits(rows, found, "test"))
+    assert "choices may rest" not in " ".join(limits(found, "test"))
     alone = findings(world(1, 0.1), "mine")
     assert "nothing can be said" in alone[0].told()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maesil.downstream.findings import findings, limits
+from maesil.downstream.findings import chance, findings, limits
 from maesil.downstream.prove_page import Proof, write_page
 from maesil.downstream.scored import SHUFFLED, Row, Rows
 
@@ -24,13 +24,15 @@ def proof(organ: str = "liver", note: str = "") -> Proof:
     budget = {"name": "tiny", "steps": 10, "batch": 2, "seeds": 1, "tolerance_mm": 3.0}
     made = {"budget": budget, "part": "test", "seed": 0, "patients_learnt_from": ["a"], "patients_scored": patients}
     found = findings(Rows(rows), "mine")
-    return Proof("mine", Rows(rows), found, tuple(limits(Rows(rows), found, "test")), (note,) * bool(note), made)
+    checks, limited = tuple(chance(Rows(rows))), tuple(limits(found, "test"))
+    return Proof("mine", Rows(rows), found, checks, limited, (note,) * bool(note), made)
 
 
 def test_names_are_escaped_everywhere(tmp_path):
     write_page(proof(NASTY, f"note {NASTY}"), tmp_path)
     page = (tmp_path / "index.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "http" not in page
+    assert "\x1b" not in page
     assert page.count("&lt;script&gt;") >= 4  # encoder, start, organ, note
 
 
@@ -44,13 +46,13 @@ def test_tables_and_sentences_hold_what_was_scored(tmp_path):
     assert ["7", "scratch", "0.700", "+0.100 [+0.100, +0.100]"] in one.segmentation_table()
     assert one.organ_table()[1][:4] == ["liver", "7", "0.800", "0.700"]
     assert "pre-training helps by +0.100" in page and "no difference could be shown with 7 patients" in page
-    assert one.summary() == "6 comparisons: 4 helps, 0 harms, 2 undecided, 0 too few"
+    assert one.summary() == "6 comparisons: helps in 4, harms in 0, undecided in 2, too few patients in 0"
     assert 'class="used"' in page and "data:image/png" in page
 
 
 def test_what_was_not_scored_has_no_table(tmp_path):
     one = proof()
-    alone = Proof("mine", Rows([row for row in one.rows.rows if not row.shots]), [], (), (), one.made_from)
+    alone = Proof("mine", Rows([row for row in one.rows.rows if not row.shots]), [], (), (), (), one.made_from)
     assert [title for title, _ in alone.tables()] == ["Frozen encoders"]
     write_page(alone, tmp_path)
     assert "<img" not in (tmp_path / "index.html").read_text()

@@ -168,6 +168,39 @@ DOWNSTREAM = [
          "test_only_unseen_patients_are_scored_and_nobody_is_in_both_parts"),
     ),
     *bugs(
+        "maesil/downstream/shares.py", "downstream/test_shares.py",
+        ("np.square(one - mean_K).mean(axis=0) for one in patients", "np.square(one).mean(axis=0) for one in patients",
+         "test_the_mean_over_patients_of_equally_many_patches_is_the_r2_of_all"),
+        ("shuffled[name] if taught_as == SHUFFLED else one.shares_NK", "one.shares_NK",
+         "test_who_knows_scores_1_who_does_not_scores_0_and_shuffled_labels_score_at_chance"),
+    ),
+    *bugs(
+        "maesil/downstream/presence.py", "downstream/test_presence.py",
+        ("train, test = crops.of(learnt), crops.of(scored)", "train, test = crops, crops.of(scored)",
+         "test_only_patients_asked_for_are_learnt_from"),
+        ("[rng.permutation(truth) for _ in range(SHUFFLES)]", "[truth for _ in range(SHUFFLES)]",
+         "test_an_encoder_that_holds_the_answer_wins_and_shuffled_labels_are_at_chance"),
+    ),
+    *bugs(
+        "maesil/downstream/retrieval.py", "downstream/test_retrieval.py",
+        ("train, test = crops.of(learnt), crops.of(scored)", "train, test = crops.of(learnt), crops.of(learnt)",
+         "test_crops_without_any_organ_are_not_asked_about"),
+    ),
+    *bugs(
+        "maesil/downstream/cohort.py", "downstream/test_cohort.py",
+        ("sorted(trained & scored.keys())", "sorted(groups & scored.keys())",
+         "test_a_copy_of_a_scored_patient_that_the_run_was_trained_on_is_found"),
+    ),
+    *bugs(
+        "maesil/downstream/findings.py", "downstream/test_findings.py",
+        ("found.patients < LEAST_PATIENTS", "found.patients < 2", "test_verdicts"),
+    ),
+    *bugs(
+        "maesil/downstream/few_shot.py", "downstream/test_few_shot.py",
+        ("model.encoder.requires_grad_(False)", "model.encoder.requires_grad_(True)",
+         "test_frozen_encoders_stay_and_the_others_learn"),
+    ),
+    *bugs(
         "maesil/downstream/segmenter.py", "downstream/test_segmenter.py",
         ('reduction="none")[labelled].sum()', 'reduction="none").sum()', "test_unlabelled_voxels_have_no_say"),
         ("(2 * both[1:] + 1) / (sizes[1:] + 1)", "(2 * both + 1) / (sizes + 1)",
