@@ -89,7 +89,7 @@ def test_another_proof_or_an_altered_part_is_refused(world, tmp_path):
     with pytest.raises(UsageError, match="another part, labels_sha256, patients_scored"):
         run(made, tmp_path / "out", adapters=[THEIRS], part="test")
     part = tmp_path / "out" / "parts" / "crops.json"
-    part.write_text(part.read_text().replace('"organ": "lung"', '"organ": "bone"', 1))
+    part.write_text(part.read_text().replace('"encoder": "maesil"', '"encoder": "untrained"', 1))
     with pytest.raises(DamagedError, match=r"crops\.json"):
         run(made, tmp_path / "out", adapters=[THEIRS])
 
