@@ -14,7 +14,7 @@ from maesil.data.split import Split, write_split
 from maesil.downstream.prove import Budget
 
 SPLIT = Split(("patient-0", "patient-1", "patient-2"), ("patient-3", "patient-4"), ("patient-5",))
-TINY = replace(Budget.load("tiny"), name="smallest", patches=1200, patients=(1, 0), steps=2, batch=1, seeds=1, points=2)
+TINY = replace(Budget.load("tiny"), name="smallest", patches=1200, patients=(2,), steps=2, batch=1, seeds=1, points=1)
 
 
 def make_world(folder: Path):
