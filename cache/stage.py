@@ -78,6 +78,7 @@ class Stage:
             path.parent.mkdir(exist_ok=True, mode=0o700)
             with named_when_whole(path, path.with_name(f"{_PARTIAL}{path.name}")) as written:
                 written.write_bytes(data)
+                _used_now(written)
                 with self._size_locked():
                     self._make_room(len(data))
         except OSError as error:
@@ -129,12 +130,18 @@ def _found(path: Path, buffer: memoryview) -> bool:
     try:
         with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size == len(buffer) == file.readinto(buffer) and _is_whole(buffer):
-                os.utime(file.fileno())
+                _used_now(file.fileno())
                 return True
         path.unlink(missing_ok=True)
     except FileNotFoundError:
         pass
     return False
+
+
+def _used_now(file: int | Path) -> None:
+    """Note when a file was used, to the nanosecond: the clock of a file system has ticks of several milliseconds."""
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
 
 
 def _is_whole(encoded: memoryview) -> bool:

@@ -155,6 +155,7 @@ def test_those_not_used_for_the_longest_time_go_and_the_size_is_kept(store, tmp_
         reader.read_superpatch(*place)
         reader.read_superpatch(*places[0])  # in use all the time
         assert sum(path.stat().st_size for path in staged(stage.folder)) <= stage.used <= limit
+    assert len(counted.reads) == len(places), "the one in use never went"
     before = len(counted.reads)
     reader.read_superpatch(*places[0])
     reader.read_superpatch(*places[-1])
