@@ -8,9 +8,11 @@ from __future__ import annotations
 import colorsys
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -62,6 +64,35 @@ def label_names(volume: Volume) -> list[str]:
     """Return the names of a volume's label images."""
     parts = (document.split("/") for document in volume.documents)
     return sorted(part[1] for part in parts if len(part) == 3 and (part[0], part[2]) == (_FOLDER, ZARR_DOCUMENT))
+
+
+@dataclass(frozen=True)
+class LabelImage:
+    """A segmentation on the grid of its volume."""
+
+    labels: MapArray
+    """uint8 ``[z, y, x]``; 0 is background."""
+    classes: dict[int, str]
+    """What each number stands for."""
+    colours: dict[int, list[int]]
+    """Red, green, blue and opacity, 0..255, of numbers that have a colour."""
+
+
+def read_label_image(store: Store, volume: Volume, name: str) -> LabelImage:
+    """Return one of a volume's label images, at its finest level; `StoreError` where it is not what was committed."""
+    folder = f"{_FOLDER}/{name}"
+    try:
+        for key, crc32c in volume.documents.items():
+            here = key.startswith(f"{folder}/0/") or key == f"{folder}/{ZARR_DOCUMENT}"
+            if here and google_crc32c.value(store.storage.read(f"{volume.prefix}/{key}")) != crc32c:
+                raise ValueError(f"{key}: checksum mismatch")
+        group = zarr.open_group(store.storage.zarr(f"{volume.prefix}/{folder}", read_only=True), mode="r")
+        told: Any = group.attrs["ome"]
+        colours = {one["label-value"]: one["rgba"] for one in told["image-label"]["colors"]}
+        classes = {one["label-value"]: one["class"] for one in told["image-label"]["properties"]}
+        return LabelImage(np.asarray(group["0"][...], dtype=np.uint8), classes, colours)  # type: ignore[index]
+    except (ValueError, RuntimeError, LookupError, TypeError, OSError) as error:
+        raise StoreError(f"{store.path}: volume {volume.volume_id}, labels {name!r}: damaged ({error})") from error
 
 
 def _write(store: Store, volume: Volume, name: str, labels: MapArray, attributes: dict[str, Any], prefix: str) -> None:

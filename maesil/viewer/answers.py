@@ -23,7 +23,9 @@ _STATIC = {
     "niivue.js": ("maesil.viewer", "static", "text/javascript; charset=utf-8"),
     "licences.txt": ("maesil.viewer", "static", _TEXT),
 }
-_ADDRESS = re.compile(r"/(?P<kind>volumes)/(?P<volume>[0-9a-f]{32})(?:/(?P<part>ct\.nii|picture\.png|overlays/[^/]+))?")
+_ADDRESS = re.compile(
+    r"/(?P<kind>volumes)/(?P<volume>[0-9a-f]{32})(?:/(?P<part>ct\.nii|picture\.png|overlays/[^/]+|labels/[\w-]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,11 @@ def _of_volume(scans: Scans, root: str, volume_id: str, part: str, *, whole: boo
         if name not in scans.overlays:
             return told("not found: the volume has no such overlay", HTTPStatus.NOT_FOUND)
         return Answer(scans.overlay(volume_id, name), _NIFTI)
+    if part.startswith("labels/"):
+        name = part.removeprefix("labels/")
+        if name not in scans.labels(volume_id):
+            return told("not found: the volume has no such labels", HTTPStatus.NOT_FOUND)
+        return Answer(scans.label_voxels(volume_id, name, step), _NIFTI)
     parts: dict[str, Callable[[], Answer]] = {
         "": lambda: Answer(scan_page(scans, root, volume_id, step).encode()),
         "ct.nii": lambda: Answer(scans.ct(volume_id, step), _NIFTI),

@@ -85,7 +85,7 @@ def scan_page(scans: Scans, root: str, volume_id: str, step: Zyx) -> str:
         after=ids[at + 1] if at + 1 < len(ids) else "",
         step=_by(step) if math.prod(step) > 1 else "",
         scan=_for_script(scans, root, volume, step),
-        overlays=scans.overlays,
+        overlays=[*scans.overlays, *scans.labels(volume_id)],
         facts=_facts(volume),
         affine=[[f"{value:.6g}" for value in row] for row in volume.affine_lps],
         notes=[(note, note_in_words(note)) for note in volume.notes],
@@ -113,8 +113,19 @@ def _for_script(scans: Scans, root: str, volume: Volume, step: Zyx) -> dict[str,
         "windows": [
             {"name": name, "low": low, "high": high} for name, (low, high) in {**WINDOWS, "Full": full}.items()
         ],
-        "overlays": [{"name": name, "address": f"{here}/overlays/{name}"} for name in scans.overlays],
+        "overlays": [{"name": name, "address": f"{here}/overlays/{name}", "classes": None} for name in scans.overlays]
+        + [_labels_for_script(scans, here, volume, name, step) for name in scans.labels(volume.volume_id)],
     }
+
+
+def _labels_for_script(scans: Scans, here: str, volume: Volume, name: str, step: Zyx) -> dict[str, Any]:
+    image = scans.label_image(volume.volume_id, name)
+    classes = [
+        {"number": number, "name": printable(label), "colour": image.colours.get(number, [0, 0, 0, 0])}
+        for number, label in image.classes.items()
+    ]
+    whole = "?whole" if math.prod(step) == 1 else ""
+    return {"name": name, "address": f"{here}/labels/{name}{whole}", "classes": classes}
 
 
 def _facts(volume: Volume) -> list[tuple[str, str]]:

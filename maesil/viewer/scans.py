@@ -10,6 +10,7 @@ import numpy as np
 
 from maesil.geometry import coarser
 from maesil.store.explain import Explanation, explanation
+from maesil.store.labels import LabelImage, label_names, read_label_image
 from maesil.store.nifti import nifti_image
 from maesil.store.pictures import grey_png, middle_plane
 from maesil.store.reader import MAPS, SuperpatchReader
@@ -65,6 +66,19 @@ class Scans:
         """Return a map as NIfTI (uint8), a voxel for each of its cells."""
         affine = coarser(self.volumes[volume_id].affine, (MAP_CELL,) * 3, [(MAP_CELL - 1) / 2] * 3)
         return nifti_image(self._reader.read_map(volume_id, name), affine).to_bytes()
+
+    def labels(self, volume_id: str) -> list[str]:
+        """Return the names of the label images of a volume."""
+        return label_names(self.volumes[volume_id])
+
+    def label_image(self, volume_id: str, name: str) -> LabelImage:
+        """Return a label image, voxels and names of classes."""
+        return read_label_image(self.store, self.volumes[volume_id], name)
+
+    def label_voxels(self, volume_id: str, name: str, step: Zyx) -> bytes:
+        """Return every ``step``-th voxel of a label image as NIfTI (uint8)."""
+        kept = self.label_image(volume_id, name).labels[:: step[0], :: step[1], :: step[2]]
+        return nifti_image(kept, coarser(self.volumes[volume_id].affine, step)).to_bytes()
 
     def picture(self, volume_id: str) -> bytes:
         """Return the middle coronal plane as a small PNG: the patient's left at the right, feet down."""

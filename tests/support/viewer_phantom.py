@@ -10,8 +10,9 @@ from support.stores import add_volume
 
 from maesil.geometry import world_of
 from maesil.store.index import write_index
+from maesil.store.labels import add_label_image
 from maesil.store.recipe import Recipe
-from maesil.store.records import Refusal
+from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
 from maesil.viewer.scans import Scans
 from maesil.viewer.server import ViewServer
@@ -53,6 +54,18 @@ def store_of_phantoms(path) -> Store:
     store.quarantine(Refusal("f" * 32, "gap", "a <gap> of 10 mm"))
     write_index(store)
     return store
+
+
+def labelled(path) -> tuple[Store, Volume, np.ndarray]:
+    """A store of one turned volume with labels: an organ at the left of the patient, a lesion in it."""
+    store = Store.create(path / "s", Recipe(spacing=None, superpatch=32), key_fingerprint="0" * 16)
+    affine = turned_affine()
+    volume = add_volume(store, phantom((52, 70, 65), affine), affine=affine)
+    labels = np.zeros(volume.shape, np.uint8)
+    labels[10:40, 20:50, 40:60], labels[20:24, 30:34, 44:48], labels[0] = 1, 2, 255
+    found = add_label_image(store, volume, "organs", labels, ["<liver>", "lesion"], 255)
+    assert found is not None
+    return store, found, labels
 
 
 def serving(store: Store, sources=None) -> Iterator[ViewServer]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import map_coordinates
 from support.browser import CHROMIUM, Browser, chromium
-from support.viewer_phantom import CORNER_LPS, CUBE_HU, serving
+from support.viewer_phantom import CORNER_LPS, CUBE_HU, labelled, serving
 
 from maesil.geometry import world_of
 from maesil.store.reader import SuperpatchReader
@@ -287,3 +287,30 @@ def test_a_fault_of_the_store_is_told_on_the_page(browser, tmp_path, store, ids)
     for damaged in serving(Store.open(tmp_path / "s.zarr")):
         browser.open(damaged.url(f"/volumes/{ids['turned']}"), "document.querySelector('.failed') !== null")
         assert "the file was cut" in browser.run("document.querySelector('.failed').textContent")
+
+
+def test_labels_lie_over_their_voxels_in_their_colours(browser, tmp_path):
+    store, volume, labels = labelled(tmp_path)
+    browser.size(*DESK)
+    for server in serving(store):
+        browser.open(server.url(f"/volumes/{volume.volume_id}"), READY)
+        press(browser, "Axial")
+        go_to(browser, world_of(volume.affine, (22, 32, 46)))
+        browser.run("nv.setCrosshairWidth(0)")
+        before, _ = canvas(browser, browser.screenshot())
+        browser.run("document.querySelector('[data-overlay=\"2\"]').click()")
+        browser.wait_for("document.querySelectorAll('#legend li').length === 2")
+        assert browser.run("document.getElementById('legend').textContent") == "<liver>lesion"
+        after, box = canvas(browser, browser.screenshot())
+        coloured = (np.abs(after - before) > 25).any(axis=-1)
+        seen = set()
+        for x, y in np.random.default_rng(0).uniform(0.05, 0.95, (300, 2)):
+            browser.mouse("mouseMoved", box["x"] + x * box["width"], box["y"] + y * box["height"])
+            if "HU" in browser.run("document.getElementById('under').textContent"):
+                *_, index = told(browser, "under")
+                near = np.unique(labels[tuple(slice(max(0, n - 1), n + 2) for n in index)])
+                if len(near) == 1:  # away from borders
+                    assert coloured[int(y * box["height"]), int(x * box["width"])] == (near[0] == 1), index
+                    seen.add(int(near[0]))
+        assert {0, 1} <= seen
+        assert re.search("; organs (<liver>|lesion)$", browser.run("document.getElementById('readout').textContent"))

@@ -12,10 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from support.stores import add_volume, make_store, synthetic_hu
+from support.viewer_phantom import labelled
 
+from maesil.errors import StoreError
 from maesil.geometry import world_of
 from maesil.store.nifti import export_volume
 from maesil.store.reader import MAPS, SuperpatchReader
+from maesil.viewer.answers import answer
 from maesil.viewer.scans import Scans, step_for
 
 
@@ -102,3 +105,36 @@ def test_volumes_that_come_later_are_found_after_a_refresh(tmp_path):
     assert late.volume_id not in scans.volumes
     scans.refresh()
     assert late.volume_id in scans.volumes
+
+
+@pytest.mark.parametrize("step", [(1, 1, 1), (2, 1, 3)])
+def test_labels_lie_on_their_volume_and_have_names_and_colours(tmp_path, step):
+    store, volume, labels = labelled(tmp_path)
+    scans = Scans(store)
+    assert scans.labels(volume.volume_id) == ["organs"]
+    kept, affine = read(scans.label_voxels(volume.volume_id, "organs", step))
+    np.testing.assert_array_equal(kept, labels[tuple(slice(None, None, every) for every in step)])
+    np.testing.assert_allclose(affine, read(scans.ct(volume.volume_id, step))[1], atol=1e-6)
+    image = scans.label_image(volume.volume_id, "organs")
+    assert image.classes == {1: "<liver>", 2: "lesion", 255: "not labelled"}
+    assert image.colours[1][3] == image.colours[2][3] == 255 and image.colours[255][3] == 0
+    assert image.colours[1] != image.colours[2]
+    address = f"/volumes/{volume.volume_id}/labels/organs"
+    assert answer(scans, "/t", address, "whole").body == scans.label_voxels(volume.volume_id, "organs", (1, 1, 1))
+    assert answer(scans, "/t", f"{address}x", "").status == 404
+    page = answer(scans, "/t", f"/volumes/{volume.volume_id}", "").body.decode()
+    assert f"/t{address}?whole" in page and "<liver>" not in page and "\\u003cliver\\u003e" in page
+
+
+def test_labels_that_were_changed_are_not_shown(tmp_path):
+    store, volume, _ = labelled(tmp_path)
+    shard = next(key for key in volume.documents if key.startswith("labels/organs/0/c"))
+    path = store.path / volume.prefix / shard
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StoreError, match="labels 'organs': damaged"):
+        Scans(store).label_voxels(volume.volume_id, "organs", (1, 1, 1))
+    path.unlink()
+    with pytest.raises(StoreError, match="expected a file of the store"):
+        Scans(store).label_voxels(volume.volume_id, "organs", (1, 1, 1))

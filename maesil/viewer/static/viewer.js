@@ -86,6 +86,7 @@ function located(location) {
 }
 
 function overlayTold(overlay, value) {
+  if (overlay.classes) return overlay.classes.find((one) => one.number === value)?.name ?? "background";
   return `${Math.round((100 * (value || 0)) / 255)} %`;
 }
 
@@ -146,11 +147,12 @@ async function lay(box) {
     overlays.delete(place);
   } else {
     box.disabled = true;
+    const highest = overlay.classes ? addLabelColours(overlay) : 255;
     const image = await loaded(overlay.address, overlay.name, {
-      colormap: overlay.name,
+      colormap: overlay.classes ? `labels ${overlay.name}` : overlay.name,
       opacity: Number(find("opacity").value),
       cal_min: 0,
-      cal_max: 255,
+      cal_max: highest,
     });
     overlays.set(place, image);
     box.disabled = false;
@@ -159,12 +161,29 @@ async function lay(box) {
   nv.createOnLocationChange();
 }
 
+// NiiVue reads a colour table of 256 entries between one entry and the next. So each number has two of them or more,
+// as far as there are at most 126 numbers. Returns what the last entry stands for.
+function addLabelColours(overlay) {
+  const seen = overlay.classes.filter((one) => one.colour[3]);
+  const spread = Math.max(1, Math.floor(255 / (Math.max(0, ...seen.map((one) => one.number)) + 1)));
+  const colours = new Map(seen.map((one) => [one.number, one.colour]));
+  const entries = Array.from({ length: 256 }, (_, entry) => colours.get(Math.floor(entry / spread)) ?? [0, 0, 0, 0]);
+  const [R, G, B, A] = [0, 1, 2, 3].map((channel) => entries.map((colour) => colour[channel]));
+  nv.addColormap(`labels ${overlay.name}`, { R, G, B, A, I: entries.map((_, entry) => entry) });
+  return 255 / spread;
+}
+
+function legendOf(overlay) {
+  if (!overlay.classes) return [[COLOURS[overlay.name], `${overlay.name}: the more of a cell of 8 voxels, the stronger`]];
+  return overlay.classes.filter((one) => one.colour[3]).map((one) => [one.colour.slice(0, 3), one.name]);
+}
+
 function legend() {
-  find("legend").replaceChildren(...[...overlays.keys()].map((place) => {
+  find("legend").replaceChildren(...[...overlays.keys()].flatMap((place) => legendOf(scan.overlays[place])).map(([colour, name]) => {
     const item = document.createElement("li");
     const patch = document.createElement("span");
-    patch.style.background = `rgb(${COLOURS[scan.overlays[place].name].join()})`;
-    item.append(patch, `${scan.overlays[place].name}: the more of a cell of 8 voxels, the stronger`);
+    patch.style.background = `rgb(${colour.join()})`;
+    item.append(patch, name);
     return item;
   }));
 }
