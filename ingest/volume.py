@@ -87,9 +87,8 @@ def make(source: Source, recipe: Recipe, folder: Path, *, threads: int = 1, sour
     hu, measured, clipped = _to_int16(final, recipe.hu_range, folder)
     valid = valid_map(measured)
     body = body_map(hu, valid, spacing_of(final.affine))
-    oriented, room = "quadruped" not in notes, partial(zeros, folder=folder)
     return Made(
-        image=Image(hu=hu, affine=final.affine, valid=valid, body=body, oriented=oriented, room=room),
+        image=Image(hu=hu, affine=final.affine, valid=valid, body=body),
         source_hash=source_hash,
         source_shape=canonical.shape,
         source_spacing=spacing_of(canonical.affine),
@@ -101,7 +100,8 @@ def make(source: Source, recipe: Recipe, folder: Path, *, threads: int = 1, sour
 
 def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
-    made = make(source, order.recipe, scratch_folder(order.store), threads=order.threads, source_hash=order.source_hash)
+    scratch = scratch_folder(order.store)
+    made = make(source, order.recipe, scratch, threads=order.threads, source_hash=order.source_hash)
     attempt = uuid.uuid4().hex
     record = Volume(
         volume_id=order.volume_id,
@@ -123,7 +123,15 @@ def build(source: Source, order: BuildOrder) -> Volume:
     )
     storage = open_storage(order.store)
     patches, documents = write_attempt(
-        storage, order.volume_id, attempt, made.image, tile=record.tile, codec=record.codec, threads=order.threads
+        storage,
+        order.volume_id,
+        attempt,
+        made.image,
+        tile=record.tile,
+        codec=record.codec,
+        oriented="quadruped" not in made.notes,
+        room=partial(zeros, folder=scratch),
+        threads=order.threads,
     )
     return replace(record, superpatches=patches, documents=documents)
 

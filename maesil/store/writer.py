@@ -42,10 +42,6 @@ class Image:
     """uint8 share, 0..255, of each 8^3 cell inside the scan: ``[ceil(z/8), ceil(y/8), ceil(x/8)]``."""
     body: MapArray
     """The same for the patient's body."""
-    oriented: bool = True
-    """Whether S, P, L name the directions of the patient: they do not for an animal on four legs."""
-    room: Room = np.zeros
-    """Where its smaller levels are put until they are written."""
 
     @property
     def shape(self) -> Zyx:
@@ -55,19 +51,31 @@ class Image:
 
 
 def write_attempt(
-    storage: Storage, volume_id: str, attempt: str, image: Image, *, tile: int, codec: str, threads: int = 1
+    storage: Storage,
+    volume_id: str,
+    attempt: str,
+    image: Image,
+    *,
+    tile: int,
+    codec: str,
+    oriented: bool = True,
+    room: Room = np.zeros,
+    threads: int = 1,
 ) -> tuple[tuple[Superpatch, ...], dict[str, int]]:
     """Write, sync and read back one attempt; return its superpatches, and the crc32c of what lies beside them.
 
-    Superpatches are encoded, and compared with what was written, on as many ``threads``. `StoreError` if what was read
+    ``oriented``: whether S, P, L name the directions of the patient; they do not for an animal on four legs. ``room``
+    is where the smaller levels are put until they are written. Superpatches are encoded, and compared with what was
+    written, on as many ``threads``. `StoreError` if what was read
     back is not what was written. An error leaves nothing of the attempt behind: the disk may be full.
     """
-    prefix = attempt_prefix(volume_id, attempt)
+    prefix, spacing = attempt_prefix(volume_id, attempt), spacing_of(image.affine)
+    attributes = image_attributes(volume_id, image.affine, levels_below(image.shape, spacing), oriented=oriented)
     for folder in (f"volumes/{volume_id[:2]}", volume_prefix(volume_id)):
         storage.put_new(f"{folder}/{ZARR_DOCUMENT}", GROUP_DOCUMENT)
     try:
         with ThreadPoolExecutor(threads, thread_name_prefix="maesil-writer") as pool:
-            superpatches = _write(Attempt(storage, prefix, tile, codec), volume_id, image, pool)
+            superpatches = _write(Attempt(storage, prefix, tile, codec), image, attributes, room, pool)
         documents = documents_of(storage, prefix)
     except BaseException:
         storage.remove(prefix)
@@ -82,13 +90,13 @@ def documents_of(storage: Storage, prefix: str) -> dict[str, int]:
     return {name: google_crc32c.value(storage.read(key)) for name, key in found.items() if not name.startswith(vouched)}
 
 
-def _write(attempt: Attempt, volume_id: str, image: Image, pool: ThreadPoolExecutor) -> tuple[Superpatch, ...]:
+def _write(
+    attempt: Attempt, image: Image, attributes: dict[str, Any], room: Room, pool: ThreadPoolExecutor
+) -> tuple[Superpatch, ...]:
     spacing = spacing_of(image.affine)
-    levels = levels_below(image.shape, spacing)
-    attributes = image_attributes(volume_id, image.affine, levels, oriented=image.oriented)
     group = zarr.create_group(attempt.storage.zarr(attempt.prefix, read_only=False), attributes=attributes)
     small = pool.submit(thumbnail, image.hu, image.body, spacing)
-    below = pool.submit(smaller, image.hu, image.valid, spacing, image.room)
+    below = pool.submit(smaller, image.hu, image.valid, spacing, room)
     voxels = Tiles(attempt, "0", image.hu)
     voxels.create(group)
     voxels.write(pool)
