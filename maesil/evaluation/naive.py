@@ -8,8 +8,6 @@ Shapes: B samples, Z Y X voxels, L tokens; HU as float32.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -134,19 +132,19 @@ class _Preconditioner:
             free = -functional.max_pool3d(-free, 2)
             # On cells of edge h the stencils shrink to 6/h^2 and 42/h^4, and a cell stands for h^3 voxels.
             self._scales.append(free / ((6 * tension / edge**2 + 42 / edge**4) * edge**3))
-        self._unknown = unknown_BZYX
+        self._unknown, self._weights = unknown_BZYX, _Weights(unknown_BZYX)
 
     def __call__(self, residual_BZYX: Tensor, out_BZYX: Tensor) -> Tensor:
         """Write the inverse applied to a residual."""
         coarse = [residual_BZYX]
         for _ in self._scales[1:]:
-            coarse.append(_restrict(coarse[-1]))
+            coarse.append(_restrict(coarse[-1], self._weights))
         if len(coarse) == 1:
             return torch.mul(self._scales[0], residual_BZYX, out=out_BZYX)
         total = self._scales[-1] * coarse[-1]
         for scale, part in zip(self._scales[-2:0:-1], coarse[-2:0:-1], strict=True):
-            total = _prolong(total).addcmul_(scale, part)
-        return _prolong(total, out_BZYX).mul_(self._unknown).addcmul_(self._scales[0], residual_BZYX)
+            total = _prolong(total, self._weights).addcmul_(scale, part)
+        return _prolong(total, self._weights, out_BZYX).mul_(self._unknown).addcmul_(self._scales[0], residual_BZYX)
 
 
 def _visible(
@@ -184,14 +182,13 @@ _SMALL = 32
 """Boxes of up to this edge (voxels) are halved and doubled by products of matrices, which are few calls."""
 
 
-def _prolong(cells_BZYX: Tensor, out_BZYX: Tensor | None = None) -> Tensor:
+def _prolong(cells_BZYX: Tensor, weights: _Weights, out_BZYX: Tensor | None = None) -> Tensor:
     """Interpolate to twice the resolution, linear between cell centres, constant beyond the outermost."""
     # x first, so that the interleaved writes are done while the field is small.
     for axis in (3, 2, 1):
         size, last = cells_BZYX.shape[axis], axis == 1
         if axis == 3 or 2 * size <= _SMALL:
-            weights = _weights(2 * size, cells_BZYX.dtype, cells_BZYX.device)
-            cells_BZYX = _product(weights, cells_BZYX, axis)
+            cells_BZYX = _product(weights[2 * size], cells_BZYX, axis)
         else:
             cells_BZYX = _doubled(cells_BZYX, axis, out_BZYX if last else None)
     if out_BZYX is None or out_BZYX is cells_BZYX:
@@ -199,12 +196,12 @@ def _prolong(cells_BZYX: Tensor, out_BZYX: Tensor | None = None) -> Tensor:
     return out_BZYX.copy_(cells_BZYX)
 
 
-def _restrict(field_BZYX: Tensor) -> Tensor:
+def _restrict(field_BZYX: Tensor, weights: _Weights) -> Tensor:
     """Sum onto cells of twice the edge: the transpose of `_prolong`, as conjugate gradients need it."""
     for axis in (1, 2, 3):
         size = field_BZYX.shape[axis]
         if axis == 3 or size <= _SMALL:
-            field_BZYX = _product(_weights(size, field_BZYX.dtype, field_BZYX.device).T, field_BZYX, axis)
+            field_BZYX = _product(weights[size].T, field_BZYX, axis)
         else:
             field_BZYX = _halved(field_BZYX, axis)
     return field_BZYX
@@ -240,15 +237,23 @@ def _halved(field_BZYX: Tensor, axis: int) -> Tensor:
     return cells
 
 
-@lru_cache(16)
-def _weights(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return how much each voxel of a row takes of each cell of two: ``[size, size / 2]``."""
-    weights = torch.zeros(size, size // 2, dtype=dtype)
-    for voxel in range(size):
-        cell, beside = voxel // 2, voxel // 2 + (1 if voxel % 2 else -1)
-        weights[voxel, cell] += 0.75
-        weights[voxel, min(max(beside, 0), size // 2 - 1)] += 0.25
-    return weights.to(device)
+class _Weights(dict[int, Tensor]):
+    """For rows of each length, how much each voxel takes of each cell of two: ``[size, size / 2]``.
+
+    They are made where and when they are needed, on the device and stream of the field that they are for.
+    """
+
+    def __init__(self, field: Tensor) -> None:
+        super().__init__()
+        self._field = field
+
+    def __missing__(self, size: int) -> Tensor:
+        voxel = torch.arange(size, device=self._field.device)
+        cell, cells = voxel // 2, torch.arange(size // 2, device=self._field.device)
+        beside = (cell + 2 * (voxel % 2) - 1).clamp(0, size // 2 - 1)
+        own, other = ((one[:, None] == cells).to(self._field.dtype) for one in (cell, beside))
+        self[size] = own.mul_(0.75).add_(other, alpha=0.25)
+        return self[size]
 
 
 def _add_beside(total_BZYX: Tensor, field_BZYX: Tensor, outermost_BZYX: Tensor, axis: int, side: int) -> None:

@@ -17,6 +17,7 @@ from maesil.evaluation.naive import (
     MeanBaseline,
     _prolong,
     _restrict,
+    _Weights,
     spline_in_tension,
 )
 from maesil.models.masking import make_masks, masks_from_hidden
@@ -107,9 +108,10 @@ def test_restriction_is_the_transpose_of_prolongation(z, y):
     # Larger boxes along z and y are halved and doubled in another way than smaller ones.
     fine = torch.randn(2, 40, 36, 10, generator=generator, dtype=torch.float64)[:, :z, :y].contiguous()
     coarse = torch.randn(2, 20, 18, 5, generator=generator, dtype=torch.float64)[:, : z // 2, : y // 2].contiguous()
-    torch.testing.assert_close((_restrict(fine) * coarse).sum(), (fine * _prolong(coarse)).sum())
+    weights = _Weights(fine)
+    torch.testing.assert_close((_restrict(fine, weights) * coarse).sum(), (fine * _prolong(coarse, weights)).sum())
     expected = torch.nn.functional.interpolate(coarse[:, None], scale_factor=2, mode="trilinear")[:, 0]
-    torch.testing.assert_close(_prolong(coarse), expected)
+    torch.testing.assert_close(_prolong(coarse, weights), expected)
 
 
 def batch_of_two():
