@@ -152,7 +152,7 @@ DOWNSTREAM = [
         "maesil/downstream/finetune.py", "downstream/test_finetune.py",
         ('if start == "pretrained":', "if start in STARTS:",
          "test_both_starts_share_the_decoder_and_the_crops_and_differ_in_the_encoder"),
-        ("torch.manual_seed(seed)", "torch.manual_seed(seed + STARTS.index(start))",
+        ("segmenter_on(encoder, classes, seed).to", "segmenter_on(encoder, classes, seed + STARTS.index(start)).to",
          "test_both_starts_share_the_decoder_and_the_crops_and_differ_in_the_encoder"),
         ("inside = one.valid > 0", "inside = one.valid >= 0",
          "test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled"),
