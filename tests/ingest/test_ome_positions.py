@@ -57,11 +57,16 @@ TURNED = ("oblique", "steep")
 def scan(request, tmp_path_factory):
     """The slices of one scan, and the store made of them without a change of spacing."""
     folder = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
-    save_all(folder / "scan", series("WHO", **SCANS[request.param]))
+    ingested(folder, **SCANS[request.param])
+    return request.param, folder
+
+
+def ingested(folder: Path, **scan) -> None:
+    """Write a scan below a folder, and make a store of it."""
+    save_all(folder / "scan", series("WHO", **scan))
     (folder / "key").write_text("0123456789abcdef" * 4)
     options = IngestOptions(workers=0, key_file=folder / "key", cache_folder=folder / "cache")
     ingest([folder / "scan"], folder / "s.zarr", Recipe(spacing=None, superpatch=16), options)
-    return request.param, folder
 
 
 def image_of(folder: Path) -> tuple[OmeImage, Store]:
@@ -131,3 +136,13 @@ def test_a_store_without_its_affine_would_have_been_noticed(scan, tmp_path):
     path.write_text(json.dumps(document))
     assert any("expected the affine" in problem for problem in verify(store).problems)
     assert np.abs(image_of(tmp_path)[0].corners() - dicom_corners(folder)).max() > 5
+
+
+@pytest.mark.parametrize(("extra", "named"), [({}, True), ({"AnatomicalOrientationType": "QUADRUPED"}, False)])
+def test_directions_are_named_but_for_an_animal_on_four_legs(extra, named, tmp_path):
+    ingested(tmp_path, extra=extra)
+    _, store = image_of(tmp_path)
+    (volume,) = store.volumes()
+    (scales,) = json.loads((store.path / volume.prefix / "zarr.json").read_text())["attributes"]["ome"]["multiscales"]
+    axes = [axis for system in scales["coordinateSystems"] for axis in system["axes"]]
+    assert [("orientation" in axis) for axis in axes] == [named] * len(axes)
