@@ -129,7 +129,7 @@ def build(source: Source, order: BuildOrder) -> Volume:
         made.image,
         tile=record.tile,
         codec=record.codec,
-        oriented="quadruped" not in made.notes,
+        oriented=record.oriented,
         room=partial(zeros, folder=scratch),
         threads=order.threads,
     )

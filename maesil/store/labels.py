@@ -128,8 +128,8 @@ def _write_level(store: Store, volume: Volume, group: zarr.Group, name: str, lab
 
 
 def _attributes(volume: Volume, name: str, classes: Sequence[str], unlabelled: int) -> dict[str, Any]:
-    oriented, levels = "quadruped" not in volume.notes, levels_below(volume.shape, volume.spacing)
-    scales = multiscales(name, volume.affine, levels, oriented=oriented)
+    levels = levels_below(volume.shape, volume.spacing)
+    scales = multiscales(name, volume.affine, levels, oriented=volume.oriented)
     scales |= {"type": "nearest", "metadata": {"description": "of each block of voxels the first"}}
     named = dict(enumerate(classes, start=1))
     told = {

@@ -94,6 +94,11 @@ class Volume:
         return z, y, x
 
     @property
+    def oriented(self) -> bool:
+        """Whether S, P, L name the directions of the patient: they do not for an animal on four legs."""
+        return "quadruped" not in self.notes
+
+    @property
     def prefix(self) -> str:
         """Key of the folder that holds the live attempt."""
         return attempt_prefix(self.volume_id, self.attempt)

@@ -66,6 +66,6 @@ def _write(reader: SuperpatchReader, volume: Volume, prefix: str) -> None:
     """Write the metadata and the levels below level 0 of a volume's new attempt."""
     hu, valid = StoredPlanes(reader, volume), reader.read_map(volume.volume_id, "valid")
     levels = smaller(hu, valid, volume.spacing, np.zeros, slab=volume.tile)
-    oriented = "quadruped" not in volume.notes
-    attributes = image_attributes(volume.volume_id, volume.affine, [level for level, _ in levels], oriented=oriented)
+    below = [level for level, _ in levels]
+    attributes = image_attributes(volume.volume_id, volume.affine, below, oriented=volume.oriented)
     write_beside(Attempt(reader.storage, prefix, volume.tile, volume.codec), attributes, levels)

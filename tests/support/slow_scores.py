@@ -305,16 +305,7 @@ def spline_in_tension(
     tension: float = TENSION,
     iterations: int = ITERATIONS,
 ) -> Tensor:
-    """Fill the unknown voxels with the field of least curvature and tension.
-
-    That is the field u of least ``sum |laplacian u|^2 + tension * |gradient u|^2``, a continuous-curvature
-    spline in tension (Smith and Wessel, Geophysics 55:293, 1990) on the 7-point Laplacian with mirrored box
-    faces: unlike a harmonic field, it continues the slope of the visible voxels into the gaps. It starts from
-    the mean of the known voxels and is solved by conjugate gradients for the unknown ones, preconditioned on
-    several scales (Bramble, Pasciak and Xu, Math. Comp. 55:1, 1990), so that a few dozen iterations do at any
-    size. ``coarsest`` is the edge of the coarsest scale's cells in voxels, about the size of the gaps.
-    Float32 or float64 ``[B, Z, Y, X]`` and bool of the same shape; every sample is solved by itself.
-    """
+    """Fill the unknown voxels: what `maesil.evaluation.naive.spline_in_tension` says."""
     unknown = (~known_BZYX).to(values_BZYX.dtype)
     start = torch.where(known_BZYX, values_BZYX, _mean_of_known(values_BZYX, known_BZYX))
     degree = _neighbour_sum(torch.ones_like(values_BZYX[:1]))
