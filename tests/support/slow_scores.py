@@ -6,14 +6,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maesil.evaluation.metrics import REGIONS, ErrorSums, clip, region_voxels
+from maesil.evaluation.metrics import REGIONS, BorderSums, ErrorSums, clip, region_voxels
 from maesil.evaluation.naive import ITERATIONS, TENSION, InterpolationBaseline, _mean_of_known, _visible
 from maesil.evaluation.predict import ModelPredictor, make_predictors, reconstruct
 from maesil.evaluation.scores import HU_CLASSES
@@ -113,7 +112,7 @@ def score_volume(reference, result, regions, run):
         for name in ("ssim_3d", "ssim_axial")
     }
     for region in REGIONS:
-        borders = BorderSums(config.patch, config.crop, window)
+        borders = SlowBorderSums(config.patch, config.crop, window)
         borders.add(reference, predicted, hidden & regions[region])
         spread = patch_rmse(reference, predicted, hidden, regions[region], window, config.patch).cpu()
         row = _with_errors({"region": region}, reference, predicted, hidden, regions[region], run)
@@ -189,21 +188,11 @@ def ssim(
     return {name: totals[name] / counts[name] if counts[name] else math.nan for name in regions}
 
 
-@dataclass
-class BorderSums:
-    """Gradients across patch borders and inside patches, of one volume in one region: see `ratio`."""
-
-    patch: object
-    crop: object
-    window: object
-    _sums: Tensor = field(default_factory=lambda: torch.zeros(3, 2, dtype=torch.float64))
-    """Absolute steps (HU) inside patches, across borders, across seams; of prediction and reference."""
+class SlowBorderSums(BorderSums):
+    """The same sums, axis by axis and place by place."""
 
     def add(self, reference_ZYX: Tensor, predicted_ZYX: Tensor, counted_ZYX: Tensor) -> None:
-        """Add all pairs of face neighbours that are both in ``counted_ZYX`` (hidden and in the region).
-
-        Patches of ``patch`` voxels and crops of ``crop`` voxels count from voxel 0 of the arrays.
-        """
+        """Add all pairs of face neighbours that are both in ``counted_ZYX``."""
         volumes = (clip(predicted_ZYX, self.window), clip(reference_ZYX, self.window))
         for axis in range(3):
             size = counted_ZYX.shape[axis]
@@ -214,29 +203,7 @@ class BorderSums:
                 steps = volume.diff(dim=axis).abs() * pairs
                 for place, chosen in enumerate((~border, border & ~seam, seam)):
                     total = steps.index_select(axis, chosen.nonzero().flatten()).sum(dtype=torch.float64)
-                    self._sums[place, which] += total.cpu()
-
-    @property
-    def ratio(self) -> float:
-        """Mean absolute gradient across patch borders over that inside patches, over the same of the reference.
-
-        1: no more of a grid than the anatomy has; above 1: the patches show. NaN where there is no gradient
-        inside.
-        """
-        return self._against_inside(1)
-
-    @property
-    def seam_ratio(self) -> float:
-        """The same across the seams between crops, which are predicted apart from each other."""
-        return self._against_inside(2)
-
-    def _against_inside(self, place: int) -> float:
-        predicted_inside, reference_inside = self._sums[0].tolist()
-        predicted, reference = self._sums[place].tolist()
-        if not (predicted_inside > 0 and reference_inside > 0 and reference > 0):
-            return math.nan
-        # The numbers of pairs are the same for both volumes and cancel.
-        return float(predicted / predicted_inside / (reference / reference_inside))
+                    self.sums[which, place] += total.cpu()
 
 
 def _patch_sums(voxels_ZYX: Tensor, patch):
