@@ -6,7 +6,7 @@ Heavy packages are imported inside the commands only.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -105,6 +105,9 @@ def experiment_paper(
         str, typer.Option(help="tiny (30 minutes on 2 CPU cores), cpu-2h, cpu-night, h100-10min or paper.")
     ] = "tiny",
     seed: Annotated[int, typer.Option(help="Seed of split, weights, masks and scores.")] = 0,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Run N seeds from --seed on, and write tables of their means.")
+    ] = 1,
     device: Device = "auto",
     models: Annotated[list[str] | None, typer.Option(help="Only these models (default: all).")] = None,
     split: Annotated[
@@ -120,17 +123,19 @@ def experiment_paper(
     """
     from maesil.config.schema import PAPER_KINDS
     from maesil.evaluation.experiment import Budget, run_paper_experiment
+    from maesil.evaluation.seeds import run_with_seeds
 
-    run_paper_experiment(
-        [found(store) for store in stores],
-        out,
-        Budget.load(budget),
-        seed=seed,
-        device=device,
-        models=models or PAPER_KINDS,
-        split_file=split,
-        lpips_weights=lpips_weights,
-    )
+    given = ([found(store) for store in stores], out, Budget.load(budget))
+    options: dict[str, Any] = {
+        "device": device,
+        "models": models or PAPER_KINDS,
+        "split_file": split,
+        "lpips_weights": lpips_weights,
+    }
+    if seeds == 1:
+        run_paper_experiment(*given, seed=seed, **options)
+    else:
+        run_with_seeds(*given, range(seed, seed + seeds), **options)
     typer.echo((out / "tables.md").read_text(encoding="utf-8"))
     typer.echo(f"page: {out / 'index.html'}")
 

@@ -46,6 +46,8 @@ from maesil.training.optim import learning_rate, set_learning_rate
 from maesil.types import MAP_CELL, Edges, Zyx, edges_told, zyx
 
 STARTS = ("pretrained", "scratch")
+SHARE_WITH_CLASS = 1 / 3
+"""Of the crops: as many are drawn among those that hold a class, as in nnU-Net. A lesion fills few crops of a scan."""
 
 
 @dataclass(frozen=True)
@@ -251,15 +253,18 @@ def train_segmenter(
 ) -> Iterator[int]:
     """Train what is not frozen of encoder and decoder, yielding the number of steps done.
 
-    AdamW; the learning rate of each step is that of training (`maesil.training.optim.learning_rate`).
+    A third of the crops is drawn among those that hold a class. AdamW; the learning rate of each step is that of
+    training (`maesil.training.optim.learning_rate`).
     """
     device = next(model.parameters()).device
     learnt = [weights for weights in model.parameters() if weights.requires_grad]
     optimizer = torch.optim.AdamW(learnt, lr=budget.lr, weight_decay=0.01)
+    crop = model.encoder.config.crop
+    with_class = [place for place in task.train if _holds_class(place, labels, crop)]
     model.train()
     for step in range(budget.steps):
         set_learning_rate(optimizer, learning_rate(step, budget))
-        hu, truth = _batch(reader, labels, _draw(task.train, seed, step, budget.batch), model.encoder.config.crop)
+        hu, truth = _batch(reader, labels, _draw(task.train, with_class, seed, step, budget.batch), crop)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
             logits = model(hu.to(device))
         loss = segmentation_loss(logits.float(), truth.to(device))
@@ -273,11 +278,17 @@ def train_segmenter(
         yield step + 1
 
 
-def _draw(places: Sequence[Place], seed: int, step: int, batch: int) -> list[Place]:
+def _holds_class(place: Place, labels: Labels, crop: Edges) -> bool:
+    truth = _labels_of_crop(labels.of(place.volume), place.origin, crop)
+    return bool(((truth > 0) & (truth != UNLABELLED)).any())
+
+
+def _draw(places: Sequence[Place], with_class: Sequence[Place], seed: int, step: int, batch: int) -> list[Place]:
     """Draw the crops of a step by (seed, step) alone."""
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    return [places[i] for i in rng.integers(len(places), size=batch)]
+    pools = [with_class if chosen and with_class else places for chosen in rng.random(batch) < SHARE_WITH_CLASS]
+    return [pool[rng.integers(len(pool))] for pool in pools]
 
 
 def _batch(reader: SuperpatchReader, labels: Labels, places: Sequence[Place], crop: Edges) -> tuple[Tensor, Tensor]:

@@ -92,13 +92,14 @@ def run_paper_experiment(
     device: str = "auto",
     models: Sequence[str] = PAPER_KINDS,
     split_file: Path | None = None,
+    split_seed: int | None = None,
     lpips_weights: Path | None = None,
     console: Console | None = None,
 ) -> Experiment:
     """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
 
     Several ``stores`` are one data set: patients are split over all of them together, by the budget's shares and
-    ``seed``, or as the frozen ``split_file`` says. ``lpips_weights`` is the file
+    ``split_seed`` (default: ``seed``), or as the frozen ``split_file`` says. ``lpips_weights`` is the file
     that LPIPS is computed with, see `maesil.evaluation.lpips`; without it that column stays empty. Raises UsageError
     (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt after SIGINT,
     resumable.
@@ -107,7 +108,7 @@ def run_paper_experiment(
     for model in models:
         require_known(model, list(PAPER_KINDS), "model of the experiment")
     data = _Stores.open(stores)
-    split = _split(budget, patients(data.stores), seed, split_file)
+    split = _split(budget, patients(data.stores), seed if split_seed is None else split_seed, split_file)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
     made_from = {"budget": budget.document, "seed": seed, "store": data.fingerprint, "device": device}
     _claim(out, {**made_from, "lpips_weights_sha256": lpips.sha256 if lpips else None}, split)
@@ -123,7 +124,7 @@ def run_paper_experiment(
     thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
     naive = _score_naive_or_find(out, test)
     curves = _naive_curves_or_find(out, stores)
-    experiment = Experiment(budget.name, seed, data.fingerprint, split, tuple(runs), naive, curves, thickness)
+    experiment = Experiment(budget.name, (seed,), data.fingerprint, split, tuple(runs), naive, curves, thickness, out)
     write_report(experiment, out)
     return experiment
 
@@ -255,7 +256,7 @@ def _score_or_find(folder: Path, table: PaperTable, test: _TestSet) -> Trained:
     found = read_json(scores)
     seconds = sum(record["seconds"] for record in read_metrics(folder / METRICS))
     with fields_of(scores):
-        return Trained(table, run, _rows_of(found["scored"]), Cost(**found["cost"]), seconds, folder)
+        return Trained(table, run, _rows_of(found["scored"]), Cost(**found["cost"]), seconds, (folder,))
 
 
 def _score_naive_or_find(out: Path, test: _TestSet) -> list[VolumeRow]:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
@@ -75,7 +75,8 @@ class Trained:
     cost: Cost
     seconds: float
     """Wall-clock of its training steps."""
-    folder: Path
+    folders: tuple[Path, ...]
+    """Its run folder, one per seed."""
 
     @property
     def model(self) -> str:
@@ -88,7 +89,7 @@ class Experiment:
     """All that was trained and scored."""
 
     budget: str
-    seed: int
+    seeds: tuple[int, ...]
     store_fingerprint: str
     split: Split
     runs: tuple[Trained, ...]
@@ -98,6 +99,15 @@ class Experiment:
     """What the naive baselines score on the crops of the learning curves (dB), by name."""
     thickness: dict[str, str]
     """The thickness group of each scored volume."""
+    folder: Path
+    """Where the first seed keeps the crops of its naive baselines."""
+    of_seeds: tuple[list[Row], ...] = ()
+    """The rows of each seed, where there are several; all other scores are means over the seeds."""
+
+    @property
+    def seed(self) -> int:
+        """The first seed; bootstraps draw with it."""
+        return self.seeds[0]
 
     def rows(self) -> list[Row]:
         """Return the rows of both tables, as `maesil evaluate --json` writes them, and what each model costs."""
@@ -134,6 +144,13 @@ class Experiment:
         """Return the standard deviation of a row's score over patients; None for fewer than two."""
         means = list(self._by_patient(row["table"], row["model"], row["region"], score).values())
         return float(np.std(means, ddof=1)) if len(means) > 1 else None
+
+    def spread_of_seeds(self, row: Row, score: ScoreName) -> float | None:
+        """Return the standard deviation of a row's score over seeds; None for one seed."""
+        names: tuple[Literal["table", "model", "region"], ...] = ("table", "model", "region")
+        same = [one for rows in self.of_seeds for one in rows if all(one[name] == row[name] for name in names)]
+        values = [value for one in same if (value := one[score]) is not None]
+        return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
     def difference(self, row: Row, score: ScoreName) -> Difference | None:
         """Return how far MAESIL lies above a row of the same table, over the patients of both."""
@@ -174,6 +191,8 @@ def _document(experiment: Experiment, rows: list[Row]) -> dict[str, Any]:
         "rows_other": experiment.rows_other(),
         "budget": experiment.budget,
         "seed": experiment.seed,
+        "seeds": list(experiment.seeds),
+        "rows_of_seeds": list(experiment.of_seeds),
         "store_fingerprint": experiment.store_fingerprint,
         "patients": {name: len(groups) for name, groups in vars(experiment.split).items()},
         "seconds": {f"{one.table}_{one.model}": round(one.seconds, 1) for one in experiment.runs},
@@ -210,6 +229,8 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: PaperTable) -> li
         cells = [number_told(row[name], SCORES[name].decimals) for name in shown]
         spread = experiment.spread(row, first)
         cells[0] += f" ± {spread:.2f}" if spread is not None else ""
+        of_seeds = experiment.spread_of_seeds(row, first)
+        cells[0] += f" (seeds ± {of_seeds:.2f})" if of_seeds is not None else ""
         lines.append([NAMES[row["model"]], *cells, _difference(experiment, row, first), *_costs(experiment, row)])
     return lines
 
@@ -233,14 +254,19 @@ def _told(experiment: Experiment) -> str:
     lo, hi = run.intensity.window
     volumes = len(experiment.thickness)
     return (
-        f"Budget {experiment.budget}, seed {experiment.seed}. Scored: {counted(volumes, 'volume')} of patients that no "
-        f"model was trained on or validated on (patient groups: {len(split.train)} trained on, "
-        f"{len(split.validation)} for the curves, {len(split.test)} scored). "
+        f"Budget {experiment.budget}, {_seeds_told(experiment.seeds)}. "
+        f"Scored: {counted(volumes, 'volume')} of patients that no model was trained on or validated on "
+        f"(patient groups: {len(split.train)} trained on, {len(split.validation)} for the curves, "
+        f"{len(split.test)} scored). "
         f"Window {lo:g} to {hi:g} HU, region body (the patient's valid voxels). "
         "PSNR: squared error pooled over each volume, mean over volumes in dB, ± over patients. SSIM of table A is "
         "taken with the visible voxels pasted in. Encoder gain: what the score loses when each token becomes the mean "
         "over its crop, and when the tokens are shuffled; latent rank: directions that the tokens fill."
     )
+
+
+def _seeds_told(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"means of the seeds {', '.join(map(str, seeds))}"
 
 
 def _markdown(experiment: Experiment, tables: dict[PaperTable, list[list[str]]]) -> str:
@@ -262,15 +288,11 @@ def _draw_curves(experiment: Experiment, path: Path) -> None:
     for axes, table in zip(figure.subplots(1, 2), TITLES, strict=True):
         runs = [one for one in experiment.runs if one.table == table]
         for one, colour in zip(runs, _COLOURS, strict=False):
-            records = read_metrics(one.folder / METRICS)
-            seconds = np.cumsum([record["seconds"] for record in records])
-            points = [
-                (s, r["validation_psnr"]) for s, r in zip(seconds, records, strict=True) if "validation_psnr" in r
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                minutes = np.divide(x, 60)
-                axes.plot(minutes, y, color=colour, marker="o", markersize=3, linewidth=1.4, label=NAMES[one.model])
+            for number, folder in enumerate(one.folders):
+                minutes, scores = _curve(folder)
+                if scores:
+                    label = NAMES[one.model] if number == 0 else None
+                    axes.plot(minutes, scores, color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
         if table == "A":
             for (name, score), style in zip(experiment.naive_curves.items(), ("--", ":"), strict=False):
                 axes.axhline(score, color="#555555", linestyle=style, linewidth=1.2, label=NAMES[name])
@@ -281,12 +303,25 @@ def _draw_curves(experiment: Experiment, path: Path) -> None:
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
+def _curve(folder: Path) -> tuple[list[float], list[float]]:
+    """Return when a run was validated (minutes of training) and what it scored (dB)."""
+    records = read_metrics(folder / METRICS)
+    minutes = np.cumsum([record["seconds"] for record in records]) / 60
+    points = [
+        (float(at), float(record["validation_psnr"]))
+        for at, record in zip(minutes, records, strict=True)
+        if "validation_psnr" in record
+    ]
+    return [at for at, _ in points], [score for _, score in points]
+
+
 def _draw_comparison(experiment: Experiment, out: Path, table: PaperTable) -> Path | None:
     """Draw one crop of a test volume as every model of a table reconstructs it."""
-    sources = {NAMES[one.model]: one.folder / "crop.npz" for one in experiment.runs if one.table == table}
+    sources = {NAMES[one.model]: one.folders[0] / "crop.npz" for one in experiment.runs if one.table == table}
     if table == "A":
         sources |= {
-            NAMES[name].partition(" (")[0]: out / "floors" / f"{name}.npz" for name in ("interpolation", "mean")
+            NAMES[name].partition(" (")[0]: experiment.folder / "floors" / f"{name}.npz"
+            for name in ("interpolation", "mean")
         }
     crops = {name: _kept_crop(path) for name, path in sources.items() if path.exists()}
     if not crops:

@@ -24,6 +24,7 @@ from maesil.downstream.finetune import (
     Budget,
     _batch,
     _draw,
+    _holds_class,
     _rare,
     _start,
     finetune,
@@ -111,10 +112,28 @@ def test_both_starts_share_the_decoder_and_the_crops_and_differ_in_the_encoder(w
     assert torch.equal(pretrained.encoder.patch_embed.weight, encoder.patch_embed.weight)
     assert pretrained.encoder.patch_embed.weight is not encoder.patch_embed.weight
     places = [Place(volume, (0, 0, 0)) for volume in volumes]
-    draws = [_draw(places, 1, step, 3) for step in range(20)]
-    assert draws == [_draw(places, 1, step, 3) for step in range(20)] and ids(p for draw in draws for p in draw) == ids(
-        places
-    )
+    draws = [_draw(places, [], 1, step, 3) for step in range(20)]
+    assert draws == [_draw(places, [], 1, step, 3) for step in range(20)]
+    assert ids(p for draw in draws for p in draw) == ids(places)
+
+
+def test_a_third_of_the_crops_is_drawn_among_those_that_hold_a_class(world):
+    _, _, volumes, *_ = world
+    places, rare = [Place(volumes[0], (0, 0, x)) for x in range(100)], Place(volumes[0], (0, 0, 7))
+    drawn = [place for step in range(1000) for place in _draw(places, [rare], 5, step, 2)]
+    expected = 1 / 3 + 2 / 3 / 100
+    assert drawn.count(rare) / len(drawn) == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 2000) ** 0.5)
+    assert len({place.origin for place in drawn}) == 100
+
+
+def test_crops_hold_a_class_where_a_label_says_so(world):
+    _, _, volumes, _, _, labels = world
+    truth = labels.of(volumes[1])
+    for x in range(0, volumes[1].shape[2] - 31, 8):
+        part = np.asarray(truth[:32, :32, x : x + 32])
+        assert _holds_class(Place(volumes[1], (0, 0, x)), labels, 32) == bool(np.isin(part, (1, 2, 3, 4)).any())
+    beyond = Place(volumes[1], tuple(volumes[1].shape))
+    assert not _holds_class(beyond, labels, 32)
 
 
 def test_it_learns_a_crop_by_heart(world):
@@ -209,7 +228,7 @@ def test_steps_of_fine_tuning_are_those_of_their_definition(world):
     optimizer, parameters = torch.optim.AdamW(theirs.parameters(), weight_decay=0.01), list(theirs.parameters())
     for step, rate in enumerate((0.5, 1.0, 1.0, (1 + np.cos(np.pi / 18)) / 2)):  # two steps up, 18 down
         optimizer.param_groups[0]["lr"] = 0.01 * rate
-        hu, truth = _batch(reader, labels, _draw(places, 3, step, 1), 32)
+        hu, truth = _batch(reader, labels, _draw(places, places, 3, step, 1), 32)
         gradients = torch.autograd.grad(segmentation_loss(theirs(hu), truth), parameters)
         norm = sum(one.square().sum() for one in gradients).sqrt()
         assert norm > 1, "nothing was clipped: this test shows less than it says"

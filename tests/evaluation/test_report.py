@@ -26,8 +26,8 @@ def test_patients_count_once_and_only_by_rows_of_the_region(tmp_path):
             row = {"model": model, "group": group, "volume_id": volume, "region": "body", "psnr_hidden": psnr}
             rows += [row, {**row, "region": "whole", "psnr_hidden": 99.0}]
             rows += [{**row, "group_by": "hu_class", "group_name": "lung", "psnr_hidden": -99.0}]
-        runs.append(Trained("A", run, rows, Cost(1, 1.0, 1.0), 1.0, tmp_path))
-    experiment = Experiment("tiny", 0, "", split, tuple(runs), [], {}, {})
+        runs.append(Trained("A", run, rows, Cost(1, 1.0, 1.0), 1.0, (tmp_path,)))
+    experiment = Experiment("tiny", (0,), "", split, tuple(runs), [], {}, {}, tmp_path)
     row = {"table": "A", "model": "ae", "region": "body"}
     assert experiment.spread(row, "psnr_hidden") == pytest.approx(np.std([21, 25, 27], ddof=1))
     found = experiment.difference(row, "psnr_hidden")
