@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,16 @@ def test_the_version_stands_in_one_place():
     assert document["project"]["dynamic"] == ["version"]
     assert document["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "maesil.version.__version__"}
     assert "version" not in yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+
+def test_the_licence_names_those_of_the_files_of_others():
+    """The wheel holds the viewer's script, which holds packages under licences of their own."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    told = (ROOT / "maesil/viewer/static/licences.txt").read_text()
+    of_others = set(re.findall(r"^=+\n\S.*: (\S+)\n", told, re.MULTILINE))
+    assert len(of_others) > 1
+    assert set(project["license"].split(" AND ")) == {"Apache-2.0"} | of_others
+    assert {"LICENSE", "maesil/viewer/static/licences.txt"} <= set(project["license-files"])
 
 
 def test_what_github_reads_is_whole():
