@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from maesil.errors import EXIT_USAGE
 from maesil.store.store import Store
 from maesil.training.checkpoint import load_run
 from maesil.training.choose import starting_point
+from maesil.training.log import RunLog
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = [
@@ -104,35 +106,60 @@ def test_an_exported_encoder_begins_a_run(store, tmp_path):
         assert code == 0 and "the first weights are those of" in err
 
 
-def command(store: Path, out: Path, *more: object) -> list[str]:
-    return [str(word) for word in (sys.executable, "-m", "maesil", "train", store, "--out", out, *SMALL, *more)]
+def started(store: Path, out: Path, *more: object) -> subprocess.Popen[str]:
+    """The command in a process of its own, to be used in ``with``: a test that fails leaves none behind."""
+    words = (sys.executable, "-m", "maesil", "train", store, "--out", out, *SMALL, *more)
+    return subprocess.Popen([str(word) for word in words], stderr=subprocess.PIPE, text=True)
 
 
-def test_lines_in_a_file_are_whole_and_a_reader_that_leaves_ends_nothing(store, tmp_path):
+def test_a_reader_that_leaves_ends_nothing(store, tmp_path):
     long = tmp_path / ("a long name of a folder " * 6) / "r"
-    process = subprocess.Popen(command(store, long, "--steps", 3), stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    first = process.stderr.readline()
-    process.stderr.close()
+    with started(store, long, "--steps", 3) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        process.stderr.close()
+        assert process.wait(240) == 0
     assert first.startswith("1 patient to train on, 1 held out")
-    assert process.wait(240) == 0
     assert load_run(long).step == 3
-    done = subprocess.run(
-        command(store, tmp_path / "q", "--steps", 1), capture_output=True, text=True, check=True
-    ).stderr.splitlines()
-    assert [line for line in done if "1 patient to train on" in line and "step 0 of 1" in line]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
-def test_what_a_batch_system_sends_ends_it_resumably_with_one_line(store, tmp_path, number):
+def test_lines_in_a_file_are_whole(store, tmp_path):
+    _, _, err = run("train", store, "--out", tmp_path / "r", *SMALL, "--steps", 1)
+    assert [line for line in err.splitlines() if "1 patient to train on" in line and "step 0 of 1" in line]
+
+
+def test_a_process_that_is_asked_to_end_leaves_a_checkpoint(store, tmp_path):
     out = tmp_path / "r"
-    process = subprocess.Popen(command(store, out, "--steps", 100_000), stderr=subprocess.PIPE, text=True)
-    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+    with started(store, out, "--steps", 100_000) as process:
+        try:
+            while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").stat().st_size:
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert err.count("interrupted") == 1 and "the checkpoint is written, go on with --resume" in err
     assert load_run(out).step >= 1
     assert not list(out.glob("*partial*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
+def test_what_a_batch_system_sends_ends_it_resumably_with_one_line(store, tmp_path, monkeypatch, number):
+    show = RunLog.show
+
+    def send(log, step, loss):
+        show(log, step, loss)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(RunLog, "show", send)
+    before = signal.signal(number, signal.SIG_DFL)  # a shell may have had it ignored
+    try:
+        code, _, err = run("train", store, "--out", tmp_path / "r", *SMALL, "--steps", 3)
+    finally:
+        signal.signal(number, before)
+    assert code == 130
+    assert err.count("interrupted") == 1 and "the checkpoint is written, go on with --resume" in err
+    assert load_run(tmp_path / "r").step == 1
+    assert not list((tmp_path / "r").glob("*partial*"))
