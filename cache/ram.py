@@ -61,7 +61,7 @@ def ram_readers(
 ) -> tuple[RamReader, ...]:
     """Return one reader a store; together they keep up to ``budget`` bytes.
 
-    ``sources`` read superpatches in place of the stores' storages (`SuperpatchReader`), one a store.
+    ``sources`` read superpatches in place of the stores' storages (`SuperpatchReader`), one per store.
 
     Decoded where all superpatches fit so (a copy in place of a decode), else encoded (memory in place of the disk).
     """

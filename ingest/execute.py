@@ -131,7 +131,7 @@ def in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:
 def executor(workers: int | None, *, scheduler: str | None = None, task_bytes: int = 0) -> Iterator[Executor]:
     """Yield an executor: on a running scheduler, in this process (0 workers), or on a cluster of one's own.
 
-    None workers is one process a core, or as many as have room for a task of ``task_bytes``.
+    None workers is one process per core, or as many as have room for a task of ``task_bytes``.
     """
     if scheduler is None and workers == 0:
         yield InProcess()
@@ -153,7 +153,7 @@ def usable_cores() -> int:
 
 
 def workers_that_fit(task_bytes: int) -> int:
-    """Return how many workers have room for a task of this size each; at least one, at most one a core."""
+    """Return how many workers have room for a task of this size each; at least one, at most one per core."""
     from distributed.system import MEMORY_LIMIT
 
     return max(1, min(usable_cores(), int(_FOR_THE_SYSTEM * MEMORY_LIMIT) // max(1, task_bytes)))

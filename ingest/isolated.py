@@ -46,7 +46,7 @@ from maesil.types import Planes
 MEMORY_BYTES = 1 << 29
 """What a child may take beside the voxels that the plan knows of."""
 _COPIES_OF_A_SLICE = 16
-"""So many times a slice is in memory where the voxels lie on disk: encoded, as stored, in double precision, as HU."""
+"""So many times a slice lies in memory where the voxels lie on disk: encoded, as stored, in double precision, as HU."""
 SECONDS = 120.0
 SECONDS_PER_BYTE = 1e-6
 CPU_SHARE = 0.5

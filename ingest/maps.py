@@ -95,7 +95,7 @@ def _or_moved(run: NDArray[np.bool_], by: int) -> NDArray[np.bool_]:
 def fill_slice_by_slice(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Fill the holes of each axial slice by itself: lungs are closed in the axial plane, not at the ends of a scan.
 
-    One call for all is far faster than one a slice: full slices between them keep them apart, and a frame around them
+    One call for all is far faster than one per slice: full slices between them keep them apart, and a frame around them
     makes all that is outside one piece.
     """
     count, height, width = mask.shape

@@ -18,7 +18,7 @@ class IngestOptions:
     """How to run."""
 
     workers: int | None = None
-    """Dask worker processes; None is one a core, as far as memory allows, 0 runs in this process."""
+    """Dask worker processes; None is one per core, as far as memory allows, 0 runs in this process."""
     scheduler: str | None = None
     """Address of a running Dask scheduler, in place of a cluster of one's own."""
     trust_network: bool = False

@@ -40,7 +40,7 @@ def axis_maps(source_shape: Zyx, shape: Zyx, to_source: Affine, variance: NDArra
 
 
 def _axis_map(size: int, source_size: int, step: float, start: float, variance: float) -> NDArray[np.float32]:
-    units = sitk.GetImageFromArray(np.eye(source_size, dtype=np.float32))  # one unit vector a row, along x
+    units = sitk.GetImageFromArray(np.eye(source_size, dtype=np.float32))  # one unit vector per row, along x
     if variance:
         units = gaussian(units, [float(variance), 0.0])
     transform = sitk.AffineTransform([float(step), 0, 0, 1], [float(start), 0])

@@ -76,7 +76,7 @@ def _noted(header: InstanceHeader) -> InstanceHeader:
 
 
 def _merge_refusals(outcomes: list[Outcome]) -> list[Outcome]:
-    """One outcome a code, rather than one a slice."""
+    """One outcome per code, rather than one per slice."""
     by_code: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         by_code[outcome.refusal.code if outcome.refusal else ""].append(outcome)

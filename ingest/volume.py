@@ -102,8 +102,24 @@ def build(source: Source, order: BuildOrder) -> Volume:
     """Make one volume and write it as an attempt; return its commit record, which is not committed yet."""
     scratch = scratch_folder(order.store)
     made = make(source, order.recipe, scratch, threads=order.threads, source_hash=order.source_hash)
-    attempt = uuid.uuid4().hex
-    record = Volume(
+    record = _record(made, order, attempt=uuid.uuid4().hex)
+    patches, documents = write_attempt(
+        open_storage(order.store),
+        order.volume_id,
+        record.attempt,
+        made.image,
+        tile=record.tile,
+        codec=record.codec,
+        oriented=record.oriented,
+        room=partial(zeros, folder=scratch),
+        threads=order.threads,
+    )
+    return replace(record, superpatches=patches, documents=documents)
+
+
+def _record(made: Made, order: BuildOrder, attempt: str) -> Volume:
+    """Return what is known of a volume before it is written."""
+    return Volume(
         volume_id=order.volume_id,
         group=order.group,
         attempt=attempt,
@@ -121,19 +137,6 @@ def build(source: Source, order: BuildOrder) -> Volume:
         hu=made.hu,
         notes=made.notes,
     )
-    storage = open_storage(order.store)
-    patches, documents = write_attempt(
-        storage,
-        order.volume_id,
-        attempt,
-        made.image,
-        tile=record.tile,
-        codec=record.codec,
-        oriented=record.oriented,
-        room=partial(zeros, folder=scratch),
-        threads=order.threads,
-    )
-    return replace(record, superpatches=patches, documents=documents)
 
 
 def _to_int16(final: OnGrid, hu_range: tuple[int, int], folder: Path) -> tuple[Planes, Planes, dict[str, float]]:

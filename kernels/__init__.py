@@ -7,7 +7,7 @@ Conventions they share:
 * token ``l`` of grid ``(gz, gy, gx)`` is ``(iz * gy + iy) * gx + ix``; the V voxels of a patch are
   flattened ``z, y, x``; its size is one edge, or ``(z, y, x)``; ids are int64;
 * volumes are int16 HU ``[B, Z, Y, X]``; a value is ``((clip(hu, lo, hi) - lo) / (hi - lo) - mean) / std``;
-* ``window`` is ``(lo, hi)`` in HU, or a ``[B, 2]`` tensor with one window a sample;
+* ``window`` is ``(lo, hi)`` in HU, or a ``[B, 2]`` tensor with one window per sample;
 * ``origin`` int64 ``[B, 3]`` and ``size`` (one edge, or ``(z, y, x)``) cut a superpatch out of a larger scan,
   and ids then count its own patches; ``flip`` bool ``[B, 3]`` mirrors that superpatch along z, y, x. Given
   the same three, gather and loss see the same voxels.

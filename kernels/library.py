@@ -3,7 +3,7 @@
 Operators of `torch.library` keep ``torch.compile`` whole: a compiler sees shapes, gradients and no inside. They take
 their arguments by position and no tuples, so the readable signatures are those of `maesil.kernels`, and what is
 called here by several names there: ``patch`` and ``edges`` are ``[z, y, x]`` in voxels, ``window`` is ``[lo, hi]``
-unless ``windows [B, 2]`` gives one a sample.
+unless ``windows [B, 2]`` gives one per sample.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from support.pages import commands
 
 import maesil
 from maesil.cli import app
@@ -62,17 +63,6 @@ def test_the_picture_of_masks_is_drawn_from_the_masks():
         assert f"{hidden} of 512 hidden\n{512 - hidden} visible" in told
         (row,) = [line for line in page.splitlines() if line.startswith(f"| `{kind}` |") and "gz" in line]
         assert f"| {hidden} of 512 |" in row
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The words of every indented `maesil` command of a page, without what a shell adds."""
-    found = []
-    text = re.sub(r"\\\n\s*", "", page.read_text(encoding="utf-8"))  # a command may go on in the next line
-    for line in text.splitlines():
-        if match := re.match(r"(?: {4,}|\t)(?:\$ )?(maesil .*)", line):
-            words = shlex.split(match[1].replace("...", ""), comments=True)
-            found.append([word for word in words if word not in ("[VOLUME_ID]",)])
-    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

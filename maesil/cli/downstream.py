@@ -168,7 +168,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="Folder for finetune.json and the weights.")],
     classes: Classes = None,
     steps: Annotated[int, typer.Option(help="Steps of each of the two starts.", min=1)] = 300,
-    batch: Annotated[int, typer.Option(help="Crops a step.", min=1)] = 2,
+    batch: Annotated[int, typer.Option(help="Crops per step.", min=1)] = 2,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
     seeds: Annotated[int, typer.Option(help="Repetitions, each of both starts.", min=1)] = 2,
     test: Annotated[float, typer.Option(help="Share of the unseen labelled patients that is scored.")] = 0.25,

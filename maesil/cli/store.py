@@ -173,12 +173,12 @@ def store_view(
 
     Example: maesil store view store.zarr 3f2a
     """
-    from maesil.viewer.scans import Scans
+    from maesil.viewer.served_store import ServedStore
     from maesil.viewer.server import ViewServer
 
     here = opened(store)
     chosen = here.volume(volume).volume_id if volume else ""
-    with ViewServer(Scans(here, _files_of(here.path, report)), port) as server:
+    with ViewServer(ServedStore(here, _files_of(here.path, report)), port) as server:
         address = server.url(f"/volumes/{chosen}" if chosen else "/")
         typer.echo(f"{address}\nCtrl-C ends it")
         if not no_browser and _has_screen():

@@ -78,7 +78,7 @@ def train(
     Example: maesil train store.zarr --preset tiny --device cpu --out run
     """
     from maesil.cache.catalogue import find_stores
-    from maesil.config.toml import asked_for, load_config, toml_value
+    from maesil.config.toml import asked_for, load_config
     from maesil.devices import pick_device
     from maesil.distributed import joined
     from maesil.downstream.card import is_export
@@ -88,14 +88,10 @@ def train(
 
     if resume not in (None, _GO_ON, "auto"):
         raise UsageError(f"--resume: expected nothing more, or auto, found {resume!r}")
-    given = {
-        "steps": steps, "batch": batch, "seed": seed, "validation": validation, "device": device, "kernels": kernels,
-        "ram": None if ram is None else toml_value(ram), "device_resident": "true" if device_resident else None,
-        "where": None if where is None else toml_value(where),
-        "stage": None if stage is None else toml_value(stage),
-        "stage_size": None if stage_size is None else toml_value(stage_size),
-    }  # fmt: skip
-    options = [*(overrides or ()), *(f"train.{name}={value}" for name, value in given.items() if value is not None)]
+    options = _as_set(
+        overrides, steps=steps, batch=batch, seed=seed, validation=validation, device=device, kernels=kernels, ram=ram,
+        device_resident=device_resident, where=where, stage=stage, stage_size=stage_size,
+    )  # fmt: skip
     with joined() as ranks:  # before anything can fail, so that it is told once
         paths, weights = find_stores(stores)
         asked = asked_for(config, options)
@@ -111,6 +107,14 @@ def train(
         )  # fmt: skip
     if ranks.first:
         typer.echo(_told(summary, str(out), stores[0].rpartition("=")[0] if weights else stores[0]))
+
+
+def _as_set(overrides: list[str] | None, **given: object) -> list[str]:
+    """Return the values of ``--set``, and the options that were given as further ones."""
+    from maesil.config.toml import toml_value
+
+    more = (f"train.{name}={toml_value(value)}" for name, value in given.items() if value is not None)
+    return [*(overrides or ()), *more]
 
 
 def _told(summary: TrainSummary, out: str, store: str) -> str:

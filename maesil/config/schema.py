@@ -6,11 +6,11 @@ the option, the value found and what would do.
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from maesil.config.checks import is_text, require
 from maesil.errors import UsageError
 from maesil.sizes import parse_size
 from maesil.types import MAP_CELL, Edges, Window, Zyx, edges_told, one_if_cube, zyx
@@ -55,16 +55,6 @@ def _heads(width: int) -> int:
     return max(1, width // HEAD_WIDTH)
 
 
-def _require(condition: bool, name: str, found: object, expected: str) -> None:
-    if not condition:
-        raise UsageError(f"{name}={found}: expected {expected}")
-
-
-def _is_text(text: str) -> bool:
-    """Return whether UTF-8 can hold it: bytes of a command line that are none reach Python as half characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     """The model: input edge and patch edge in voxels, widths in channels, depths in blocks."""
@@ -101,7 +91,7 @@ class ModelConfig:
     channels: int = 16
     """Of the first stage of ``ae``, ``vae`` and ``vqvae``; doubled with every halving of the edge."""
     latent: int = 128
-    """Channels of their code, one code a patch."""
+    """Channels of their code, one code per patch."""
     codes: int = 512
     """Codebook entries of ``vqvae``."""
     penalty: float = 0.001
@@ -114,24 +104,24 @@ class ModelConfig:
             ("head", HEADS),
             ("picture_head", PICTURE_HEADS),
         ):
-            _require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
+            require(getattr(self, name) in known, f"model.{name}", getattr(self, name), f"one of {', '.join(known)}")
         self._require_edges()
         self._require_widths()
         for name in ("depth", "decoder_depth", "channels", "latent"):
-            _require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
-        _require(self.codes >= 2, "model.codes", self.codes, "at least 2")
+            require(getattr(self, name) >= 1, f"model.{name}", getattr(self, name), "at least 1")
+        require(self.codes >= 2, "model.codes", self.codes, "at least 2")
         for name in ("penalty", "decorrelation"):
-            _require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
-        _require(0 < self.decoded <= 1, "model.decoded", self.decoded, "above 0 and at most 1")
+            require(getattr(self, name) >= 0, f"model.{name}", getattr(self, name), "at least 0")
+        require(0 < self.decoded <= 1, "model.decoded", self.decoded, "above 0 and at most 1")
         on_all = self.decoder == "full" or self.head != "interpolate"
-        _require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
+        require(on_all, "model.head", self.head, f"linear, overlap or refine with model.decoder={self.decoder}")
         smooth = self.head != "interpolate" or all(one >= 4 and one.bit_count() == 1 for one in self.patch_zyx)
         patch = edges_told(self.patch)
-        _require(smooth, "model.patch", patch, f"a power of 2, at least 4, with model.head={self.head}")
+        require(smooth, "model.patch", patch, f"a power of 2, at least 4, with model.head={self.head}")
         halved = self.kind not in AUTOENCODERS or (
             max(self.patch_zyx) >= 2 and all(one.bit_count() == 1 for one in self.patch_zyx)
         )
-        _require(halved, "model.patch", patch, f"a power of 2, at least 2, with model.kind={self.kind}")
+        require(halved, "model.patch", patch, f"a power of 2, at least 2, with model.kind={self.kind}")
 
     def _require_widths(self) -> None:
         """Check that heads are whole, and that only Primus is asked for what only Primus has."""
@@ -141,32 +131,32 @@ class ModelConfig:
                 continue
             whole_heads = width >= 8 and (width < HEAD_WIDTH or width % HEAD_WIDTH == 0)
             expected = f"a multiple of {HEAD_WIDTH}, or 8 to {HEAD_WIDTH - 1}"
-            _require(whole_heads, f"model.{name}", width, expected)
+            require(whole_heads, f"model.{name}", width, expected)
         if of_primus:
             least = min(PRIMUS_HEAD_WIDTHS)
             small = 0 < self.width < least and self.width % 6 == 0
             whole_heads = small or any(self.width % edge == 0 for edge in PRIMUS_HEAD_WIDTHS)
             told = " or ".join(map(str, PRIMUS_HEAD_WIDTHS))
             expected = f"a multiple of {told}, or one of 6 below {least}, with model.kind=primus"
-            _require(whole_heads and self.width > 0, "model.width", self.width, expected)
-        _require(self.registers >= 0, "model.registers", self.registers, "at least 0")
-        _require(of_primus or not self.registers, "model.registers", self.registers, f"0 with model.kind={self.kind}")
+            require(whole_heads and self.width > 0, "model.width", self.width, expected)
+        require(self.registers >= 0, "model.registers", self.registers, "at least 0")
+        require(of_primus or not self.registers, "model.registers", self.registers, f"0 with model.kind={self.kind}")
 
     def _require_edges(self) -> None:
         """Check crop and patch axis by axis, and write a cube as one number, however it was given."""
         for name in ("crop", "patch"):
             found = getattr(self, name)
             of_box = isinstance(found, int) or (len(found) == 3 and all(isinstance(one, int) for one in found))
-            _require(of_box, f"model.{name}", found, "one edge in voxels, or three (z, y, x)")
+            require(of_box, f"model.{name}", found, "one edge in voxels, or three (z, y, x)")
             object.__setattr__(self, name, one_if_cube(found))
         crop, patch = edges_told(self.crop), edges_told(self.patch)
         for of_crop, of_patch in zip(self.crop_zyx, self.patch_zyx, strict=True):
             on_maps = of_patch > 0 and (MAP_CELL % of_patch == 0 or of_patch % MAP_CELL == 0)
-            _require(on_maps, "model.patch", patch, f"a multiple or a divisor of {MAP_CELL}")
+            require(on_maps, "model.patch", patch, f"a multiple or a divisor of {MAP_CELL}")
             edge = math.lcm(of_patch, MAP_CELL)
             fits = of_crop >= 2 * of_patch and of_crop % edge == 0
             along = "" if crop.isdigit() and patch.isdigit() else f" where the patch has {of_patch}"
-            _require(fits, "model.crop", crop, f"a multiple of {edge}, at least two patches of {of_patch}{along}")
+            require(fits, "model.crop", crop, f"a multiple of {edge}, at least two patches of {of_patch}{along}")
 
     @property
     def heads(self) -> int:
@@ -222,9 +212,9 @@ class MaskConfig:
     """Share of all tokens hidden by ``random``."""
 
     def __post_init__(self) -> None:
-        _require(self.kind in MASK_KINDS, "mask.kind", self.kind, f"one of {', '.join(MASK_KINDS)}")
+        require(self.kind in MASK_KINDS, "mask.kind", self.kind, f"one of {', '.join(MASK_KINDS)}")
         for name in ("plane", "axis", "share"):
-            _require(0 < getattr(self, name) < 1, f"mask.{name}", getattr(self, name), "between 0 and 1")
+            require(0 < getattr(self, name) < 1, f"mask.{name}", getattr(self, name), "between 0 and 1")
 
     def parts(self, grid: Zyx) -> dict[str, tuple[int, int]]:
         """Return, for each ratio that this kind uses, how many positions it hides of how many."""
@@ -247,7 +237,7 @@ class TrainConfig:
     seed: int = 0
     steps: int = 1000
     batch: int = 8
-    """Crops a step, over all ranks."""
+    """Crops per step, over all ranks."""
     accumulate: int = 1
     """Micro-batches of a step, on each rank, one after the other: the same step in less memory. Only
     ``model.decorrelation`` differs: it looks at each micro-batch by itself."""
@@ -330,31 +320,29 @@ class TrainConfig:
             "checkpoint_every", "picture_head_every",
             "readers",
         ):  # fmt: skip
-            _require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        _require(self.batch % self.accumulate == 0, "train.accumulate", self.accumulate, f"a divisor of {self.batch}")
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        require(self.batch % self.accumulate == 0, "train.accumulate", self.accumulate, f"a divisor of {self.batch}")
         for name in ("seed", "picture_every", "threads", "weight_decay", "minutes", "checkpoint_minutes"):
-            _require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
+            require(getattr(self, name) >= 0, f"train.{name}", getattr(self, name), "at least 0")
         for name in ("lr", "clip"):
-            _require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
-        _require(self.optimizer in OPTIMIZERS, "train.optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
+            require(getattr(self, name) > 0, f"train.{name}", getattr(self, name), "greater than 0")
+        require(self.optimizer in OPTIMIZERS, "train.optimizer", self.optimizer, f"one of {', '.join(OPTIMIZERS)}")
         for name in ("warmup", "validation", "min_body", "ema"):
-            _require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1")
-        _require(0 <= self.window_jitter < 0.5, "train.window_jitter", self.window_jitter, "at least 0 and below 0.5")
-        _require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
-        _require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
-        _require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
-        _require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
-        _require(self.thin in THIN, "train.thin", self.thin, f"one of {', '.join(THIN)}")
+            require(0 <= getattr(self, name) < 1, f"train.{name}", getattr(self, name), "at least 0 and below 1")
+        require(0 <= self.window_jitter < 0.5, "train.window_jitter", self.window_jitter, "at least 0 and below 0.5")
+        require(all(0 <= beta < 1 for beta in self.betas), "train.betas", self.betas, "two numbers in [0, 1)")
+        require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
+        require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
+        require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
+        require(self.thin in THIN, "train.thin", self.thin, f"one of {', '.join(THIN)}")
         if self.ram not in ("", "auto"):
             parse_size(self.ram, "train.ram", "auto or ")
-        _require(
-            parse_size(self.stage_size, "train.stage_size") > 0, "train.stage_size", self.stage_size, "more than 0"
-        )
-        _require(_is_text(self.stage), "train.stage", ascii(self.stage), "a folder's name in UTF-8")
+        require(parse_size(self.stage_size, "train.stage_size") > 0, "train.stage_size", self.stage_size, "more than 0")
+        require(is_text(self.stage), "train.stage", ascii(self.stage), "a folder's name in UTF-8")
         known = self.device in ("auto", "cpu", "cuda") or self.device.removeprefix("cuda:").isdigit()
-        _require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
-        _require(_is_text(self.where), "train.where", ascii(self.where), "a filter in UTF-8")
-        _require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
+        require(known, "train.device", self.device, "auto, cpu, cuda or cuda:N")
+        require(is_text(self.where), "train.where", ascii(self.where), "a filter in UTF-8")
+        require(self.kernels in KERNELS, "train.kernels", self.kernels, f"one of {', '.join(KERNELS)}")
 
 
 @dataclass(frozen=True)
@@ -368,11 +356,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name, (hidden, of) in self.mask.parts(self.model.grid).items():
             found = getattr(self.mask, name)
-            _require(0 < hidden < of, f"mask.{name}", found, f"a share that hides some, not all, of {of} positions")
+            require(0 < hidden < of, f"mask.{name}", found, f"a share that hides some, not all, of {of} positions")
         by_layer = self.model.kind != "mae2d" or self.mask.kind in ("dual", "tube", "none")
-        _require(by_layer, "mask.kind", self.mask.kind, "dual, tube or none with model.kind=mae2d (layers hide alike)")
+        require(by_layer, "mask.kind", self.mask.kind, "dual, tube or none with model.kind=mae2d (layers hide alike)")
         at_once = self.model.kind != "vqvae" or self.train.accumulate == 1
-        _require(at_once, "train.accumulate", self.train.accumulate, "1 with model.kind=vqvae (its codebook follows "
+        require(at_once, "train.accumulate", self.train.accumulate, "1 with model.kind=vqvae (its codebook follows "
                  "whole steps); more ranks need less memory too")  # fmt: skip
 
 
@@ -380,8 +368,6 @@ AS_BEFORE = RunConfig(
     ModelConfig(head="refine", picture_head="none", decorrelation=0.0), train=TrainConfig(optimizer="adamw", lr=5e-3)
 )
 """What older runs and encoders meant by options that did not exist yet: their files are read over these."""
-
-_LISTED_IN_ONE_LINE = 8
 
 
 def require_tile(config: ModelConfig, tile: int, store: object) -> None:
@@ -393,15 +379,3 @@ def require_tile(config: ModelConfig, tile: int, store: object) -> None:
             f"{store}: its superpatches have an edge of {tile} voxels, less than model.crop={edges_told(config.crop)}; "
             f"set model.crop to {' or '.join(fitting[:3]) or '(none)'}, or ingest with another --superpatch"
         )
-
-
-def require_known(name: str, known: list[str], what: str, listed_in: str = "docs/reference/configuration.md") -> None:
-    """Raise UsageError unless ``name`` is one of ``known``: say which ones may have been meant, list them if few."""
-    if name in known:
-        return
-    close = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(close)}? " if close else ""
-    told = (
-        f"there are {', '.join(known)}" if len(known) <= _LISTED_IN_ONE_LINE else f"{listed_in} lists all {len(known)}"
-    )
-    raise UsageError(f"{name}: no such {what}; {hint}{told}")

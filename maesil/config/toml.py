@@ -12,8 +12,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from maesil.config.checks import require_known
 from maesil.config.presets import PRESETS
-from maesil.config.schema import RunConfig, require_known
+from maesil.config.schema import RunConfig
 from maesil.documents import as_json
 from maesil.errors import UsageError
 from maesil.types import Edges, zyx

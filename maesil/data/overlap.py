@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from maesil.data.scans import KnownScans, Scan, known_scans, scans_of
+from maesil.data.known_scans import KnownScan, KnownScans, known_scans, scans_of
 from maesil.store.duplicates import copies
 from maesil.store.store import Store
 
@@ -32,7 +32,7 @@ class Overlap:
 @dataclass(frozen=True)
 class _Known:
     where: str
-    scan: Scan
+    scan: KnownScan
 
 
 def overlaps(asked: Store, others: Sequence[Store], runs: Sequence[Path]) -> tuple[list[Overlap], tuple[str, ...]]:
@@ -55,7 +55,7 @@ def overlaps(asked: Store, others: Sequence[Store], runs: Sequence[Path]) -> tup
     return sorted(found.values(), key=lambda one: (one.volume_id, one.where)), notes
 
 
-def _equal(here: Sequence[Scan], known: Sequence[_Known]) -> Iterator[tuple[Scan, _Known, str]]:
+def _equal(here: Sequence[KnownScan], known: Sequence[_Known]) -> Iterator[tuple[KnownScan, _Known, str]]:
     """Yield the scans that share an identity, a source or all voxels."""
     for name, by in _SAME.items():
         holders: dict[str, list[_Known]] = {}
@@ -66,7 +66,7 @@ def _equal(here: Sequence[Scan], known: Sequence[_Known]) -> Iterator[tuple[Scan
                 yield scan, one, by
 
 
-def _alike(here: Sequence[Scan], known: Sequence[_Known]) -> Iterator[tuple[Scan, _Known, str]]:
+def _alike(here: Sequence[KnownScan], known: Sequence[_Known]) -> Iterator[tuple[KnownScan, _Known, str]]:
     """Yield the scans whose thumbnails tell that they are of one scan."""
     first = len(here)
     found = [*(scan.thumbnail for scan in here), *(one.scan.thumbnail for one in known)]

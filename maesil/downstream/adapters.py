@@ -20,13 +20,13 @@ from torch.nn import functional
 
 from maesil.config.schema import ModelConfig
 from maesil.errors import UsageError
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.types import AIR_HU, HuArray, Intensity, Zyx, edges_told
 
 Adapter = Callable[[HuArray], NDArray[np.floating] | Tensor]
 
 
-class AdaptedEncoder(Encoder):
+class AdaptedEncoder(Backbone):
     """Somebody's function as an encoder of the run's crops. It is never trained."""
 
     def __init__(self, name: str, function: Adapter, config: ModelConfig, intensity: Intensity) -> None:
@@ -36,7 +36,7 @@ class AdaptedEncoder(Encoder):
         self.width = self._tokens(np.full(crop, AIR_HU, np.int16)).shape[1]
 
     def forward_features(self, volume_BZYX: Tensor) -> Tensor:
-        """See `Encoder.forward_features`."""
+        """See `Backbone.forward_features`."""
         grid = self.grid(volume_BZYX)
         shape: Zyx = (volume_BZYX.shape[1], volume_BZYX.shape[2], volume_BZYX.shape[3])
         tokens = [on_grid(self._tokens(one), shape, grid, self.name) for one in volume_BZYX.cpu().numpy()]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from maesil.data.known_scans import EARLIER, known_scans
 from maesil.data.overlap import overlaps
-from maesil.data.scans import EARLIER, known_scans
 from maesil.data.split import Split, read_split
 from maesil.downstream.labels import labelled
 from maesil.errors import UsageError

@@ -18,7 +18,7 @@ from maesil.downstream.whole_scan import ScanEmbedding, embed_scan
 from maesil.errors import UsageError
 from maesil.geometry import spacing_of
 from maesil.ingest.maps import body_map, valid_map
-from maesil.models import encoders
+from maesil.models.encoders import Backbone
 from maesil.store.writer import Image
 from maesil.types import AIR_HU, HuArray, Intensity, Spacing, Window, Zyx
 
@@ -54,7 +54,7 @@ class Encoder(nn.Module, HubMixin):
     the first two work for folders of this machine.
     """
 
-    def __init__(self, net: encoders.Encoder, spacing: Spacing | None = None, card: Card | None = None) -> None:
+    def __init__(self, net: Backbone, spacing: Spacing | None = None, card: Card | None = None) -> None:
         super().__init__()
         self.net = net
         self.card = card
@@ -137,8 +137,8 @@ class Encoder(nn.Module, HubMixin):
         return Image(hu, affine, valid, body_map(hu, valid, spacing))
 
 
-def net_of(encoder: Encoder | encoders.Encoder) -> encoders.Encoder:
-    """Return the encoder that knows no scans."""
+def net_of(encoder: Encoder | Backbone) -> Backbone:
+    """Return the encoder of crops, which knows no scans."""
     return encoder.net if isinstance(encoder, Encoder) else encoder
 
 

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from maesil.cache.provenance import recorded_uses
-from maesil.config.schema import require_known
+from maesil.config.checks import require_known
 from maesil.documents import fields_of, read_json, write_json
 from maesil.downstream.card import (
     CARD,
@@ -34,7 +34,7 @@ from maesil.downstream.nnunet import remove_nnunet, require_for_nnunet, write_nn
 from maesil.errors import CheckpointError, UsageError
 from maesil.evaluation.scores import SCORES
 from maesil.files import make_folder, write_whole
-from maesil.models.encoders import Encoder, encoder_of
+from maesil.models.encoders import Backbone, encoder_of
 from maesil.models.registry import make_model
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
@@ -53,7 +53,7 @@ def export_encoder(
     licence: str = "",
     force: bool = False,
     kind: str = "maesil",
-) -> Encoder:
+) -> Backbone:
     """Write a run's encoder to a new folder: weights, ``config.json``, ``README.md``.
 
     ``stores`` are needed only for the recipe of runs that do not keep it. ``licence`` is said on the card as it is.
@@ -84,7 +84,7 @@ def export_encoder(
     return encoder
 
 
-def write_weights(out: Path, encoder: Encoder) -> Weights:
+def write_weights(out: Path, encoder: Backbone) -> Weights:
     """Write the weights of an encoder to a folder, and say what a card is to vouch for."""
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     (card_of(out) or out / CARD).unlink(missing_ok=True)  # no card vouches for weights that are being replaced
@@ -99,11 +99,11 @@ def write_card(out: Path, card: Card) -> None:
     write_whole(out / "README.md", card.page())
 
 
-def load_net(folder: Path | str, device: torch.device | str = "cpu") -> Encoder:
+def load_net(folder: Path | str, device: torch.device | str = "cpu") -> Backbone:
     """Load an exported encoder: a module whose ``forward_features`` takes int16 HU ``[B, Z, Y, X]``.
 
     It gives tokens ``[B, L, D]``, float32 unless autocast says otherwise; window and normalisation are inside (see
-    `maesil.models.encoders.Encoder`). The module is in evaluation mode. CheckpointError for what is no whole export,
+    `maesil.models.encoders.Backbone`). The module is in evaluation mode. CheckpointError for what is no whole export,
     DamagedError for a card that was altered.
     """
     folder = Path(folder)

@@ -32,7 +32,7 @@ from maesil.downstream.whole_scan import cells_at, cut, embed_scan, encoded, poo
 from maesil.errors import NoInputError, ScanRefused, UsageError
 from maesil.files import require_file_place, whole_file
 from maesil.geometry import world_of
-from maesil.models.encoders import Encoder, encoder_of
+from maesil.models.encoders import Backbone, encoder_of
 from maesil.progress import progress
 from maesil.store.store import ZARR_DOCUMENT, Store
 from maesil.store.urls import ObjectUrl, StorePlace
@@ -82,7 +82,7 @@ def write_features(
         return _Table(encoder, scans, out, per).write(report)
 
 
-def open_encoder(source: Path, device: torch.device | str = "cpu") -> Encoder:
+def open_encoder(source: Path, device: torch.device | str = "cpu") -> Backbone:
     """Return the encoder of a run folder or of a folder made by `maesil export`; CheckpointError for another one."""
     if is_export(source):
         return load_net(source, device)
@@ -110,7 +110,7 @@ def _fitting(config: ModelConfig, store: Store, per: str) -> Store:
     return store
 
 
-def per_scan(encoder: Encoder, image: Image, tile: int) -> Rows:
+def per_scan(encoder: Backbone, image: Image, tile: int) -> Rows:
     """Yield the row of a scan as a whole."""
     found = embed_scan(encoder, image)
     yield {
@@ -119,7 +119,7 @@ def per_scan(encoder: Encoder, image: Image, tile: int) -> Rows:
     }  # fmt: skip
 
 
-def per_superpatch(encoder: Encoder, image: Image, tile: int) -> Rows:
+def per_superpatch(encoder: Backbone, image: Image, tile: int) -> Rows:
     """Yield a row for each superpatch."""
     for (iz, iy, ix), valid, body in superpatches(image, tile):
         vector, weighted_by = embed(encoder, image, (iz, iy, ix), tile)
@@ -129,7 +129,7 @@ def per_superpatch(encoder: Encoder, image: Image, tile: int) -> Rows:
         }  # fmt: skip
 
 
-def per_token(encoder: Encoder, image: Image, tile: int) -> Rows:
+def per_token(encoder: Backbone, image: Image, tile: int) -> Rows:
     """Yield a row for each token whose patch holds a valid voxel."""
     found = embed_scan(encoder, image)
     for iz, iy, ix in np.argwhere(found.valid > 0).tolist():
@@ -142,7 +142,7 @@ def per_token(encoder: Encoder, image: Image, tile: int) -> Rows:
 
 
 @torch.no_grad()
-def embed(encoder: Encoder, image: Image, index: Zyx, tile: int) -> tuple[Any, str]:
+def embed(encoder: Backbone, image: Image, index: Zyx, tile: int) -> tuple[Any, str]:
     """Return the weighted mean of a superpatch's tokens (None without a valid voxel), and what weighted it."""
     size = encoder.config.crop_zyx
     starts = [
@@ -164,7 +164,7 @@ _INDEX = [pa.field(name, pa.int32(), nullable=False) for name in ("iz", "iy", "i
 _SHARES = [pa.field(name, pa.float64(), nullable=False) for name in ("valid", "body")]
 _WEIGHTED = [pa.field("weighted_by", pa.string(), nullable=False)]
 _PLACE = [pa.field(name, pa.float64(), nullable=False) for name in ("x_mm", "y_mm", "z_mm")]
-_PER: dict[str, tuple[Callable[[Encoder, Image, int], Rows], list[Any]]] = {
+_PER: dict[str, tuple[Callable[[Backbone, Image, int], Rows], list[Any]]] = {
     "scan": (per_scan, [*_SHARES, *_WEIGHTED]),
     "superpatch": (per_superpatch, [*_INDEX, *_SHARES, *_WEIGHTED]),
     "token": (per_token, [*_INDEX, *_PLACE, *_SHARES]),
@@ -175,7 +175,7 @@ PER = tuple(_PER)
 class _Table:
     """The table, made of one part for each scan."""
 
-    def __init__(self, encoder: Encoder, scans: Scans, out: Path, per: str) -> None:
+    def __init__(self, encoder: Backbone, scans: Scans, out: Path, per: str) -> None:
         self.encoder, self.scans, self.out = encoder, scans, out
         self.make_rows, fields = _PER[per]
         names = [

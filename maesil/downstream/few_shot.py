@@ -19,7 +19,7 @@ from maesil.downstream.scored import Row
 from maesil.downstream.segmenter import DiceSums, Segmenter
 from maesil.downstream.surface import surface_dice
 from maesil.downstream.tasks import Task, task_of
-from maesil.models.encoders import Encoder, encoder_of, untrained_encoder
+from maesil.models.encoders import Backbone, encoder_of, untrained_encoder
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
 from maesil.training.checkpoint import Run
@@ -32,7 +32,7 @@ class Start:
     """Where learning begins."""
 
     name: str
-    encoder: Callable[[int], Encoder]
+    encoder: Callable[[int], Backbone]
     """Makes it, by a seed."""
     frozen: bool
 
@@ -62,13 +62,13 @@ class Course:
     device: torch.device
 
 
-def starts_of(run: Run, first: str, others: Mapping[str, Encoder]) -> list[Start]:
+def starts_of(run: Run, first: str, others: Mapping[str, Backbone]) -> list[Start]:
     """Return the starts: the run's encoder and its untrained twin, both learning and frozen; then others, frozen."""
 
-    def pretrained(_: int) -> Encoder:
+    def pretrained(_: int) -> Backbone:
         return copy.deepcopy(encoder_of(run.model, run.intensity))
 
-    def untrained(seed: int) -> Encoder:
+    def untrained(seed: int) -> Backbone:
         return untrained_encoder(run.config.model, run.intensity, seed)
 
     return [
@@ -80,7 +80,7 @@ def starts_of(run: Run, first: str, others: Mapping[str, Encoder]) -> list[Start
     ]
 
 
-def _always(encoder: Encoder) -> Callable[[int], Encoder]:
+def _always(encoder: Backbone) -> Callable[[int], Backbone]:
     return lambda _: encoder
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from maesil.cache.provenance import notes_on_spacing
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import read_crop
-from maesil.data.scans import EARLIER, known_scans
+from maesil.data.known_scans import EARLIER, known_scans
 from maesil.devices import pick_device
 from maesil.documents import write_json
 from maesil.downstream.folds import patients_of
@@ -34,7 +34,7 @@ from maesil.downstream.segmenter import DiceSums, Segmenter, segmentation_loss
 from maesil.downstream.tasks import Place, Task, choose_task
 from maesil.errors import MaesilError, UsageError
 from maesil.files import make_folder, write_whole
-from maesil.models.encoders import Encoder, encoder_of, untrained_encoder
+from maesil.models.encoders import Backbone, encoder_of, untrained_encoder
 from maesil.progress import progress
 from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
@@ -157,10 +157,7 @@ def finetune(
     nobody to score).
     """
     budget, on = budget or Budget(), pick_device(device)
-    if not 0 < budget.lr < math.inf:
-        raise UsageError(f"--lr: expected a number above 0, found {budget.lr:g}")
-    if not 0 < test < 1:
-        raise UsageError(f"--test: expected a share of the patients between 0 and 1, found {test:g}")
+    _require_possible(budget, test)
     run, store = load_run(run_dir, on), Store.open(store_path)
     config = run.config.model
     require_tile(config, store.superpatch, store.path)
@@ -175,7 +172,24 @@ def finetune(
         patients = patients_of(leaders, labels.volumes, trained_on, seed, include_trained=include_trained)
         task = choose_task(reader, labels, patients, config.crop, test, seed)
         rows, first = _compare(run, reader, labels, task, budget, seed)
-    facts: FinetuneFacts = {
+    facts = _facts(store, labels, task, budget, seed)
+    notes = (task.told, *labels.notes, *unchecked, *notes_on_spacing(run_dir, store))
+    notes += (*(_OPTIMISTIC,) * include_trained, *_rare(rows, labels.classes))
+    found = FinetuneReport(rows, labels.classes, facts, notes)
+    write_whole(out / "segmenter.safetensors", first)
+    write_json(out / "finetune.json", found.document())
+    return found
+
+
+def _require_possible(budget: Budget, test: float) -> None:
+    if not 0 < budget.lr < math.inf:
+        raise UsageError(f"--lr: expected a number above 0, found {budget.lr:g}")
+    if not 0 < test < 1:
+        raise UsageError(f"--test: expected a share of the patients between 0 and 1, found {test:g}")
+
+
+def _facts(store: Store, labels: Labels, task: Task, budget: Budget, seed: int) -> FinetuneFacts:
+    return {
         "store_fingerprint": store.fingerprint,
         "classes": list(labels.classes),
         "budget": vars(budget),
@@ -183,12 +197,6 @@ def finetune(
         "volumes_trained_on": len({place.volume.volume_id for place in task.train}),
         "volumes_scored": len({place.volume.volume_id for place in task.test}),
     }
-    notes = (task.told, *labels.notes, *unchecked, *notes_on_spacing(run_dir, store))
-    notes += (*(_OPTIMISTIC,) * include_trained, *_rare(rows, labels.classes))
-    found = FinetuneReport(rows, labels.classes, facts, notes)
-    write_whole(out / "segmenter.safetensors", first)
-    write_json(out / "finetune.json", found.document())
-    return found
 
 
 def require_power_of_2(run_dir: Path, config: ModelConfig) -> None:
@@ -239,7 +247,7 @@ def _start(run: Run, start: str, classes: int, seed: int, device: torch.device) 
     return segmenter_on(encoder, classes, seed).to(device)
 
 
-def segmenter_on(encoder: Encoder, classes: int, seed: int) -> Segmenter:
+def segmenter_on(encoder: Backbone, classes: int, seed: int) -> Segmenter:
     """Put a decoder on an encoder, its weights drawn by the seed alone; ``classes`` without the background."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)

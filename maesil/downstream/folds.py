@@ -33,7 +33,7 @@ def patients_of(
     """Sort labelled volumes into patients, and these into unseen and seen; UsageError if nobody is unseen.
 
     ``leader`` gives the patient of each group: a scan that was trained on, here or elsewhere, may be among the labelled
-    ones as another group (`maesil.data.scans.KnownScans.patients`). ``include_trained`` counts all as unseen.
+    ones as another group (`maesil.data.known_scans.KnownScans.patients`). ``include_trained`` counts all as unseen.
     """
     trained = {leader[group] for group in trained_on if group in leader}
     by_patient: dict[str, list[str]] = {}

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from maesil.downstream.encoder import Encoder, net_of
 from maesil.errors import UsageError
-from maesil.models import encoders
-from maesil.models.encoders import VitEncoder
+from maesil.models.encoders import Backbone, VitEncoder
 
 _NAMES = {
     "patch_embed.": "patch_embedding.patch_embeddings.1.",
@@ -25,7 +24,7 @@ _NAMES = {
 """Parts of names here, and at MONAI; ``blocks.N.norm1``, ``norm2`` and ``norm`` are the same."""
 
 
-def monai_vit_state(encoder: Encoder | encoders.Encoder) -> dict[str, Tensor]:
+def monai_vit_state(encoder: Encoder | Backbone) -> dict[str, Tensor]:
     """Return the weights under the names of ``monai.networks.nets.ViT``; UsageError unless it is a ViT."""
     encoder = net_of(encoder)
     if not isinstance(encoder, VitEncoder):
@@ -41,7 +40,7 @@ def monai_vit_state(encoder: Encoder | encoders.Encoder) -> dict[str, Tensor]:
     return state
 
 
-def load_into_monai_vit(encoder: Encoder | encoders.Encoder, vit: nn.Module) -> nn.Module:
+def load_into_monai_vit(encoder: Encoder | Backbone, vit: nn.Module) -> nn.Module:
     """Load the weights into a ``monai.networks.nets.ViT`` (of ``UNETR``: its ``.vit``) and return it.
 
     The layer norms get maesil's epsilon, 1e-6. What MONAI keeps besides and never uses here (cross attention) stays as

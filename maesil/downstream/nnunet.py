@@ -21,7 +21,7 @@ from maesil.documents import canonical_json
 from maesil.downstream.primus import SIZES, primus_state
 from maesil.errors import UsageError
 from maesil.files import write_whole
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.types import Intensity, Spacing, edges_told
 
 CHECKPOINT, PLAN = "checkpoint_final.pth", "adaptation_plan.json"
@@ -40,7 +40,7 @@ CITATIONS = (
 """What nnU-Net asks its users to cite."""
 
 
-def require_for_nnunet(encoder: Encoder) -> None:
+def require_for_nnunet(encoder: Backbone) -> None:
     """Raise UsageError for an encoder that nnU-Net has no network for."""
     primus_state(encoder)
     if encoder.config.registers:
@@ -49,7 +49,7 @@ def require_for_nnunet(encoder: Encoder) -> None:
         )
 
 
-def write_nnunet(folder: Path, encoder: Encoder, spacing: Spacing | None) -> None:
+def write_nnunet(folder: Path, encoder: Backbone, spacing: Spacing | None) -> None:
     """Write what ``nnUNetv2_preprocess_like_nnssl -pc`` takes: ``checkpoint_final.pth`` and ``adaptation_plan.json``.
 
     From a Hub it takes ``config.json`` besides, which every exported encoder has. ``spacing`` (mm) is that of training;
@@ -70,7 +70,7 @@ def remove_nnunet(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def adaptation_plan(encoder: Encoder, spacing: Spacing | None) -> dict[str, Any]:
+def adaptation_plan(encoder: Backbone, spacing: Spacing | None) -> dict[str, Any]:
     """Return what nnU-Net must know of the weights to build a network around them."""
     config, crop = encoder.config, list(encoder.config.crop_zyx)
     pretrained = {"spacing": None if spacing is None else list(spacing), "patch_size": crop,
@@ -91,7 +91,7 @@ def adaptation_plan(encoder: Encoder, spacing: Spacing | None) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _architecture(encoder: Encoder) -> dict[str, Any]:
+def _architecture(encoder: Backbone) -> dict[str, Any]:
     """Return the network by its name; one of another size by its sizes, as `PretrainedTrainer_Primusx` takes them."""
     config = encoder.config
     name = SIZES.get((config.width, config.depth)) if config.patch_zyx == _BY_NAME_PATCH else None
@@ -127,7 +127,7 @@ class ChangedPlan:
     configurations: tuple[str, ...]
 
 
-def change_plan(path: Path, encoder: Encoder, spacing: Spacing | None) -> ChangedPlan:
+def change_plan(path: Path, encoder: Backbone, spacing: Spacing | None) -> ChangedPlan:
     """Write the normalisation of an encoder into an nnU-Net plans file, with a new data identifier.
 
     Every configuration with a normalisation of its own gets it, since all share the intensities. UsageError, the file
@@ -202,7 +202,7 @@ def _identifier(before: str, wanted: Mapping[str, float]) -> str:
     return f"{stem}___Norm__CT_maesil_{digest}"
 
 
-def _notes(configurations: Mapping[str, Any], encoder: Encoder, spacing: Spacing | None) -> tuple[str, ...]:
+def _notes(configurations: Mapping[str, Any], encoder: Backbone, spacing: Spacing | None) -> tuple[str, ...]:
     fullres, notes = configurations["3d_fullres"], []
     found = fullres.get("spacing")
     if spacing is not None and [round(float(mm), 3) for mm in found or []] != [round(mm, 3) for mm in spacing]:

@@ -22,7 +22,7 @@ from maesil.downstream.labels import UNLABELLED, Labels
 from maesil.downstream.ridge import auroc
 from maesil.downstream.scored import SHUFFLED, Row
 from maesil.downstream.tasks import LEAST_BODY
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.progress import progress
 from maesil.store.grid import box_at
 from maesil.store.reader import SuperpatchReader
@@ -55,7 +55,7 @@ class Crops:
 
 @torch.no_grad()
 def look_at_crops(
-    reader: SuperpatchReader, labels: Labels, encoders: Mapping[str, Encoder], patient_of: Mapping[str, str]
+    reader: SuperpatchReader, labels: Labels, encoders: Mapping[str, Backbone], patient_of: Mapping[str, str]
 ) -> Crops:
     """Encode the grid of crops of all labelled volumes: those with enough body and labels."""
     first = next(iter(encoders.values()))
@@ -84,7 +84,7 @@ def pool(tokens_LD: Tensor) -> NDArray[np.float32]:
 
 
 def _crops(
-    reader: SuperpatchReader, labels: Labels, volume: Volume, encoder: Encoder
+    reader: SuperpatchReader, labels: Labels, volume: Volume, encoder: Backbone
 ) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
     """Yield int16 HU ``[Z, Y, X]`` and the voxels of each class, of every crop that is looked at."""
     truth, classes = labels.of(volume), len(labels.classes)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import Tensor
 
 from maesil.errors import UsageError
-from maesil.models.encoders import Encoder, PrimusEncoder
+from maesil.models.encoders import Backbone, PrimusEncoder
 
 SIZES = {(396, 12): "PrimusS", (792, 12): "PrimusB", (864, 16): "PrimusM", (1056, 24): "PrimusL"}
 """Width and depth of the networks that nnU-Net knows by name."""
 
 
-def primus_state(encoder: Encoder) -> dict[str, Tensor]:
+def primus_state(encoder: Backbone) -> dict[str, Tensor]:
     """Return the weights of ``Primus`` (``init_values=0.1, scale_attn_inner=True``) but for its ``up_projection``.
 
     UsageError unless the encoder is of kind ``primus``.

@@ -23,7 +23,7 @@ from rich.table import Table
 from maesil.cache.provenance import notes_on_spacing
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.data.crops import read_crop
-from maesil.data.scans import EARLIER, known_scans
+from maesil.data.known_scans import EARLIER, known_scans
 from maesil.devices import pick_device
 from maesil.documents import write_json
 from maesil.downstream.folds import Patients, longest_axis, patients_of
@@ -31,7 +31,7 @@ from maesil.downstream.labels import UNLABELLED, LabelArray, Labels, load_labels
 from maesil.downstream.ridge import Array, Moments, auroc, fit, r_squared
 from maesil.errors import UsageError
 from maesil.files import make_folder
-from maesil.models.encoders import Encoder, encoder_of, untrained_encoder
+from maesil.models.encoders import Backbone, encoder_of, untrained_encoder
 from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
@@ -186,9 +186,9 @@ def _rare(looked_at: dict[str, Patches], patients: Patients, classes: Sequence[s
             yield f"{name} is in one of the {len(everyone)} patients alone: whoever is scored on it, nobody taught it"
 
 
-def encoders_of(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[dict[str, Encoder], set[str]]:
+def encoders_of(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[dict[str, Backbone], set[str]]:
     """Return the encoders by name, the first run's untrained twin too, and the patient groups they were trained on."""
-    encoders: dict[str, Encoder] = {}
+    encoders: dict[str, Backbone] = {}
     trained_on: set[str] = set()
     for path in runs:
         run = load_run(path, device)
@@ -211,7 +211,7 @@ def encoders_of(runs: Sequence[Path], seed: int, device: torch.device) -> tuple[
 
 
 def look_at(
-    reader: SuperpatchReader, labels: Labels, encoders: dict[str, Encoder], most: int, seed: int
+    reader: SuperpatchReader, labels: Labels, encoders: dict[str, Backbone], most: int, seed: int
 ) -> dict[str, Patches]:
     """Return the patches of each labelled volume, by id."""
     model, found = next(iter(encoders.values())).config, {}
@@ -264,7 +264,7 @@ def _on_patches(cells: NDArray[np.bool_], patch: Edges, *, all_of_it: bool) -> N
 
 @torch.no_grad()
 def _features(
-    reader: SuperpatchReader, volume: Volume, places_N3: NDArray[np.int64], encoders: dict[str, Encoder]
+    reader: SuperpatchReader, volume: Volume, places_N3: NDArray[np.int64], encoders: dict[str, Backbone]
 ) -> dict[str, NDArray[np.float32]]:
     """Encode the crops that hold the places; return each place's token by every encoder, and its voxels."""
     first = next(iter(encoders.values()))

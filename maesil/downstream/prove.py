@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from maesil.cache.provenance import notes_on_spacing
-from maesil.config.schema import require_known, require_tile
+from maesil.config.checks import require_known
+from maesil.config.schema import require_tile
 from maesil.devices import pick_device
 from maesil.documents import as_json, fields_of, read_json, write_json
 from maesil.downstream.adapters import load_adapter
@@ -38,7 +39,7 @@ from maesil.downstream.shares import score_shares
 from maesil.downstream.surface import has_surface_dice
 from maesil.errors import UsageError
 from maesil.files import make_folder
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.progress import progress
 from maesil.store.reader import SuperpatchReader
 from maesil.store.store import Store
@@ -133,7 +134,7 @@ _NO_SURFACE = "no surface Dice without MONAI: pip install maesil[prove]"
 
 def _encoders(
     paths: Sequence[Path], adapters: Sequence[str], run: Run, seed: int, device: torch.device
-) -> dict[str, Encoder]:
+) -> dict[str, Backbone]:
     """Return the encoders by name: the run's, its untrained twin, those of other runs, the adapters'."""
     encoders, _ = encoders_of(paths, seed, device)
     for name in adapters:
@@ -169,7 +170,7 @@ class _Work:
     reader: SuperpatchReader
     labels: Labels
     cohort: Cohort
-    encoders: dict[str, Encoder]
+    encoders: dict[str, Backbone]
     budget: Budget
     seed: int
     device: torch.device

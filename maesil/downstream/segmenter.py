@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from maesil.downstream.labels import UNLABELLED
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.models.patches import halvings
 
 WINDOWS = ((-1000.0, -300.0), (-200.0, 300.0), (100.0, 1000.0))
@@ -24,7 +24,7 @@ _LEAST_CHANNELS, _LAST_CHANNELS = 8, 16
 class Segmenter(nn.Module):
     """Tokens onto their grid, doubled until they are voxels; the image itself comes in at the last stage alone."""
 
-    def __init__(self, encoder: Encoder, classes: int, channels: int = 32) -> None:
+    def __init__(self, encoder: Backbone, classes: int, channels: int = 32) -> None:
         super().__init__()
         self.encoder = encoder
         stages: list[nn.Module] = [nn.Conv3d(encoder.width, channels, 1)]

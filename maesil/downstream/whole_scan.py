@@ -20,7 +20,7 @@ from maesil.config.schema import ModelConfig
 from maesil.data.crops import Crop, blank_outside_scan, patch_shares
 from maesil.evaluation.reconstruct import blending_weights
 from maesil.geometry import Affine
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.store.writer import Image
 from maesil.types import AIR_HU, MAP_CELL, MapArray, Zyx
 
@@ -48,7 +48,7 @@ class ScanEmbedding:
 
 
 @torch.no_grad()
-def embed_scan(encoder: Encoder, scan: Image) -> ScanEmbedding:
+def embed_scan(encoder: Backbone, scan: Image) -> ScanEmbedding:
     """Encode a scan in crops that overlap by half: a token is the mean of what each crop makes of its patch.
 
     In this mean a token counts by its distance from the faces of the crop, since those near a face see half of their
@@ -71,14 +71,14 @@ def embed_scan(encoder: Encoder, scan: Image) -> ScanEmbedding:
     return _within_scan(encoder, scan, tokens, cover)
 
 
-def encoded(encoder: Encoder, crops: Sequence[Crop]) -> Tensor:
+def encoded(encoder: Backbone, crops: Sequence[Crop]) -> Tensor:
     """Return the tokens of some crops, float64 ``[B, L, D]`` on the CPU."""
     device = next(encoder.parameters()).device
     hu_BZYX = torch.from_numpy(np.stack([crop.hu for crop in crops])).to(device)
     return encoder.forward_features(hu_BZYX).double().cpu()
 
 
-def _within_scan(encoder: Encoder, scan: Image, tokens: NDArray[np.float32], cover: _Cover) -> ScanEmbedding:
+def _within_scan(encoder: Backbone, scan: Image, tokens: NDArray[np.float32], cover: _Cover) -> ScanEmbedding:
     """Cut the grid to the patches that hold a voxel of the scan, and pool them."""
     patch = encoder.config.patch_zyx
     z, y, x = (-(-n // edge) for n, edge in zip(scan.shape, patch, strict=True))

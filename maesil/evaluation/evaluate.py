@@ -16,7 +16,7 @@ import torch
 
 from maesil.cache.provenance import notes_on_spacing
 from maesil.data.crops import grid_origins
-from maesil.data.scans import EARLIER, known_scans, same_patients
+from maesil.data.known_scans import EARLIER, known_scans, same_patients
 from maesil.data.split import Split, read_split
 from maesil.devices import pick_device
 from maesil.documents import write_json

@@ -18,8 +18,9 @@ from typing import Any, cast
 import numpy as np
 from rich.console import Console
 
+from maesil.config.checks import require_known
 from maesil.config.presets import PRESETS
-from maesil.config.schema import PAPER_KINDS, ModelConfig, RunConfig, require_known, require_tile
+from maesil.config.schema import PAPER_KINDS, ModelConfig, RunConfig, require_tile
 from maesil.config.toml import from_document
 from maesil.data.crops import grid_origins, validation_crops
 from maesil.data.sources import Sources

@@ -21,7 +21,7 @@ from torch import Tensor
 from maesil.cache.provenance import notes_on_spacing
 from maesil.config.schema import RunConfig
 from maesil.data.crops import read_crop
-from maesil.data.scans import EARLIER, known_scans, same_patients
+from maesil.data.known_scans import EARLIER, known_scans, same_patients
 from maesil.devices import pick_device
 from maesil.evaluation.metrics import ErrorSums, region_voxels
 from maesil.evaluation.predict import ModelPredictor, Predictor, crops_at_once, mask_seed

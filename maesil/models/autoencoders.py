@@ -3,7 +3,7 @@
 All are trained by the same trainer on the same crops, masks and loss. Convolutions see the whole crop: hidden voxels
 are set to the mean (0 in normalised units), and a second channel says which ones are hidden.
 
-Shapes: B samples, Z Y X voxels, C channels, c channels of the code, z y x its grid (one code a patch), K codebook
+Shapes: B samples, Z Y X voxels, C channels, c channels of the code, z y x its grid (one code per patch), K codebook
 entries, V voxels of a patch, L tokens, S to predict.
 """
 
@@ -24,7 +24,7 @@ from maesil.types import Zyx
 
 
 class Autoencoder(ReconstructionModel):
-    """A 3D convolutional autoencoder; its code has one vector of ``latent`` numbers a patch."""
+    """A 3D convolutional autoencoder; its code has one vector of ``latent`` numbers per patch."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

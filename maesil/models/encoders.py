@@ -1,4 +1,4 @@
-"""The encoder of a trained model by itself: int16 HU in, one token a patch out, nothing hidden.
+"""The encoder of a trained model by itself: int16 HU in, one token per patch out, nothing hidden.
 
 Window and normalisation are inside, so whoever uses it hands over voxels as they are in a store or in a scan.
 Shapes: B samples, Z Y X voxels (multiples of the edges of a patch), V voxels of a patch, g patches along an axis,
@@ -25,8 +25,8 @@ from maesil.models.slice_mae import SliceMaskedAutoencoder
 from maesil.types import Intensity, Zyx, edges_told
 
 
-class Encoder(nn.Module, ABC):
-    """What every encoder offers, whatever it was trained as."""
+class Backbone(nn.Module, ABC):
+    """What every encoder offers, whatever it was trained as: from crops to tokens. `maesil.Encoder` takes scans."""
 
     width: int
     """Channels D of a token."""
@@ -83,11 +83,11 @@ class HasNet(Protocol):
     """What holds an encoder, as `maesil.Encoder` does, which also knows the spacing of its scans."""
 
     @property
-    def net(self) -> Encoder:
-        """The encoder."""
+    def net(self) -> Backbone:
+        """The encoder of crops."""
 
 
-class VitEncoder(Encoder):
+class VitEncoder(Backbone):
     """The transformer of ``maesil``: its parts and their names are those of `MaskedAutoencoder`."""
 
     pos_embed: Tensor
@@ -100,7 +100,7 @@ class VitEncoder(Encoder):
         self.register_buffer("pos_embed", model.pos_embed.clone())
 
     def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
-        """See `Encoder.encode`."""
+        """See `Backbone.encode`."""
         tokens_BLD: Tensor = self.patch_embed(patches_BLV) + self._positions(grid)
         for block in self.blocks:
             tokens_BLD = block(tokens_BLD)
@@ -113,7 +113,7 @@ class VitEncoder(Encoder):
         return sincos_positions(grid, self.width).to(self.pos_embed)
 
 
-class PrimusEncoder(Encoder):
+class PrimusEncoder(Backbone):
     """The transformer of ``primus``: its parts and their names are those of `PrimusAutoencoder`."""
 
     def __init__(self, model: PrimusAutoencoder, intensity: Intensity) -> None:
@@ -123,7 +123,7 @@ class PrimusEncoder(Encoder):
         self.pos_embed, self.register_tokens = model.pos_embed, model.register_tokens
 
     def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
-        """See `Encoder.encode`."""
+        """See `Backbone.encode`."""
         registers = self.config.registers
         codes = codes_on_grid(self.pos_embed, registers, self.config.grid, grid)
         tokens = with_registers(self.patch_embed(patches_BLV) + codes[registers:], self.register_tokens, codes)
@@ -134,7 +134,7 @@ class PrimusEncoder(Encoder):
         return latent_BLD
 
 
-class SliceEncoder(Encoder):
+class SliceEncoder(Backbone):
     """The transformer of ``mae2d``: slices are encoded one by one; a token is the mean over the slices of its patch."""
 
     def __init__(self, model: SliceMaskedAutoencoder, intensity: Intensity) -> None:
@@ -143,7 +143,7 @@ class SliceEncoder(Encoder):
         self.patch_embed, self.blocks, self.norm = model.patch_embed, model.blocks, model.norm
 
     def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
-        """See `Encoder.encode`."""
+        """See `Backbone.encode`."""
         (P, PY, PX), (gz, gy, gx) = self.config.patch_zyx, grid
         slices = patches_BLV.reshape(-1, gy * gx, P, PY * PX).transpose(1, 2).flatten(0, 1)
         tokens = self.patch_embed(slices) + sincos_positions((1, gy, gx), self.width).to(self.norm.weight)
@@ -153,7 +153,7 @@ class SliceEncoder(Encoder):
         return latent.reshape(len(patches_BLV), gz * gy * gx, self.width)
 
 
-class ConvEncoder(Encoder):
+class ConvEncoder(Backbone):
     """The convolutions of ``ae``, ``vae`` (mean of the code) and ``vqvae`` (the code before it is quantised)."""
 
     def __init__(self, model: Autoencoder, intensity: Intensity) -> None:
@@ -163,7 +163,7 @@ class ConvEncoder(Encoder):
         self._mean_alone = isinstance(model, VariationalAutoencoder)
 
     def encode(self, patches_BLV: Tensor, grid: Zyx) -> Tensor:
-        """See `Encoder.encode`."""
+        """See `Backbone.encode`."""
         voxels_BZYX = unpatchify(patches_BLV, grid, self.config.patch)
         nothing_hidden = torch.zeros_like(voxels_BZYX)
         code_Bczyx: Tensor = self.encoder(torch.stack([voxels_BZYX, nothing_hidden], dim=1))
@@ -172,10 +172,10 @@ class ConvEncoder(Encoder):
         return code_Bczyx.flatten(2).transpose(1, 2)
 
 
-def encoder_of(model: ReconstructionModel, intensity: Intensity) -> Encoder:
+def encoder_of(model: ReconstructionModel, intensity: Intensity) -> Backbone:
     """Return the encoder of a model, in evaluation mode; it shares the model's weights."""
     if isinstance(model, PrimusAutoencoder):
-        encoder: Encoder = PrimusEncoder(model, intensity)
+        encoder: Backbone = PrimusEncoder(model, intensity)
     elif isinstance(model, MaskedAutoencoder):
         encoder = VitEncoder(model, intensity)
     elif isinstance(model, SliceMaskedAutoencoder):
@@ -187,7 +187,7 @@ def encoder_of(model: ReconstructionModel, intensity: Intensity) -> Encoder:
     return encoder.eval()
 
 
-def untrained_encoder(config: ModelConfig, intensity: Intensity, seed: int) -> Encoder:
+def untrained_encoder(config: ModelConfig, intensity: Intensity, seed: int) -> Backbone:
     """Make an encoder of the same architecture with weights drawn as at the start of training."""
     model = make_model(config)
     model.init_weights(torch.Generator().manual_seed(seed))

@@ -170,7 +170,7 @@ def _shard_problems(store: Store, volume: Volume) -> Iterator[str]:
         key = f"{volume.prefix}/0/{shard}"
         try:
             if key not in tables:
-                tables[key] = None  # a damaged index is one problem, not one a superpatch
+                tables[key] = None  # a damaged index is one problem, not one per superpatch
                 tables[key] = read_shard_index(store.storage, key, per_shard)
             if (table := tables[key]) is None:
                 continue

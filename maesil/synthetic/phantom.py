@@ -133,7 +133,12 @@ class ChestPhantom:
         paint(hu, np.minimum(top - 14.0, 16.5 - top), -260.0)
 
     def _plumbing(self, rng: np.random.Generator) -> tuple[Tubes, Tubes, Tubes, Tubes]:
-        carina, heart, spine = self.carina, self.heart, self.spine_y
+        airways, vessels = self._airways(rng)
+        return airways, vessels, self._great_vessels(), self._liver_vessels(rng)
+
+    def _airways(self, rng: np.random.Generator) -> tuple[Tubes, Tubes]:
+        """The windpipe with its branches, and the vessels beside them."""
+        carina = self.carina
         airways = tube_path([beside(carina, 0, -6, 110), beside(carina, 0, -2, 40), carina], 9.0, -985.0)
         vessels = Tubes(np.empty((0, 2, 3)), np.empty((0, 2)), np.empty(0))
         for side in (-1.0, 1.0):
@@ -144,31 +149,40 @@ class ChestPhantom:
                 airways += tube_tree(rng, hilum, along, 3.6, -960.0, depth=3)
                 root = beside(hilum, 0, -5, 3)
                 vessels += tube_tree(rng, root, along * 1.35, 5.4, self.contrast * 0.6, depth=6)
-        arch = carina[2] + 22.0
-        aorta: list[ArrayLike] = [
-            beside(heart, -14, 6, 22),
+        return airways, vessels
+
+    def _great_vessels(self) -> Tubes:
+        """Aorta, trunk of the lung, both great veins, and the arteries of head and arms."""
+        carina, heart, arch = self.carina, self.heart, self.carina[2] + 22.0
+        trunk, down = [10, -14, carina[2] - 22], -60.0
+        great = tube_path([*self._aorta(arch), [8, self.spine_y - 20, down]], 12.5 * self.heart_size, self.contrast)
+        great += tube_path([beside(heart, 0, -4, 26), trunk], 13.0, self.contrast * 0.9)
+        for side in (-1.0, 1.0):
+            great += tube_path([trunk, beside(carina, side * 34, -6, -17)], 9.0, self.contrast * 0.85)
+        great += tube_path([beside(heart, -34, 8, 18), [-22, -14, carina[2] + 90]], 9.0, self.contrast * 0.75)
+        below: list[ArrayLike] = [beside(heart, -36, 16, -24), [-24, 26, self.base], [-18, 30, down]]
+        great += tube_path(below, 11.0, self.contrast * 0.45)
+        for x in (-14.0, 2.0, 20.0):
+            great += tube_path([[x * 0.6, -4 + abs(x) * 0.3, arch + 4], [x * 1.8, -2, arch + 110]], 4.5, self.contrast)
+        return great
+
+    def _aorta(self, arch: float) -> list[ArrayLike]:
+        """Places of the aorta from the heart over its arch to the spine."""
+        return [
+            beside(self.heart, -14, 6, 22),
             [-6, -22, arch - 34],
             [-2, -16, arch - 6],
             [12, 2, arch + 6],
             [22, 24, arch - 4],
+            [24, self.spine_y - 6, arch - 34],
+            [20, self.spine_y - 12, self.heart[2]],
         ]
-        aorta += [[24, spine - 6, arch - 34], [20, spine - 12, heart[2]], [8, spine - 20, -60.0]]
-        great = tube_path(aorta, 12.5 * self.heart_size, self.contrast)
-        great += tube_path([beside(heart, 0, -4, 26), [10, -14, carina[2] - 22]], 13.0, self.contrast * 0.9)
-        for side in (-1.0, 1.0):
-            great += tube_path(
-                [[10, -14, carina[2] - 22], beside(carina, side * 34, -6, -17)], 9.0, self.contrast * 0.85
-            )
-        great += tube_path([beside(heart, -34, 8, 18), [-22, -14, carina[2] + 90]], 9.0, self.contrast * 0.75)
-        great += tube_path(
-            [beside(heart, -36, 16, -24), [-24, 26, self.base], [-18, 30, -60.0]], 11.0, self.contrast * 0.45
-        )
-        for x in (-14.0, 2.0, 20.0):
-            great += tube_path([[x * 0.6, -4 + abs(x) * 0.3, arch + 4], [x * 1.8, -2, arch + 110]], 4.5, self.contrast)
+
+    def _liver_vessels(self, rng: np.random.Generator) -> Tubes:
         portal = np.array([-30.0, 0.0, self.base + 8.0])
         liver = tube_tree(rng, portal, np.array([-30.0, 8.0, 12.0]), 6.0, self.liver_hu + 55.0, depth=4)
         liver += tube_tree(rng, portal, np.array([16.0, -26.0, 8.0]), 5.0, self.liver_hu + 55.0, depth=3)
-        return airways, vessels, great, liver
+        return liver
 
 
 class _Patient:

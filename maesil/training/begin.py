@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from maesil.data.scans import EARLIER, Scan, read_scans
+from maesil.data.known_scans import EARLIER, KnownScan, read_scans
 from maesil.data.split import Split
 from maesil.documents import read_json, write_json
 from maesil.errors import CheckpointError
-from maesil.models.encoders import Encoder, encoder_of
+from maesil.models.encoders import Backbone, encoder_of
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.text import counted
 from maesil.training.checkpoint import content_sha256, load_run
@@ -28,7 +28,7 @@ class Beginning:
     source: str = ""
     sha256: str = ""
     """Of the weights, by their content."""
-    scans: tuple[Scan, ...] = ()
+    scans: tuple[KnownScan, ...] = ()
     known: bool = True
     """Whether it is known what the weights have seen."""
 
@@ -54,12 +54,12 @@ class Beginning:
         return told
 
 
-def beginning(source: Path | Encoder, model: ReconstructionModel) -> Beginning:
+def beginning(source: Path | Backbone, model: ReconstructionModel) -> Beginning:
     """Load weights into a model: all of a run's (the averaged ones, if it keeps an average), or an encoder's.
 
     CheckpointError where there are none, or they do not fit.
     """
-    if isinstance(source, Encoder):
+    if isinstance(source, Backbone):
         own = encoder_of(model, source.intensity)
         # A code of positions that is not learnt follows from the crop.
         positions = {name: value for name, value in own.named_buffers() if name == "pos_embed"}
@@ -73,7 +73,7 @@ def beginning(source: Path | Encoder, model: ReconstructionModel) -> Beginning:
     return Beginning(str(source), run.weights_sha256(), seen, scans is not None)
 
 
-def require_same_beginning(run_dir: Path, source: Path | Encoder) -> str:
+def require_same_beginning(run_dir: Path, source: Path | Backbone) -> str:
     """Return what is to be said where a run that goes on is given the weights it began with: they are not loaded.
 
     CheckpointError for other weights than those, or where the run does not know them.
@@ -86,7 +86,7 @@ def require_same_beginning(run_dir: Path, source: Path | Encoder) -> str:
     return f"the run began with the weights of {_name(source)} and goes on from its checkpoint"
 
 
-def other_beginning(run_dir: Path, source: Path | Encoder | None) -> str:
+def other_beginning(run_dir: Path, source: Path | Backbone | None) -> str:
     """Return in what the weights that a run began with differ from those asked for; empty where they are the same."""
     noted = read_json(run_dir / INIT_FROM) if (run_dir / INIT_FROM).exists() else None
     began = f"the weights of {noted['source']}" if noted else "no --init-from noted"
@@ -97,13 +97,13 @@ def other_beginning(run_dir: Path, source: Path | Encoder | None) -> str:
     return f"{began}, now --init-from {_name(source)}{': other weights' if noted else ''}"
 
 
-def weights_sha256(source: Path | Encoder) -> str:
+def weights_sha256(source: Path | Backbone) -> str:
     """Return the hash of the weights of a run or an exported encoder, by their content."""
-    return content_sha256(source.state_dict()) if isinstance(source, Encoder) else load_run(source).weights_sha256()
+    return content_sha256(source.state_dict()) if isinstance(source, Backbone) else load_run(source).weights_sha256()
 
 
-def _name(source: Path | Encoder) -> str:
-    return _AN_ENCODER if isinstance(source, Encoder) else str(source)
+def _name(source: Path | Backbone) -> str:
+    return _AN_ENCODER if isinstance(source, Backbone) else str(source)
 
 
 def _load(module: nn.Module, state: dict[str, Tensor], source: str) -> None:

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from maesil.cache.catalogue import RUN_STORES
-from maesil.data.scans import SCANS
+from maesil.data.known_scans import SCANS
 from maesil.training.checkpoint import CHECKPOINT
 from maesil.training.log import METRICS, read_metrics
 from maesil.training.trainer import Trainer

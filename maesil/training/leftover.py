@@ -16,7 +16,7 @@ from maesil.config.toml import asked_for, from_document
 from maesil.data.sources import Sources
 from maesil.data.split import Split, parts_by_group
 from maesil.errors import CheckpointError, UsageError
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.text import counted
 from maesil.training.begin import other_beginning
 from maesil.training.resume import ON_RESUME, differences, moved_groups, parts
@@ -26,7 +26,7 @@ _NAMED = 4
 
 
 def begun_before(
-    out: Path, config: RunConfig, sources: Sources, split: Split, init_from: Path | Encoder | None, *, go_on: bool
+    out: Path, config: RunConfig, sources: Sources, split: Split, init_from: Path | Backbone | None, *, go_on: bool
 ) -> list[str]:
     """Return what is to be said where a run was begun in ``out`` that has no checkpoint; nothing where none was.
 

@@ -20,8 +20,8 @@ from maesil.config.schema import RunConfig, TrainConfig
 from maesil.config.toml import to_toml
 from maesil.data.crops import validation_crops
 from maesil.data.intensity import measure_intensity
+from maesil.data.known_scans import record_scans
 from maesil.data.sampler import CropSampler
-from maesil.data.scans import record_scans
 from maesil.data.sources import Sources, reading_threads
 from maesil.data.split import Split, read_split, split_patients
 from maesil.devices import convolutions_tuned, pick_device, settled
@@ -30,7 +30,7 @@ from maesil.documents import write_json
 from maesil.errors import CheckpointError, UsageError
 from maesil.files import write_whole
 from maesil.kernels import what_triton_lacks
-from maesil.models.encoders import Encoder
+from maesil.models.encoders import Backbone
 from maesil.models.latent import USED_FROM_DB
 from maesil.models.masked_autoencoder import ReconstructionModel
 from maesil.models.registry import make_model
@@ -66,7 +66,7 @@ def prepare(
     console: Console,
     split: Split | Path | None = None,
     weights: Sequence[float] = (),
-    init_from: Path | Encoder | None = None,
+    init_from: Path | Backbone | None = None,
 ) -> Trainer:
     """Open the stores, split the patients, measure intensities, build or load the model; write what was decided.
 
@@ -111,7 +111,7 @@ class _Asked:
     out: Path
     device: torch.device
     split: Split | Path | None
-    init_from: Path | Encoder | None
+    init_from: Path | Backbone | None
     console: Console
     resume: Resume
 

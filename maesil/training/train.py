@@ -21,7 +21,7 @@ from maesil.distributed import joined
 from maesil.files import folder_locked
 from maesil.installed import EVENTS, PICTURES, not_installed
 from maesil.kernels import use_kernels
-from maesil.models.encoders import Encoder, HasNet
+from maesil.models.encoders import Backbone, HasNet
 from maesil.signals import interrupts_deferred, interrupts_raised
 from maesil.store.urls import StorePlace
 from maesil.training.checkpoint import has_checkpoint
@@ -62,7 +62,7 @@ def train(
     resume: Resume = False,
     split: Split | Path | None = None,
     weights: Sequence[float] = (),
-    init_from: Path | Encoder | HasNet | None = None,
+    init_from: Path | Backbone | HasNet | None = None,
     console: Console | None = None,
     profile: bool = False,
     note: str = "",

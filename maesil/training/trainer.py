@@ -268,7 +268,7 @@ _STAND_IN = slice(0, 1)
 
 
 def _shifted_windows(window: Window, jitter: float, draws: Sequence[Draw]) -> Tensor:
-    """Return one window a sample, its ends moved as the draws say: float32 ``[B, 2]`` HU."""
+    """Return one window per sample, its ends moved as the draws say: float32 ``[B, 2]`` HU."""
     reach = jitter * (window[1] - window[0])
     return torch.tensor([[end + reach * by for end, by in zip(window, d.window_shift, strict=True)] for d in draws])
 

@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote
 from maesil.errors import MaesilError, StoreError
 from maesil.text import printable
 from maesil.viewer.pages import list_page, scan_page
-from maesil.viewer.scans import Scans, step_for
+from maesil.viewer.served_store import ServedStore, step_for
 
 _HTML, _TEXT = "text/html; charset=utf-8", "text/plain; charset=utf-8"
 _NIFTI = "application/octet-stream"
@@ -43,49 +43,49 @@ def told(text: str, status: HTTPStatus) -> Answer:
     return Answer(f"{printable(text)}\n".encode(), _TEXT, status)
 
 
-def answer(scans: Scans, root: str, path: str, query: str) -> Answer:
+def answer(served: ServedStore, root: str, path: str, query: str) -> Answer:
     """Return the answer to a request; ``root`` is the address below which all of this lies, ``/TOKEN``.
 
     A damaged store is told in one line, status 500.
     """
     try:
-        return _answer(scans, root, path, query)
+        return _answer(served, root, path, query)
     except StoreError as error:
         return told(str(error), HTTPStatus.INTERNAL_SERVER_ERROR)
     except MaesilError as error:
         return told(str(error), HTTPStatus.NOT_FOUND)
 
 
-def _answer(scans: Scans, root: str, path: str, query: str) -> Answer:
+def _answer(served: ServedStore, root: str, path: str, query: str) -> Answer:
     asked = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
     if path == "/":
-        scans.refresh()
-        return Answer(list_page(scans, root, asked.get("find", ""), _number(asked.get("from", ""))).encode())
+        served.refresh()
+        return Answer(list_page(served, root, asked.get("find", ""), _number(asked.get("from", ""))).encode())
     if path.startswith("/static/") and (place := _STATIC.get(path.removeprefix("/static/"))):
         package, folder, kind = place
         return Answer((files(package) / folder / path.removeprefix("/static/")).read_bytes(), kind)
     address = _ADDRESS.fullmatch(path)
-    if address is None or address["volume"] not in scans.volumes:
+    if address is None or address["volume"] not in served.volumes:
         return told("not found: the store has no such volume, or this no such page", HTTPStatus.NOT_FOUND)
-    return _of_volume(scans, root, address["volume"], address["part"] or "", whole="whole" in asked)
+    return _of_volume(served, root, address["volume"], address["part"] or "", whole="whole" in asked)
 
 
-def _of_volume(scans: Scans, root: str, volume_id: str, part: str, *, whole: bool) -> Answer:
-    step = (1, 1, 1) if whole else step_for(scans.volumes[volume_id])
+def _of_volume(served: ServedStore, root: str, volume_id: str, part: str, *, whole: bool) -> Answer:
+    step = (1, 1, 1) if whole else step_for(served.volumes[volume_id])
     if part.startswith("overlays/"):
         name = unquote(part.removeprefix("overlays/"))
-        if name not in scans.overlays:
+        if name not in served.overlays:
             return told("not found: the volume has no such overlay", HTTPStatus.NOT_FOUND)
-        return Answer(scans.overlay(volume_id, name), _NIFTI)
+        return Answer(served.overlay(volume_id, name), _NIFTI)
     if part.startswith("labels/"):
         name = part.removeprefix("labels/")
-        if name not in scans.labels(volume_id):
+        if name not in served.labels(volume_id):
             return told("not found: the volume has no such labels", HTTPStatus.NOT_FOUND)
-        return Answer(scans.label_voxels(volume_id, name, step), _NIFTI)
+        return Answer(served.label_voxels(volume_id, name, step), _NIFTI)
     parts: dict[str, Callable[[], Answer]] = {
-        "": lambda: Answer(scan_page(scans, root, volume_id, step).encode()),
-        "ct.nii": lambda: Answer(scans.ct(volume_id, step), _NIFTI),
-        "picture.png": lambda: Answer(scans.picture(volume_id), "image/png"),
+        "": lambda: Answer(scan_page(served, root, volume_id, step).encode()),
+        "ct.nii": lambda: Answer(served.ct(volume_id, step), _NIFTI),
+        "picture.png": lambda: Answer(served.picture(volume_id), "image/png"),
     }
     return parts[part]()
 

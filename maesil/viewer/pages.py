@@ -15,7 +15,7 @@ from maesil.store.records import Volume
 from maesil.store.remedies import remedy
 from maesil.text import counted, printable
 from maesil.types import AIR_HU, Window, Zyx
-from maesil.viewer.scans import Scans
+from maesil.viewer.served_store import ServedStore
 
 PER_PAGE = 120
 WINDOWS: dict[str, Window] = {
@@ -29,33 +29,33 @@ _HIGHEST_HU = 3071.0
 _STRAIGHT_BELOW_DEGREES = 0.05
 
 
-def list_page(scans: Scans, root: str, find: str = "", first: int = 0) -> str:
+def list_page(served: ServedStore, root: str, find: str = "", first: int = 0) -> str:
     """Return the page of the volumes in which some words are found, ``PER_PAGE`` of them from a place on, as HTML."""
-    found = scans.found(find)
+    found = served.found(find)
     shown = found[first : first + PER_PAGE]
     return rendered(
         "view_list.html",
         root=root,
-        name=printable(scans.store.path.name),
+        name=printable(served.store.path.name),
         find=find,
-        conclusion=_conclusion(scans, found, first, shown),
+        conclusion=_conclusion(served, found, first, shown),
         cards=[_card(volume) for volume in shown],
         refused=[
             (refusal.volume_id[:12], refusal.code, printable(refusal.detail), remedy(refusal.code))
-            for refusal in scans.store.quarantined()
+            for refusal in served.store.quarantined()
         ],
         before=max(0, first - PER_PAGE) if first else None,
         after=first + PER_PAGE if first + PER_PAGE < len(found) else None,
     )
 
 
-def _conclusion(scans: Scans, found: Sequence[Volume], first: int, shown: Sequence[Volume]) -> str:
-    told = counted(len(scans.volumes), "volume")
-    if len(found) < len(scans.volumes):
+def _conclusion(served: ServedStore, found: Sequence[Volume], first: int, shown: Sequence[Volume]) -> str:
+    told = counted(len(served.volumes), "volume")
+    if len(found) < len(served.volumes):
         told = f"{len(found)} of {told} found"
     if len(shown) < len(found):
         told += f", {first + 1} to {first + len(shown)} shown"
-    if outdated := len(scans.store.outdated()):
+    if outdated := len(served.store.outdated()):
         told += f"; {counted(outdated, 'volume')} made by an earlier recipe, not shown until ingested again"
     return told
 
@@ -70,22 +70,22 @@ def _card(volume: Volume) -> dict[str, Any]:
     }
 
 
-def scan_page(scans: Scans, root: str, volume_id: str, step: Zyx) -> str:
+def scan_page(served: ServedStore, root: str, volume_id: str, step: Zyx) -> str:
     """Return the page of one volume, of which every ``step``-th voxel along z, y, x is shown, as HTML."""
-    told = scans.explained(volume_id)
-    volume = scans.volumes[volume_id]
-    ids = list(scans.volumes)
+    told = served.explained(volume_id)
+    volume = served.volumes[volume_id]
+    ids = list(served.volumes)
     at = ids.index(volume_id)
     return rendered(
         "view_scan.html",
         root=root,
-        name=printable(scans.store.path.name),
+        name=printable(served.store.path.name),
         id=volume_id,
         before=ids[at - 1] if at else "",
         after=ids[at + 1] if at + 1 < len(ids) else "",
         step=_by(step) if math.prod(step) > 1 else "",
-        scan=_for_script(scans, root, volume, step),
-        overlays=[*scans.overlays, *scans.labels(volume_id)],
+        scan=_for_script(served, root, volume, step),
+        overlays=[*served.overlays, *served.labels(volume_id)],
         facts=_facts(volume),
         affine=[[f"{value:.6g}" for value in row] for row in volume.affine_lps],
         notes=[(note, note_in_words(note)) for note in volume.notes],
@@ -94,7 +94,7 @@ def scan_page(scans: Scans, root: str, volume_id: str, step: Zyx) -> str:
     )
 
 
-def _for_script(scans: Scans, root: str, volume: Volume, step: Zyx) -> dict[str, Any]:
+def _for_script(served: ServedStore, root: str, volume: Volume, step: Zyx) -> dict[str, Any]:
     """Return what the page's script must know: addresses, windows, and how to get from mm LPS to a voxel."""
     here = f"{root}/volumes/{volume.volume_id}"
     affine = coarser(volume.affine, step)
@@ -113,13 +113,13 @@ def _for_script(scans: Scans, root: str, volume: Volume, step: Zyx) -> dict[str,
         "windows": [
             {"name": name, "low": low, "high": high} for name, (low, high) in {**WINDOWS, "Full": full}.items()
         ],
-        "overlays": [{"name": name, "address": f"{here}/overlays/{name}", "classes": None} for name in scans.overlays]
-        + [_labels_for_script(scans, here, volume, name, step) for name in scans.labels(volume.volume_id)],
+        "overlays": [{"name": name, "address": f"{here}/overlays/{name}", "classes": None} for name in served.overlays]
+        + [_labels_for_script(served, here, volume, name, step) for name in served.labels(volume.volume_id)],
     }
 
 
-def _labels_for_script(scans: Scans, here: str, volume: Volume, name: str, step: Zyx) -> dict[str, Any]:
-    image = scans.label_image(volume.volume_id, name)
+def _labels_for_script(served: ServedStore, here: str, volume: Volume, name: str, step: Zyx) -> dict[str, Any]:
+    image = served.label_image(volume.volume_id, name)
     classes = [
         {"number": number, "name": printable(label), "colour": image.colours.get(number, [0, 0, 0, 0])}
         for number, label in image.classes.items()

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from maesil.errors import UsageError
 from maesil.viewer.answers import Answer, answer, told
-from maesil.viewer.scans import Scans
+from maesil.viewer.served_store import ServedStore
 
 LOOPBACK = "127.0.0.1"
 _HOST = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
@@ -39,8 +39,8 @@ class ViewServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
 
-    def __init__(self, scans: Scans, port: int = 0) -> None:
-        self.scans = scans
+    def __init__(self, served: ServedStore, port: int = 0) -> None:
+        self.served = served
         self.token = secrets.token_urlsafe(24)
         try:
             super().__init__((LOOPBACK, port), _Handler)
@@ -65,7 +65,7 @@ class ViewServer(ThreadingHTTPServer):
         if not hmac.compare_digest(root.encode("latin-1", "replace"), self.token.encode()):
             line = "refused: expected the token in the address; open the one that `maesil store view` printed"
             return told(line, HTTPStatus.FORBIDDEN)
-        return answer(self.scans, f"/{self.token}", slash + path, query)
+        return answer(self.served, f"/{self.token}", slash + path, query)
 
 
 class _Handler(BaseHTTPRequestHandler):

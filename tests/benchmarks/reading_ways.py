@@ -313,7 +313,7 @@ LOADING: dict[str, Callable[[dict[str, Any]], Round]] = {
     "maesil, two bare threads into batches": bare_threads,
     "maesil, on the grid": maesil_loader("inside"),
     "maesil, random offsets": maesil_loader("across"),
-    "maesil, random offsets, 16 crops a visit": maesil_loader("across", crops=16),
+    "maesil, random offsets, 16 crops per visit": maesil_loader("across", crops=16),
     "maesil, on the grid, --ram": maesil_loader("inside", 10**10),
     "maesil, random offsets, --ram": maesil_loader("across", 10**10),
     "DataLoader(2) + maesil's reader": dataloader_maesil,

@@ -10,8 +10,8 @@ from support.command_line import fails, run
 from support.copies import COPIES
 from support.stores import add_volume, make_store
 
+from maesil.data.known_scans import record_scans
 from maesil.data.overlap import overlaps
-from maesil.data.scans import record_scans
 from maesil.data.split import Split
 
 SPACING = (6.0, 6.0, 6.0)

@@ -10,7 +10,7 @@ from support.proofs import SPLIT, make_world
 from support.runs import save_run
 from support.stores import add_volume
 
-from maesil.data.scans import record_scans
+from maesil.data.known_scans import record_scans
 from maesil.data.split import Split, write_split
 from maesil.downstream.cohort import choose_cohort
 from maesil.errors import UsageError

@@ -17,7 +17,7 @@ from support.stores import add_volume, make_store
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from maesil.config.schema import TrainConfig
-from maesil.data.scans import record_scans
+from maesil.data.known_scans import record_scans
 from maesil.data.split import Split
 from maesil.documents import read_json
 from maesil.downstream.finetune import (

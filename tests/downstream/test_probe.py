@@ -14,7 +14,7 @@ from support.runs import SMALL, save_run
 from support.stores import add_volume
 
 from maesil.config.schema import MaskConfig
-from maesil.data.scans import record_scans
+from maesil.data.known_scans import record_scans
 from maesil.data.split import Split
 from maesil.documents import read_json
 from maesil.downstream.folds import Patients

@@ -15,7 +15,7 @@ from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config.schema import MaskConfig
 from maesil.data.crops import grid_crops
-from maesil.data.scans import SCANS, record_scans
+from maesil.data.known_scans import SCANS, record_scans
 from maesil.data.split import Split
 from maesil.errors import CheckpointError, NoInputError, StoreError, UsageError
 from maesil.evaluation.evaluate import choose_volumes, evaluate, taken

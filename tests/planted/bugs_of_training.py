@@ -75,7 +75,7 @@ DATA = [
         ("        blank_outside_scan(hu, valid)\n", "", "test_every_superpatch_is_there_once_as_the_reader_reads_it"),
     ),
     *bugs(
-        "maesil/data/scans.py", "data/test_scans.py",
+        "maesil/data/known_scans.py", "data/test_known_scans.py",
         ('for name in ("volume_id", "source_hash", "pixels"):', 'for name in ("volume_id", "source_hash"):',
          "test_a_scan_without_a_body_is_known_by_its_pixels_and_the_rest_is_said"),
     ),

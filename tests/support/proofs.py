@@ -9,7 +9,7 @@ import numpy as np
 from support.labelled import labelled_store
 from support.runs import save_run
 
-from maesil.data.scans import record_scans
+from maesil.data.known_scans import record_scans
 from maesil.data.split import Split, write_split
 from maesil.downstream.prove import Budget
 

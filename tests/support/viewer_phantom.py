@@ -14,7 +14,7 @@ from maesil.store.labels import add_label_image
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
-from maesil.viewer.scans import Scans
+from maesil.viewer.served_store import ServedStore
 from maesil.viewer.server import ViewServer
 
 CORNER_LPS = np.array([45.0, -160.0, 512.0])
@@ -69,7 +69,7 @@ def labelled(path) -> tuple[Store, Volume, np.ndarray]:
 
 
 def serving(store: Store, sources=None) -> Iterator[ViewServer]:
-    with ViewServer(Scans(store, sources)) as server:
+    with ViewServer(ServedStore(store, sources)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         yield server

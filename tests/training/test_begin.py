@@ -12,7 +12,7 @@ from support.stores import make_store
 
 import maesil
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
-from maesil.data.scans import EARLIER, known_scans
+from maesil.data.known_scans import EARLIER, known_scans
 from maesil.data.split import Split
 from maesil.downstream.export import export_encoder
 from maesil.errors import CheckpointError

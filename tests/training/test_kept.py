@@ -13,7 +13,7 @@ from support.runs import interrupted_after
 from support.stores import make_store
 
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
-from maesil.data.scans import read_scans
+from maesil.data.known_scans import read_scans
 from maesil.downstream.export import export_encoder
 from maesil.training.checkpoint import CHECKPOINT, load_run
 from maesil.training.kept import BEST, _best_so_far

@@ -15,7 +15,7 @@ from maesil.geometry import world_of
 from maesil.store.store import Store
 from maesil.viewer.answers import answer
 from maesil.viewer.pages import PER_PAGE, list_page, scan_page
-from maesil.viewer.scans import MOST_VOXELS, Scans
+from maesil.viewer.served_store import MOST_VOXELS, ServedStore
 
 ROOT = "/token"
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>'\"&"
@@ -45,10 +45,10 @@ def for_script(page: str) -> dict:
 
 
 @pytest.fixture
-def hostile(tmp_path) -> tuple[Scans, str]:
+def hostile(tmp_path) -> tuple[ServedStore, str]:
     store = make_store(tmp_path / "<b>s", [], superpatch=16)
     volume = add_volume(store, synthetic_hu((8, 8, 8)), notes=(HOSTILE,), group=HOSTILE, source={HOSTILE: HOSTILE})
-    return Scans(store, {volume.volume_id: [f"/scans/{HOSTILE}.dcm"]}), volume.volume_id
+    return ServedStore(store, {volume.volume_id: [f"/scans/{HOSTILE}.dcm"]}), volume.volume_id
 
 
 def test_data_of_a_store_are_text_and_no_markup(hostile):
@@ -65,7 +65,7 @@ def test_data_of_a_store_are_text_and_no_markup(hostile):
 
 
 def test_pages_hold_no_script_no_style_and_no_address_of_elsewhere(store, ids):
-    scans = Scans(store)
+    scans = ServedStore(store)
     for page in (list_page(scans, ROOT), scan_page(scans, ROOT, ids["turned"], (2, 2, 2))):
         seen = Seen(page)
         assert all(address.startswith((f"{ROOT}/", "data:,")) for address in seen.addresses())
@@ -74,7 +74,7 @@ def test_pages_hold_no_script_no_style_and_no_address_of_elsewhere(store, ids):
 
 
 def test_each_control_has_a_name(store, ids):
-    page = scan_page(Scans(store), ROOT, ids["turned"], (1, 1, 1))
+    page = scan_page(ServedStore(store), ROOT, ids["turned"], (1, 1, 1))
     for control in re.findall(r"<input[^>]*>", page):
         before = page[: page.index(control)]
         assert before.rfind("<label") > before.rfind("</label>"), control
@@ -82,7 +82,7 @@ def test_each_control_has_a_name(store, ids):
 
 
 def test_a_volume_s_page_tells_what_explain_tells(store, ids):
-    scans = Scans(store, {ids["turned"]: [f"/scans/{n}.dcm" for n in range(7)]})
+    scans = ServedStore(store, {ids["turned"]: [f"/scans/{n}.dcm" for n in range(7)]})
     text = " ".join(Seen(scan_page(scans, ROOT, ids["turned"], (1, 1, 1))).text.split())
     for told in (
         ids["turned"], "52 x 70 x 65 of 3 x 2 x 2.5 mm", "the slices are shifted along the scan",
@@ -97,7 +97,7 @@ def test_a_volume_s_page_tells_what_explain_tells(store, ids):
 @pytest.mark.parametrize("step", [(1, 1, 1), (2, 3, 1)])
 def test_the_script_finds_each_voxel_by_its_place(store, ids, step):
     volume = store.volume(ids["turned"])
-    told = for_script(scan_page(Scans(store), ROOT, ids["turned"], step))
+    told = for_script(scan_page(ServedStore(store), ROOT, ids["turned"], step))
     shown = np.random.default_rng(0).integers(0, told["shape"], (50, 3))
     places = world_of(volume.affine, shown * told["step"])
     back = np.c_[places, np.ones(50)] @ np.array(told["index_of_lps"]).T
@@ -107,7 +107,7 @@ def test_the_script_finds_each_voxel_by_its_place(store, ids, step):
 
 def test_the_list_goes_on_over_pages(tmp_path, monkeypatch):
     monkeypatch.setattr("maesil.viewer.pages.PER_PAGE", 2)
-    scans = Scans(make_store(tmp_path / "s", [(8, 8, 8)] * 5, superpatch=16))
+    scans = ServedStore(make_store(tmp_path / "s", [(8, 8, 8)] * 5, superpatch=16))
     seen, address, found = Seen(list_page(scans, ROOT)), "", set()
     for first in (0, 2, 4):
         seen = Seen(answer(scans, ROOT, "/", f"from={first}").body.decode())
@@ -122,20 +122,20 @@ def test_the_list_goes_on_over_pages(tmp_path, monkeypatch):
     "query", ["from=x", "from=-1", "from=99999999999999", "from=%C2%B2", "find=%00%ff", "&&=", "from="]
 )
 def test_queries_that_mean_nothing_do_no_harm(store, query):
-    assert answer(Scans(store), ROOT, "/", query).status == 200
+    assert answer(ServedStore(store), ROOT, "/", query).status == 200
 
 
 def test_refused_sources_and_what_to_do_stand_below_the_list(store):
-    text = Seen(list_page(Scans(store), ROOT)).text
+    text = Seen(list_page(ServedStore(store), ROOT)).text
     assert "a <gap> of 10 mm" in text and "--fill-gaps" in text and "ffffffffffff" in text
     assert "2 volumes" in text
 
 
 def test_a_scan_of_very_many_voxels_is_shown_in_part_and_says_so(store, ids, monkeypatch):
     monkeypatch.setattr("maesil.viewer.answers.step_for", lambda volume: (2, 2, 2))
-    page = answer(Scans(store), ROOT, f"/volumes/{ids['turned']}", "").body.decode()
+    page = answer(ServedStore(store), ROOT, f"/volumes/{ids['turned']}", "").body.decode()
     assert "one voxel of 2 x 2 x 2" in Seen(page).text and for_script(page)["ct"].endswith("/ct.nii")
-    whole = answer(Scans(store), ROOT, f"/volumes/{ids['turned']}", "whole").body.decode()
+    whole = answer(ServedStore(store), ROOT, f"/volumes/{ids['turned']}", "whole").body.decode()
     assert "one voxel of" not in whole and for_script(whole)["ct"].endswith("?whole")
     assert MOST_VOXELS > 512**3
 
@@ -146,7 +146,7 @@ def test_damage_is_told_in_one_line(store, ids, tmp_path, part):
     volume = store.volume(ids["turned"])
     for path in [*(patch.path for patch in volume.superpatches), f"{volume.prefix}/body/c/0/0/0"]:
         (tmp_path / "s.zarr" / path).write_bytes(b"")
-    found = answer(Scans(Store.open(tmp_path / "s.zarr")), ROOT, f"/volumes/{ids['turned']}/{part}", "")
+    found = answer(ServedStore(Store.open(tmp_path / "s.zarr")), ROOT, f"/volumes/{ids['turned']}/{part}", "")
     line = found.body.decode()
     assert found.status == 500 and found.kind.startswith("text/plain") and line.count("\n") == 1
     assert "cut" in line or "damaged" in line

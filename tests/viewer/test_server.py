@@ -12,7 +12,7 @@ from importlib.resources import files
 import pytest
 
 from maesil.errors import UsageError
-from maesil.viewer.scans import Scans
+from maesil.viewer.served_store import ServedStore
 from maesil.viewer.server import HEADERS, ViewServer
 
 
@@ -75,7 +75,7 @@ def test_nothing_is_told_without_the_token(server, every_path, wrong):
 def test_each_server_has_a_token_of_its_own_that_nobody_guesses(store):
     tokens = set()
     for _ in range(3):
-        with ViewServer(Scans(store)) as server:
+        with ViewServer(ServedStore(store)) as server:
             tokens.add(server.token)
             assert re.fullmatch(r"[\w-]{32}", server.token)
     assert len(tokens) == 3
@@ -145,7 +145,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(server, store):
     with pytest.raises(
         UsageError, match=rf"--port {server.server_port}: expected a free port, found: .*in use"
     ) as error:
-        ViewServer(Scans(store), server.server_port)
+        ViewServer(ServedStore(store), server.server_port)
     assert "\n" not in str(error.value)
 
 

@@ -38,7 +38,7 @@ _SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Scan:
+class KnownScan:
     """One volume, as far as it takes to know it again."""
 
     volume_id: str
@@ -55,7 +55,7 @@ class Scan:
 class KnownScans:
     """The scans that one or more runs have seen."""
 
-    scans: tuple[Scan, ...]
+    scans: tuple[KnownScan, ...]
     notes: tuple[str, ...] = ()
     """What cannot be checked, a line each."""
 
@@ -82,17 +82,17 @@ def same_patients(leaders: Mapping[str, str], groups: Iterable[str]) -> set[str]
     return {group for group, leader in leaders.items() if leader in patients}
 
 
-def scans_of(store: Store, part_of: Mapping[str, str]) -> Iterator[Scan]:
+def scans_of(store: Store, part_of: Mapping[str, str]) -> Iterator[KnownScan]:
     """Yield what the volumes of a store are recognised by; of the groups in ``part_of`` if there are any."""
     found = thumbnails(store)
     for volume in store.volumes():
         if not part_of or volume.group in part_of:
             part = part_of.get(volume.group, "")
             pixels = _pixels(volume)
-            yield Scan(volume.volume_id, volume.group, part, volume.source_hash, pixels, found[volume.volume_id])
+            yield KnownScan(volume.volume_id, volume.group, part, volume.source_hash, pixels, found[volume.volume_id])
 
 
-def record_scans(run_dir: Path, stores: Sequence[Store], split: Split, earlier: Sequence[Scan] = ()) -> None:
+def record_scans(run_dir: Path, stores: Sequence[Store], split: Split, earlier: Sequence[KnownScan] = ()) -> None:
     """Write ``RUN/scans.parquet``: the scans that are trained and validated on, and those the weights saw before."""
     part_of = {group: part for part in ("train", "validation") for group in getattr(split, part)}
     scans = [*(scan for store in stores if part_of for scan in scans_of(store, part_of)), *earlier]
@@ -109,7 +109,7 @@ def record_scans(run_dir: Path, stores: Sequence[Store], split: Split, earlier: 
 
 def known_scans(run_dirs: Sequence[Path]) -> KnownScans:
     """Return the scans that runs have seen; a note for each run that kept nothing to recognise them by."""
-    scans: list[Scan] = []
+    scans: list[KnownScan] = []
     notes: list[str] = []
     for run_dir in run_dirs:
         found = read_scans(run_dir)
@@ -126,12 +126,12 @@ def known_scans(run_dirs: Sequence[Path]) -> KnownScans:
     return KnownScans(tuple(scans), tuple(notes))
 
 
-def read_scans(run_dir: Path) -> tuple[Scan, ...] | None:
+def read_scans(run_dir: Path) -> tuple[KnownScan, ...] | None:
     """Return the scans that a run has seen, None where it keeps none or the file is damaged."""
     try:
         rows = read_parquet((run_dir / SCANS).read_bytes()).select(_SCHEMA.names).cast(_SCHEMA).to_pylist()
         return tuple(
-            Scan(
+            KnownScan(
                 **{name: row[name] for name in _TEXTS},
                 thumbnail=np.frombuffer(row["values"], np.uint8).reshape([row[axis] for axis in "zyx"]),
             )
@@ -145,7 +145,9 @@ def _pixels(volume: Volume) -> str:
     return hashlib.sha256(repr(volume.pixels).encode()).hexdigest()
 
 
-def _joined(leaders: dict[str, str], some: Sequence[Scan], others: Sequence[Scan], name: str) -> dict[str, str]:
+def _joined(
+    leaders: dict[str, str], some: Sequence[KnownScan], others: Sequence[KnownScan], name: str
+) -> dict[str, str]:
     """Return the leaders once groups with scans of an equal value are one patient."""
     group_of = {getattr(scan, name): scan.group for scan in others}
     for scan in some:

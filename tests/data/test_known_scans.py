@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.stores import add_volume, make_store, synthetic_hu
 
-from maesil.data.scans import EARLIER, SCANS, known_scans, read_scans, record_scans, same_patients
+from maesil.data.known_scans import EARLIER, SCANS, known_scans, read_scans, record_scans, same_patients
 from maesil.data.split import Split
 
 

@@ -25,7 +25,7 @@ _PICTURES_KEPT = 1000
 _CORONAL = 1
 
 
-class Scans:
+class ServedStore:
     """One store, read by the threads of a server. ``sources`` are the files of each volume by its id."""
 
     overlays = MAPS

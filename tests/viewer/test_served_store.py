@@ -19,7 +19,7 @@ from maesil.geometry import world_of
 from maesil.store.nifti import export_volume
 from maesil.store.reader import MAPS, SuperpatchReader
 from maesil.viewer.answers import answer
-from maesil.viewer.scans import Scans, step_for
+from maesil.viewer.served_store import ServedStore, step_for
 
 
 def read(data: bytes) -> tuple[np.ndarray, np.ndarray]:
@@ -35,13 +35,13 @@ def lps(affine: np.ndarray, index_zyx: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", ["turned", "straight"])
 def test_the_bytes_are_those_of_the_export(store, ids, tmp_path, name):
     exported = export_volume(SuperpatchReader(store), ids[name], tmp_path)
-    assert Scans(store).ct(ids[name], (1, 1, 1)) == gzip.decompress(exported.read_bytes())
+    assert ServedStore(store).ct(ids[name], (1, 1, 1)) == gzip.decompress(exported.read_bytes())
 
 
 @pytest.mark.parametrize("step", [(1, 1, 2), (2, 2, 2), (3, 1, 5), (7, 40, 64)])
 def test_voxels_left_out_move_none_of_the_others(store, ids, step):
-    whole, affine = read(Scans(store).ct(ids["turned"], (1, 1, 1)))
-    kept, coarse = read(Scans(store).ct(ids["turned"], step))
+    whole, affine = read(ServedStore(store).ct(ids["turned"], (1, 1, 1)))
+    kept, coarse = read(ServedStore(store).ct(ids["turned"], step))
     np.testing.assert_array_equal(kept, whole[tuple(slice(None, None, every) for every in step)])
     index = np.stack(np.unravel_index(np.arange(kept.size), kept.shape), axis=-1)
     np.testing.assert_allclose(lps(coarse, index), lps(affine, index * step), atol=1e-3)
@@ -49,7 +49,7 @@ def test_voxels_left_out_move_none_of_the_others(store, ids, step):
 
 @pytest.mark.parametrize("name", MAPS)
 def test_each_cell_of_a_map_lies_over_its_voxels(store, ids, name):
-    cells, affine = read(Scans(store).overlay(ids["turned"], name))
+    cells, affine = read(ServedStore(store).overlay(ids["turned"], name))
     volume = store.volume(ids["turned"])
     np.testing.assert_array_equal(cells, SuperpatchReader(store).read_map(ids["turned"], name))
     corners = np.array([(0, 0, 0), (7, 7, 7)])
@@ -81,7 +81,7 @@ def test_the_picture_shows_the_head_above_and_the_left_at_the_right(tmp_path):
     hu = np.full((40, 24, 60), -1000, np.int16)
     hu[28:36, :, 40:56] = 1000  # towards the head, on the left
     volume = add_volume(store, hu, spacing=(3.0, 2.0, 2.0))
-    picture = np.asarray(Image.open(io.BytesIO(Scans(store).picture(volume.volume_id))))
+    picture = np.asarray(Image.open(io.BytesIO(ServedStore(store).picture(volume.volume_id))))
     assert picture.shape == (220, 220)  # 120 mm in both
     rows, columns = np.nonzero(picture > 200)
     np.testing.assert_allclose([rows.min(), rows.max()], [220 * 4 / 40, 220 * 12 / 40], atol=3)
@@ -91,7 +91,7 @@ def test_the_picture_shows_the_head_above_and_the_left_at_the_right(tmp_path):
 def test_words_find_volumes_by_id_note_and_technical_value(tmp_path):
     store = make_store(tmp_path / "s", [(8, 8, 8)], superpatch=16)
     one = add_volume(store, synthetic_hu((8, 8, 8)), name="one", notes=("sheared",), source={"Manufacturer": "ACME X1"})
-    scans = Scans(store)
+    scans = ServedStore(store)
     assert len(scans.found("")) == 2
     for words in (one.volume_id[:9].upper(), "SHEARED", "acme", "x1 sheared", one.group[:10]):
         assert scans.found(words) == [one], words
@@ -100,7 +100,7 @@ def test_words_find_volumes_by_id_note_and_technical_value(tmp_path):
 
 def test_volumes_that_come_later_are_found_after_a_refresh(tmp_path):
     store = make_store(tmp_path / "s", [(8, 8, 8)], superpatch=16)
-    scans = Scans(store)
+    scans = ServedStore(store)
     late = add_volume(store, synthetic_hu((8, 8, 8)), name="late")
     assert late.volume_id not in scans.volumes
     scans.refresh()
@@ -110,7 +110,7 @@ def test_volumes_that_come_later_are_found_after_a_refresh(tmp_path):
 @pytest.mark.parametrize("step", [(1, 1, 1), (2, 1, 3)])
 def test_labels_lie_on_their_volume_and_have_names_and_colours(tmp_path, step):
     store, volume, labels = labelled(tmp_path)
-    scans = Scans(store)
+    scans = ServedStore(store)
     assert scans.labels(volume.volume_id) == ["organs"]
     kept, affine = read(scans.label_voxels(volume.volume_id, "organs", step))
     np.testing.assert_array_equal(kept, labels[tuple(slice(None, None, every) for every in step)])
@@ -134,7 +134,7 @@ def test_labels_that_were_changed_are_not_shown(tmp_path):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(StoreError, match="labels 'organs': damaged"):
-        Scans(store).label_voxels(volume.volume_id, "organs", (1, 1, 1))
+        ServedStore(store).label_voxels(volume.volume_id, "organs", (1, 1, 1))
     path.unlink()
     with pytest.raises(StoreError, match="expected a file of the store"):
-        Scans(store).label_voxels(volume.volume_id, "organs", (1, 1, 1))
+        ServedStore(store).label_voxels(volume.volume_id, "organs", (1, 1, 1))
