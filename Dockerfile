@@ -3,16 +3,16 @@
 #   GPU:  docker build -t maesil:gpu --build-arg EXTRA=[gpu] .
 # For PyTorch's CPU build, name the package index that holds it: --build-arg TORCH_INDEX=URL.
 #   docker run --rm -v /data:/data -v maesil-config:/home/maesil/.config maesil ingest /data/ct --out /data/store.zarr
-# Checked so far: `pip install` of this tree outside of a container. The image was not built: there was no Docker daemon to build it.
+# The image was never built: no Docker daemon was at hand. `pip install` of this tree was checked outside of a container.
 # The volume maesil-config keeps the identity key: with another key the same scans get other ids.
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim AS build
 ARG TORCH_INDEX=
 ARG EXTRA=
 COPY . /src
+# One call, so that torch has a version that maesil allows. Of equal versions pip takes `+cpu`.
 RUN python -m venv /opt/maesil \
- && /opt/maesil/bin/pip install --no-cache-dir torch ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} \
- && /opt/maesil/bin/pip install --no-cache-dir "/src${EXTRA}"
+ && /opt/maesil/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} "/src${EXTRA}"
 
 FROM python:${PYTHON}-slim
 ARG EXTRA=
