@@ -296,7 +296,7 @@ def _draw(places: Sequence[Place], with_class: Sequence[Place], seed: int, step:
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     pools = [with_class if chosen and with_class else places for chosen in rng.random(batch) < SHARE_WITH_CLASS]
-    return [pool[rng.integers(len(pool))] for pool in pools]
+    return [pool[int(rng.integers(len(pool)))] for pool in pools]
 
 
 def _batch(reader: SuperpatchReader, labels: Labels, places: Sequence[Place], crop: Edges) -> tuple[Tensor, Tensor]:
