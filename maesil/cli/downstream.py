@@ -201,7 +201,7 @@ def prove(
     budget: Annotated[
         str,
         typer.Option(
-            metavar="tiny|cpu-2h|gpu", help="How much is learnt, and how often (maesil/downstream/prove.toml)."
+            metavar="frozen|tiny|cpu-2h|gpu", help="How much is learnt, and how often (maesil/downstream/prove.toml)."
         ),
     ] = "tiny",
     part: Annotated[

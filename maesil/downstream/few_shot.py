@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from maesil.downstream.finetune import Budget, segmented, segmenter_on, train_segmenter
-from maesil.downstream.labels import Labels
-from maesil.downstream.scored import Row
+from maesil.downstream.labels import UNLABELLED, Labels
+from maesil.downstream.scored import EVERYWHERE, SHUFFLED, Row
 from maesil.downstream.segmenter import DiceSums, Segmenter
 from maesil.downstream.surface import surface_dice
 from maesil.downstream.tasks import Task, task_of
@@ -35,6 +36,8 @@ class Start:
     encoder: Callable[[int], Backbone]
     """Makes it, by a seed."""
     frozen: bool
+    shuffled: bool = False
+    """Whether it is taught with labels of other places: a control."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class Course:
 
 
 def starts_of(run: Run, first: str, others: Mapping[str, Backbone]) -> list[Start]:
-    """Return the starts: the run's encoder and its untrained twin, both learning and frozen; then others, frozen."""
+    """Return the starts: the run's encoder and its untrained twin, learning and frozen; others, frozen; the control."""
 
     def pretrained(_: int) -> Backbone:
         return copy.deepcopy(encoder_of(run.model, run.intensity))
@@ -77,6 +80,7 @@ def starts_of(run: Run, first: str, others: Mapping[str, Backbone]) -> list[Star
         Start(frozen_name(first), pretrained, frozen=True),
         Start(frozen_name("untrained"), untrained, frozen=True),
         *(Start(frozen_name(name), _always(encoder), frozen=True) for name, encoder in others.items()),
+        Start(SHUFFLED, pretrained, frozen=False, shuffled=True),
     ]
 
 
@@ -109,8 +113,9 @@ def learn(lesson: Lesson, course: Course) -> Iterator[tuple[int, list[Row]]]:
     test = [volume for volumes in course.scored.values() for volume in volumes]
     task, steps = task_of(course.reader, train, test, model.encoder.config.crop), course.budget.steps
     stops = {max(1, steps * number // course.points) for number in range(1, course.points + 1)}
+    taught = course.labels.elsewhere(lesson.seed) if lesson.start.shuffled else course.labels
     of_lesson = Row("dice", lesson.start.name, "", 0.0, "", lesson.shots, lesson.seed)
-    for step in train_segmenter(model, course.reader, course.labels, task, course.budget, lesson.seed):
+    for step in train_segmenter(model, course.reader, taught, task, course.budget, lesson.seed):
         rows = list(_score(model, course, task, replace(of_lesson, step=step), step == steps)) if step in stops else []
         model.train()
         yield step, rows
@@ -129,10 +134,20 @@ def _score(model: Segmenter, course: Course, task: Task, row: Row, last: bool) -
             if not (truth == k).any():
                 continue
             of_organ = replace(row, patient=patient_of[volume.volume_id], organ=organ)
-            dice = sums.dice[k - 1]
-            yield replace(of_organ, value=dice or 0.0)
-            if (
-                last
-                and (found := surface_dice(predicted == k, truth == k, volume.spacing, course.tolerance_mm)) is not None
-            ):
+            yield replace(of_organ, value=sums.dice[k - 1] or 0.0)
+            if not last:
+                continue
+            if row.encoder == SHUFFLED:
+                yield replace(of_organ, encoder=EVERYWHERE, value=dice_of_everywhere(truth, k))
+            if (found := surface_dice(predicted == k, truth == k, volume.spacing, course.tolerance_mm)) is not None:
                 yield replace(of_organ, score="surface_dice", value=found)
+
+
+def dice_of_everywhere(truth: Tensor, k: int) -> float:
+    """Return the Dice of calling every labelled voxel the organ ``k``.
+
+    With a share p of organ it is 2p / (1 + p). A guess that takes no notice of where the organ is expects less,
+    whichever share q of the voxels it calls the organ: 2pq / (p + q).
+    """
+    share = float((truth == k).sum() / (truth != UNLABELLED).sum())
+    return 2 * share / (1 + share)

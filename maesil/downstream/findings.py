@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from maesil.downstream.few_shot import SCRATCH, frozen_name
-from maesil.downstream.scored import FROZEN, SCORES, SEGMENTED, SHUFFLED, Rows, ScoreName, by_patient
+from maesil.downstream.scored import EVERYWHERE, FROZEN, SCORES, SEGMENTED, SHUFFLED, Rows, ScoreName, by_patient
 from maesil.evaluation.intervals import Difference, paired_difference
 from maesil.text import counted
 
@@ -100,9 +100,18 @@ def limits(found: list[Finding], part: str) -> Iterator[str]:
 def chance(rows: Rows) -> Iterator[str]:
     """Say whether shuffled labels score as chance does: if not, something tells the answers."""
     for score, level in _CHANCE.items():
-        value, patients = rows.mean(score, SHUFFLED), by_patient(rows.of(score, SHUFFLED))
-        if value is not None:
-            above = paired_difference(patients, dict.fromkeys(patients, level))
-            well = value <= level + _NEAR_CHANCE or (above is not None and above.low <= 0)
-            told = f"{SCORES[score]}: shuffled labels score {value:.3f}, chance is {level:g}"
-            yield f"{told}, as it must be." if well else f"{told}: WARNING, believe no score of this page."
+        if patients := by_patient(rows.of(score, SHUFFLED)):
+            yield _compared_with_chance(SCORES[score], patients, dict.fromkeys(patients, level))
+    for shots in rows.shots():
+        patients, everywhere = (by_patient(rows.of("dice", name, shots)) for name in (SHUFFLED, EVERYWHERE))
+        if patients:
+            learnt = f"{SCORES['dice']}, learnt from {counted(shots, 'patient')}"
+            yield _compared_with_chance(learnt, patients, everywhere, "at most ")
+
+
+def _compared_with_chance(what: str, found: Mapping[str, float], levels: Mapping[str, float], bound: str = "") -> str:
+    value, level = (sum(one.values()) / len(one) for one in (found, levels))
+    above = paired_difference(found, levels)
+    well = value <= level + _NEAR_CHANCE or (above is not None and above.low <= 0)
+    told = f"{what}: shuffled labels score {value:.3f}, chance is {bound}{level:.3g}"
+    return f"{told}, as it must be." if well else f"{told}: WARNING, believe no score of this page."

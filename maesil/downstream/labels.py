@@ -7,6 +7,7 @@ they may have the grid of the source or that of the store. ``classes.json`` may 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zlib
 from collections.abc import Iterable, Sequence
@@ -60,6 +61,24 @@ class Labels:
     def of(self, volume: Volume) -> LabelArray:
         """Return a volume's labels, a memory map of its shape, uint8: 0 background, 1.. classes, 255 unlabelled."""
         return np.load(self._arrays[volume.volume_id], mmap_mode="r")  # type: ignore[no-any-return]
+
+    def elsewhere(self, seed: int) -> Labels:
+        """Return the same labels, each array moved round its volume by a third to two thirds of every axis."""
+        return _Elsewhere(self.classes, self.volumes, self.notes, self._arrays, seed)
+
+
+@dataclass(frozen=True)
+class _Elsewhere(Labels):
+    """Labels of the right size and shape in the wrong place: what a control is taught with."""
+
+    seed: int = 0
+
+    def of(self, volume: Volume) -> LabelArray:
+        """Return the labels as an array of their own."""
+        digest = hashlib.sha256(f"{self.seed}:{volume.volume_id}".encode()).digest()
+        rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        moved = [int(rng.integers(length // 3, length - length // 3 + 1)) for length in volume.shape]
+        return np.roll(super().of(volume), moved, axis=(0, 1, 2))
 
 
 def load_labels(source: Path, volumes: Sequence[Volume], scratch: Path, chosen: Sequence[str] = ()) -> Labels:

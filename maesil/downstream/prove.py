@@ -119,7 +119,7 @@ def prove(
         work = _Work(out / "parts", SuperpatchReader(store), labels, cohort, encoders, budget, seed, on)
         rows = Rows([*work.frozen(), *work.segmented(run)])
     notes = (*cohort.notes, *labels.notes[1:], *notes_on_spacing(run_dir, store))
-    notes += (_UNKNOWN,) * bool(adapters) + (_NO_SURFACE,) * (not has_surface_dice())
+    notes += (_UNKNOWN,) * bool(adapters) + (_NO_SURFACE,) * (bool(budget.patients) and not has_surface_dice())
     first = next(iter(encoders))
     found = findings(rows, first)
     proof = Proof(first, rows, found, tuple(chance(rows)), tuple(limits(found, chosen)), notes, as_json(made_from))

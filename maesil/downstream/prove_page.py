@@ -22,6 +22,8 @@ from maesil.text import counted, printable
 _COLOURS = ("#0b6e4f", "#c44900", "#1f6fb2", "#8a6d00", "#7b2d8b", "#555555")
 _STYLES = ("-", "-", "--", "--", ":", ":")
 
+_COSTS = (("steps", "step"), ("batch", "crop"), ("seeds", "seed"))
+
 Lines = list[list[str]]
 """A table for people: its header, then its rows."""
 
@@ -60,12 +62,15 @@ class Proof:
     def told(self) -> str:
         """Return who was learnt from, who was scored and at what cost."""
         made, budget = self.made_from, self.made_from["budget"]
-        return (
+        who = (
             f"Encoder {self.first}, budget {budget['name']}, part {made['part']}, seed {made['seed']}: "
             f"{counted(len(made['patients_learnt_from']), 'labelled patient')} to learn from, "
-            f"{len(made['patients_scored'])} others scored. Each segmentation: {counted(budget['steps'], 'step')} of "
-            f"{counted(budget['batch'], 'crop')}, {counted(budget['seeds'], 'seed')}."
+            f"{len(made['patients_scored'])} others scored."
         )
+        if not budget["patients"]:
+            return f"{who} No segmentation was learnt."
+        steps, crops, seeds = (counted(budget[name], one) for name, one in _COSTS)
+        return f"{who} Each segmentation: {steps} of {crops}, {seeds}."
 
     def summary(self) -> str:
         """Return the result in one line."""

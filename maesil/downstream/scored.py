@@ -24,6 +24,8 @@ FROZEN: tuple[ScoreName, ...] = ("share_r2", "presence_auroc", "retrieval", "oth
 SEGMENTED: tuple[ScoreName, ...] = ("dice", "surface_dice")
 SHUFFLED = "shuffled labels"
 """The run's own encoder, taught with labels of other places: it must score at chance."""
+EVERYWHERE = "organ everywhere"
+"""Every voxel called the organ: the Dice that chance reaches at most (`maesil.downstream.few_shot`)."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def test_frozen_encoders_stay_and_the_others_learn(world, monkeypatch):
         assert any(part.startswith("decoder.") for part in changed)
     assert moved == {
         "maesil": True, "scratch": True, "maesil, frozen": False, "untrained, frozen": False, "theirs, frozen": False,
+        "shuffled labels": True,
     }  # fmt: skip
     # The decoder of all starts of one width is the same at first, and the run's own weights are as they were.
     decoders = [{n: v for n, v in before.items() if not n.startswith("encoder.")} for _, before in made[:4]]
@@ -100,3 +101,38 @@ def test_fewer_patients_are_among_more_and_the_seed_alone_says_who():
 def test_numbers_of_patients():
     assert numbers_of_patients((1, 2, 4, 8, 0), 5) == [1, 2, 4, 5]
     assert numbers_of_patients((1, 0), 1) == [1] and numbers_of_patients((0,), 7) == [7]
+
+
+def test_the_control_is_taught_with_labels_of_other_places_and_scored_with_the_right_ones(world, monkeypatch):
+    course, starts, _ = world
+    taught = []
+    train = few_shot.train_segmenter
+
+    def watched(model, reader, labels, task, *given):
+        taught.append(labels)
+        return train(model, reader, labels, task, *given)
+
+    monkeypatch.setattr(few_shot, "train_segmenter", watched)
+    *_, (_, last) = learn(Lesson(2, 0, starts["shuffled labels"]), course)
+    list(learn(Lesson(2, 0, starts["maesil"]), course))
+    assert taught[1] is course.labels
+    for (volume,) in course.learnt.values():
+        right, wrong = course.labels.of(volume), taught[0].of(volume)
+        assert np.array_equal(np.bincount(right.ravel()), np.bincount(wrong.ravel())) and right.shape == wrong.shape
+        assert not np.array_equal(right, wrong) and np.array_equal(wrong, taught[0].of(volume))
+    everywhere = {row.organ: row.value for row in last if row.encoder == "organ everywhere"}
+    truth = course.labels.of(course.scored["patient-2"][0])
+    for number, organ in enumerate(course.labels.classes, start=1):
+        p = float((truth == number).sum() / (truth != 255).sum())
+        if p:
+            assert everywhere[organ] == pytest.approx(2 * p / (1 + p), abs=1e-6)
+    assert {row.organ for row in last if row.encoder == "shuffled labels"} == set(everywhere)
+
+
+@pytest.mark.parametrize("called", [0.01, 0.2, 0.9])
+def test_a_blind_guess_expects_less_than_the_organ_everywhere(called):
+    rng = np.random.default_rng(0)
+    truth, guess = rng.random(200_000) < 0.1, rng.random(200_000) < called
+    dice = 2 * (truth & guess).sum() / (truth.sum() + guess.sum())
+    everywhere = few_shot.dice_of_everywhere(torch.from_numpy(truth.astype(np.uint8)), 1)
+    assert dice < everywhere == pytest.approx(2 / (1 + 1 / truth.mean()), abs=1e-6)

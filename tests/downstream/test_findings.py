@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from maesil.downstream.findings import LEAST_PATIENTS, chance, findings, limits, verdict_of
-from maesil.downstream.scored import SHUFFLED, Row, Rows
+from maesil.downstream.scored import EVERYWHERE, SHUFFLED, Row, Rows
 from maesil.evaluation.intervals import Difference
 
 
@@ -66,3 +66,17 @@ def test_shuffled_labels_that_score_are_a_warning():
     assert all("as it must be" in one for one in chance(Rows([row])))
     (told,) = chance(Rows([Row("share_r2", SHUFFLED, "p", 0.3, "liver")]))
     assert "WARNING" in told
+
+
+def test_a_segmentation_taught_with_shuffled_labels_is_held_against_the_organ_everywhere():
+    def rows(dice):
+        at = {"organ": "liver", "shots": 4, "step": 10}
+        return Rows([
+            Row("dice", name, f"p{n}", value, **at)
+            for name, value in ((SHUFFLED, dice), (EVERYWHERE, 0.1))
+            for n in range(4)
+        ])  # fmt: skip
+
+    (well,), (warned,) = chance(rows(0.08)), chance(rows(0.4))
+    assert well == "Dice, learnt from 4 patients: shuffled labels score 0.080, chance is at most 0.1, as it must be."
+    assert "0.400" in warned and "WARNING" in warned

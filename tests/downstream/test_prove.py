@@ -14,7 +14,7 @@ from maesil.data.split import Split, write_split
 from maesil.documents import read_json
 from maesil.downstream import few_shot
 from maesil.downstream.prove import Budget, prove
-from maesil.downstream.scored import SHUFFLED
+from maesil.downstream.scored import EVERYWHERE, SHUFFLED
 from maesil.errors import DamagedError, UsageError
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
@@ -39,7 +39,7 @@ def test_all_encoders_are_scored_on_the_validation_patients_alone(world):
     frozen = {"maesil", "untrained", THEIRS, "voxels", SHUFFLED}
     assert set(proof.rows.encoders(["share_r2"])) == frozen == set(proof.rows.encoders(["presence_auroc"]))
     assert set(proof.rows.encoders(["dice"])) == {
-        "maesil", "scratch", "maesil, frozen", "untrained, frozen", f"{THEIRS}, frozen",
+        "maesil", "scratch", "maesil, frozen", "untrained, frozen", f"{THEIRS}, frozen", SHUFFLED, EVERYWHERE,
     }  # fmt: skip
     assert {row.patient for row in proof.rows.rows} == set(SPLIT.validation)
     assert proof.made_from["patients_learnt_from"] == list(SPLIT.train) and proof.rows.shots() == [2]
@@ -77,8 +77,8 @@ def test_killed_and_started_again_it_gives_the_same_rows_and_makes_nothing_twice
     assert len(kept) == 2 + 3 and not (tmp_path / "out" / "prove.json").exists()
     again = run(made, tmp_path / "out", adapters=[THEIRS])
     assert again.document() == proof.document()
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept and len(turns) == 4 + 5 - 3
-    assert len(list((tmp_path / "out" / "parts").iterdir())) == 2 + 5
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept and len(turns) == 4 + 6 - 3
+    assert len(list((tmp_path / "out" / "parts").iterdir())) == 2 + 6
 
 
 def test_another_proof_or_an_altered_part_is_refused(world, tmp_path):
@@ -106,5 +106,14 @@ def test_budgets_are_read_and_a_wrong_one_is_named():
     for name in ("tiny", "cpu-2h", "gpu"):
         budget = Budget.load(name)
         assert budget.seeds >= 3 and 0 in budget.patients and 1 in budget.patients
+    assert Budget.load("frozen").patients == ()
     with pytest.raises(UsageError, match="budget"):
         Budget.load("huge")
+
+
+def test_without_segmentations_the_frozen_scores_are_the_same_and_nothing_is_learnt(world, tmp_path):
+    made, _, proof = world
+    alone = run(made, tmp_path / "out", adapters=[THEIRS], budget=replace(TINY, patients=()))
+    assert list(alone.rows.rows) == [row for row in proof.rows.rows if not row.shots]
+    assert [title for title, _ in alone.tables()] == ["Frozen encoders"]
+    assert "Dice" not in (tmp_path / "out" / "index.html").read_text()

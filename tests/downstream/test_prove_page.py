@@ -21,7 +21,7 @@ def proof(organ: str = "liver", note: str = "") -> Proof:
             for step in (5, 10)
             for n in (1, 7)
         ]
-    budget = {"name": "tiny", "steps": 10, "batch": 2, "seeds": 1, "tolerance_mm": 3.0}
+    budget = {"name": "tiny", "patients": [1, 0], "steps": 10, "batch": 2, "seeds": 1, "tolerance_mm": 3.0}
     made = {"budget": budget, "part": "test", "seed": 0, "patients_learnt_from": ["a"], "patients_scored": patients}
     found = findings(Rows(rows), "mine")
     checks, limited = tuple(chance(Rows(rows))), tuple(limits(found, "test"))
