@@ -110,6 +110,7 @@ def experiment_paper(
     ] = 1,
     device: Device = "auto",
     models: Annotated[list[str] | None, typer.Option(help="Only these models (default: all).")] = None,
+    tables: Annotated[list[str] | None, typer.Option("--table", metavar="A|B", help="Only this table.")] = None,
     split: Annotated[
         Path | None, typer.Option(help="Frozen split with train, validation and test, see `maesil store split`.")
     ] = None,
@@ -122,13 +123,14 @@ def experiment_paper(
     Example: maesil experiment paper --store store.zarr --out paper --budget tiny
     """
     from maesil.config.schema import PAPER_KINDS
-    from maesil.evaluation.experiment import Budget, run_paper_experiment
+    from maesil.evaluation.experiment import TABLES, Budget, run_paper_experiment
     from maesil.evaluation.seeds import run_with_seeds
 
     given = ([found(store) for store in stores], out, Budget.load(budget))
     options: dict[str, Any] = {
         "device": device,
         "models": models or PAPER_KINDS,
+        "tables": tables or tuple(TABLES),
         "split_file": split,
         "lpips_weights": lpips_weights,
     }

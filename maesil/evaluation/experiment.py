@@ -92,6 +92,7 @@ def run_paper_experiment(
     seed: int = 0,
     device: str = "auto",
     models: Sequence[str] = PAPER_KINDS,
+    tables: Sequence[str] = tuple(TABLES),
     split_file: Path | None = None,
     split_seed: int | None = None,
     lpips_weights: Path | None = None,
@@ -108,6 +109,8 @@ def run_paper_experiment(
     console = console or Console(stderr=True, soft_wrap=True)
     for model in models:
         require_known(model, list(PAPER_KINDS), "model of the experiment")
+    for table in tables:
+        require_known(table, list(TABLES), "table of the experiment")
     data = _Stores.open(stores)
     split = _split(budget, patients(data.stores), seed if split_seed is None else split_seed, split_file)
     lpips = Lpips.load(lpips_weights, pick_device(device)) if lpips_weights else None
@@ -116,15 +119,16 @@ def run_paper_experiment(
     test = _TestSet(data.volumes(split.test), seed, device, lpips)
     _announce(data, split, test, budget, console)
     runs = []
-    for table, model in product(TABLES, models):
+    chosen = [table for table in TABLES if table in tables]
+    for table, model in product(chosen, models):
         config, folder = budget.config(model, table, seed, device), out / "runs" / f"{table}_{model}"
         data.require_tile(config.model)
         console.print(f"[{table}] {model}", style="bold", markup=False)
         _train_unless_done(stores, config, folder, split, console)
         runs.append(_score_or_find(folder, table, test))
     thickness = {volume.volume_id: thickness_of(volume) for _, volume in test.volumes}
-    naive = _score_naive_or_find(out, test)
-    curves = _naive_curves_or_find(out, stores)
+    naive = _score_naive_or_find(out, test) if "A" in chosen else []
+    curves = _naive_curves_or_find(out, stores) if "A" in chosen else {}
     experiment = Experiment(budget.name, (seed,), data.fingerprint, split, tuple(runs), naive, curves, thickness, out)
     write_report(experiment, out)
     return experiment

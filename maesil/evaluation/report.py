@@ -109,6 +109,11 @@ class Experiment:
         """The first seed; bootstraps draw with it."""
         return self.seeds[0]
 
+    @property
+    def tables(self) -> list[PaperTable]:
+        """The tables that models were trained for."""
+        return [table for table in TITLES if any(one.table == table for one in self.runs)]
+
     def rows(self) -> list[Row]:
         """Return the rows of both tables, as `maesil evaluate --json` writes them, and what each model costs."""
         rows = []
@@ -138,7 +143,8 @@ class Experiment:
                     "steps": one.run.step,
                 },
             )
-        yield self.naive, comparison_of(next(one.run for one in self.runs if one.table == "A"), self.seed)
+        if self.naive:
+            yield self.naive, comparison_of(next(one.run for one in self.runs if one.table == "A"), self.seed)
 
     def spread(self, row: Row, score: ScoreName) -> float | None:
         """Return the standard deviation of a row's score over patients; None for fewer than two."""
@@ -178,10 +184,10 @@ def write_report(experiment: Experiment, out: Path) -> None:
     rows = experiment.rows()
     write_json(out / "results.json", _document(experiment, rows))
     write_whole(out / "results.csv", _csv(rows))
-    tables = {table: _table(experiment, rows, table) for table in TITLES}
+    tables = {table: _table(experiment, rows, table) for table in experiment.tables}
     write_whole(out / "tables.md", _markdown(experiment, tables))
     _draw_curves(experiment, out / "curves.png")
-    pictures = [path for table in TITLES if (path := _draw_comparison(experiment, out, table))]
+    pictures = [path for table in tables if (path := _draw_comparison(experiment, out, table))]
     write_whole(out / "index.html", _page(experiment, tables, [out / "curves.png", *pictures]))
 
 
@@ -283,9 +289,10 @@ def _draw_curves(experiment: Experiment, path: Path) -> None:
 
     The naive baselines are lines: where a curve crosses one, learning has passed it.
     """
-    figure = Figure(figsize=(10, 3.6), dpi=130, layout="constrained")
+    figure = Figure(figsize=(5 * len(experiment.tables), 3.6), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, table in zip(figure.subplots(1, 2), TITLES, strict=True):
+    panels = figure.subplots(1, len(experiment.tables), squeeze=False)[0]
+    for axes, table in zip(panels, experiment.tables, strict=True):
         runs = [one for one in experiment.runs if one.table == table]
         for one, colour in zip(runs, _COLOURS, strict=False):
             for number, folder in enumerate(one.folders):

@@ -169,6 +169,18 @@ def test_the_table_says_how_far_maesil_lies_above_each_row_and_how_sure_that_is(
         assert found.low <= found.mean <= found.high
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_one_table_alone_holds_its_rows_of_both(world, tmp_path, table):
+    stores, out, _ = world
+    shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("AB".replace(table, "") + "_*", "floors"))
+    found, _ = run(stores, tmp_path / "out", tables=[table])
+    both = [row for row in read_json(out / "results.json")["rows"] if row["table"] == table]
+    assert read_json(tmp_path / "out" / "results.json")["rows"] == both and found.tables == [table]
+    assert (tmp_path / "out" / "index.html").read_text().count("<h2>") == 1
+    with pytest.raises(UsageError, match="there are A, B"):
+        run(stores, tmp_path / "none", tables=["C"])
+
+
 def test_the_models_of_a_table_see_the_same_masks(world):
     _, out, _ = world
     import numpy as np
