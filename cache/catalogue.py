@@ -167,7 +167,7 @@ class Catalogue:
         """Return which process builds a store now, None if none does."""
         return holder_of(self._lock(entry.key))
 
-    def begin(self, key: str, name: str | None, sources: Sequence[Path], recipe: Recipe) -> Entry:
+    def begin(self, key: str, name: str | None, sources: Sequence[StorePlace], recipe: Recipe) -> Entry:
         """Return the entry of a store to build, under ``name`` or one derived; UsageError if the name is taken."""
         self._make_root()
         with locked(self._lock("names")):
@@ -254,7 +254,7 @@ class Catalogue:
                 )
         return name
 
-    def _derived_name(self, sources: Sequence[Path], recipe: Recipe, key: str) -> str:
+    def _derived_name(self, sources: Sequence[StorePlace], recipe: Recipe, key: str) -> str:
         """Return a name from the first source and the spacing; with the beginning of the key where that is taken."""
         stem = sources[0].resolve().name.removesuffix(".gz").removesuffix(".nii").removesuffix(".zip")
         stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", stem).lstrip("._+-") or "store"

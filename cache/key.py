@@ -13,6 +13,8 @@ from pathlib import Path
 import platformdirs
 
 from maesil.documents import canonical_json
+from maesil.store.storage import Stamp
+from maesil.store.urls import StorePlace
 
 CACHE_VARIABLE = "MAESIL_CACHE"
 _HEX_DIGITS = 16
@@ -24,7 +26,7 @@ def cache_folder() -> Path:
     return Path(named).expanduser().absolute() if named else Path(platformdirs.user_cache_dir("maesil"))
 
 
-def store_key(sources: Iterable[Path], recipe_hash: str, key_fingerprint: str, *choices: str) -> str:
+def store_key(sources: Iterable[StorePlace], recipe_hash: str, key_fingerprint: str, *choices: str) -> str:
     """Return 16 hex digits of SHA-256 over the sources' places, the recipe, the identity key and further choices.
 
     ``choices`` are what else decides which volumes there are (``--duplicates``, ``--follow-links``).
@@ -34,20 +36,13 @@ def store_key(sources: Iterable[Path], recipe_hash: str, key_fingerprint: str, *
     return hashlib.sha256(canonical_json(document)).hexdigest()[:_HEX_DIGITS]
 
 
-def listing(files: Iterable[Path], choices: Sequence[str] = ()) -> str:
-    """Return SHA-256 over path, size and modification time (ns) of files: equal while none was added, removed, edited.
+def listing(files: Iterable[tuple[str, Stamp | None]], choices: Sequence[str] = ()) -> str:
+    """Return SHA-256 over names and stamps of files: equal while none was added, removed, edited.
 
-    Nothing is opened. ``choices`` are what else must be as before.
+    A stamp is None where a file cannot be looked at: a link that leads nowhere, or one gone meanwhile. ``choices`` are
+    what else must be as before.
     """
     digest = hashlib.sha256(canonical_json(list(choices)))
-    for file in files:
-        digest.update(os.fsencode(file.absolute()) + f"\0{_size_and_time(file)}\n".encode())
+    for name, stamp in files:
+        digest.update(os.fsencode(name) + f"\0{stamp}\n".encode())
     return digest.hexdigest()
-
-
-def _size_and_time(file: Path) -> tuple[int, int] | None:
-    try:
-        status = file.stat()
-    except OSError:  # a link that leads nowhere, or gone meanwhile: then it looks different next time
-        return None
-    return status.st_size, status.st_mtime_ns

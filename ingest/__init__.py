@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maesil.ingest.options import IngestOptions
     from maesil.ingest.summary import Summary
     from maesil.store.recipe import Recipe
+    from maesil.store.urls import StorePlace
 
 
 class Ingest(ModuleType):
@@ -24,14 +25,15 @@ class Ingest(ModuleType):
 
     def __call__(
         self,
-        sources: Path | str | Sequence[Path | str],
-        out: Path | str,
+        sources: StorePlace | str | Sequence[StorePlace | str],
+        out: StorePlace | str,
         *,
         recipe: Recipe | None = None,
         options: IngestOptions | None = None,
     ) -> Summary:
         """Turn all CT below ``sources`` into volumes of the store at ``out``, as the command ``maesil ingest`` does.
 
+        Sources and store are paths or URLs (``s3://``, ``gs://``, ``az://``).
         ``recipe`` (`maesil.store.recipe.Recipe`) says what becomes of the voxels: the spacing in mm, the codec.
         ``options`` (`maesil.ingest.options.IngestOptions`) say how the work runs. Volumes that are already there from
         the same source and recipe are left alone. The summary lists one verdict per file found.
@@ -40,9 +42,10 @@ class Ingest(ModuleType):
         ``IngestOptions(workers=0)``. Raises NoInputError, UsageError, StoreError and ResourceError.
         """
         from maesil.ingest.run import ingest
+        from maesil.store.urls import ObjectUrl, place_of
 
-        listed = [sources] if isinstance(sources, Path | str) else sources
-        return ingest([Path(source) for source in listed], Path(out), recipe, options)
+        listed = [sources] if isinstance(sources, Path | ObjectUrl | str) else sources
+        return ingest([place_of(source) for source in listed], place_of(out), recipe, options)
 
 
 sys.modules[__name__].__class__ = Ingest

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import replace
 from itertools import chain, pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from maesil.ingest.nifti import read_nifti
 from maesil.ingest.planes import like
 from maesil.ingest.scanned import Allocate, Scanned, plain_arrays
 from maesil.ingest.source import Source
+from maesil.ingest.source_path import SourcePath
 
 
 def source_hash(source: Source, allocate: Allocate = plain_arrays) -> str:
@@ -38,12 +38,12 @@ def read_hashed(source: Source, allocate: Allocate = plain_arrays, known: str = 
         volume = source.planes[0][1] if source.planes and source.planes[0] else None
         scan = read_nifti(source.paths[0], volume=volume, prefer=source.prefer, allocate=allocate)
         return scan, known or _hash_of_scan(source, scan)
-    digests: dict[Path, bytes] = {}
+    digests: dict[SourcePath, bytes] = {}
     scan = _read_slices(source, allocate, None if known else digests)
     return scan, known or _hash_of_slices(source, digests)
 
 
-def _hash_of_slices(source: Source, digests: dict[Path, bytes]) -> str:
+def _hash_of_slices(source: Source, digests: dict[SourcePath, bytes]) -> str:
     """Combine the digests of files, made already or now, with what of the plan decides the voxels."""
     digest = hashlib.sha256()
     for path in source.paths:
@@ -68,7 +68,7 @@ def _order_of(source: Source) -> bytes:
     return b"" if source.planes == plain else repr(source.planes).encode()
 
 
-def _read_slices(source: Source, allocate: Allocate, digests: dict[Path, bytes] | None) -> Scanned:
+def _read_slices(source: Source, allocate: Allocate, digests: dict[SourcePath, bytes] | None) -> Scanned:
     there = [z for z, plane in enumerate(source.planes) if plane is not None]
     slices = read_slices_hu(((source.paths[n], frame) for n, frame in filter(None, source.planes)), digests)
     first = next(slices)

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from maesil.errors import Refused
 from maesil.ingest.encoded import Decoded, decode_frames
 from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, without_warnings
 from maesil.ingest.source_file import read_dataset
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.values import number_of, tags_of, texts_of, whole_number_of
 from maesil.types import AIR_HU
 
@@ -58,7 +58,7 @@ class SliceHu:
 
 
 @without_warnings
-def pixel_digest(path: Path) -> bytes:
+def pixel_digest(path: SourcePath) -> bytes:
     """Return a SHA-256 over all that decides the voxels of one object: geometry, rescale, padding, pixel data."""
     return _digest(read_dataset(path, max_bytes=MAX_INSTANCE_BYTES))
 
@@ -73,7 +73,7 @@ def _digest(dataset: FileDataset) -> bytes:
     return digest.digest()
 
 
-def hu_digests(path: Path, frames: Sequence[int | None]) -> list[bytes]:
+def hu_digests(path: SourcePath, frames: Sequence[int | None]) -> list[bytes]:
     """Return a SHA-256 over the HU of each slice: equal for copies that differ in encoding or UIDs alone."""
     try:
         found = read_slices_hu((path, frame) for frame in frames)
@@ -82,14 +82,14 @@ def hu_digests(path: Path, frames: Sequence[int | None]) -> list[bytes]:
         raise Refused("unreadable", error.strerror or "the file cannot be read") from error
 
 
-def read_slice_hu(path: Path) -> tuple[NDArray[np.float32], NDArray[np.bool_], set[str]]:
+def read_slice_hu(path: SourcePath) -> tuple[NDArray[np.float32], NDArray[np.bool_], set[str]]:
     """Return one single-frame slice as HU ``[y, x]``, which of its pixels are inside the scan, and notes."""
     (found,) = read_slices_hu([(path, None)])
     return found.hu, found.valid, set(found.notes)
 
 
 def read_slices_hu(
-    planes: Iterable[tuple[Path, int | None]], digests: dict[Path, bytes] | None = None
+    planes: Iterable[tuple[SourcePath, int | None]], digests: dict[SourcePath, bytes] | None = None
 ) -> Iterator[SliceHu]:
     """Yield slices in the order asked for, each by its file and, in a multi-frame object, its frame.
 
@@ -100,7 +100,9 @@ def read_slices_hu(
         yield from _slices_of(path, [frame for _, frame in group], digests)
 
 
-def _slices_of(path: Path, wanted: list[int | None], digests: dict[Path, bytes] | None) -> Iterator[SliceHu]:
+def _slices_of(
+    path: SourcePath, wanted: list[int | None], digests: dict[SourcePath, bytes] | None
+) -> Iterator[SliceHu]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom warns of each odd value; what matters is checked here
         dataset = read_dataset(path, max_bytes=MAX_INSTANCE_BYTES)

@@ -10,7 +10,6 @@ import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from pydicom.dataset import Dataset, FileDataset
@@ -20,6 +19,7 @@ from pydicom.uid import UID
 from maesil.errors import Refused
 from maesil.ingest.cone_beam import is_cone_beam
 from maesil.ingest.source_file import MAX_HEADER_BYTES, read_dataset
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.technical import NAMING_TAGS, TECHNICAL_TAGS, technical_of
 from maesil.ingest.values import numbers_in, tags_of, texts_of, whole_number
 from maesil.store.records import Technical
@@ -102,7 +102,7 @@ _FRAME_NAMES = {"FrameType": "ImageType", "FrameAcquisitionNumber": "Acquisition
 class InstanceHeader:
     """What planning needs of one slice. Lengths in mm, LPS."""
 
-    path: Path
+    path: SourcePath
     sop_class: str
     patient: str
     study: str
@@ -153,7 +153,7 @@ def without_warnings(function: Callable[Arguments, Result]) -> Callable[Argument
 
 
 @without_warnings
-def read_headers(path: Path) -> list[InstanceHeader]:
+def read_headers(path: SourcePath) -> list[InstanceHeader]:
     """Read the header of each slice of a file; `Refused` with code ``not_ct...`` for other objects, or what is broken.
 
     One header for a single-frame object, one a frame for a multi-frame object.
@@ -215,7 +215,9 @@ def _sop_class(dataset: FileDataset) -> str:
     return sop_class
 
 
-def _header(path: Path, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None) -> InstanceHeader:
+def _header(
+    path: SourcePath, dataset: FileDataset, frame: Dataset, sop_class: str, number: int | None
+) -> InstanceHeader:
     meta = texts_of(dataset.file_meta, _META_TAGS)
     texts = texts_of(frame, _HEADER_TAGS)
     instance = texts["SOPInstanceUID"] or meta["MediaStorageSOPInstanceUID"]

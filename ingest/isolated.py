@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from maesil.errors import Refused
+from maesil.ingest.fetched import brought_here
 from maesil.ingest.messages import (
     Answer,
     Decoded,
@@ -41,6 +42,7 @@ from maesil.ingest.messages import (
 from maesil.ingest.planes import TemporaryFile, temporary_file
 from maesil.ingest.scanned import SCANNED_BYTES, Scanned, scanned_on_disk
 from maesil.ingest.source import Source
+from maesil.ingest.source_path import SourcePath
 from maesil.types import Planes
 
 MEMORY_BYTES = 1 << 29
@@ -64,7 +66,8 @@ def read_hashed(source: Source, known: str = "", folder: Path | None = None) -> 
     The voxels of a long source lie in a temporary file in ``folder``, those of others in memory.
     """
     file = _file_for(source, folder)
-    answer, descriptor = _child().ask(ReadSource(source, known), source, file)
+    with brought_here(source) as here:
+        answer, descriptor = _child().ask(ReadSource(here, known), source, file)
     assert isinstance(answer, Decoded)
     received = _received(descriptor, answer.shape) if file is None else scanned_on_disk(file, folder, answer.shape)
     return Scanned(*received, answer.affine, answer.notes, answer.source), answer.hash
@@ -72,15 +75,17 @@ def read_hashed(source: Source, known: str = "", folder: Path | None = None) -> 
 
 def source_hash(source: Source, folder: Path | None = None) -> str:
     """Return the hash of a source, as `maesil.ingest.decode.source_hash`."""
-    answer, _ = _child().ask(HashSource(source), source, _file_for(source, folder))
+    with brought_here(source) as here:
+        answer, _ = _child().ask(HashSource(here), source, _file_for(source, folder))
     assert isinstance(answer, Hash)
     return answer.hash
 
 
-def hu_digests(path: Path, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
+def hu_digests(path: SourcePath, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
     """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
     file = Source("slices", (path,), decoded_bytes=decoded_bytes)
-    answer, _ = _child().ask(DigestSlices(path, tuple(frames)), file)
+    with brought_here(file) as here:
+        answer, _ = _child().ask(DigestSlices(here.paths[0], tuple(frames)), file)
     assert isinstance(answer, Digests)
     return list(answer.digests)
 

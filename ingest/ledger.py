@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from maesil.errors import MaesilError, Refused
 from maesil.ingest.failures import json_ready
 from maesil.ingest.plan import Plan, VolumePlan
 from maesil.ingest.privacy import IdentityKey, without_paths
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import FileVerdict, Status, one_per_file
 from maesil.store.recipe import Recipe
@@ -31,7 +31,7 @@ class Ledger:
     def open_with(self, plan: Plan) -> None:
         """Write down what the plan has decided already."""
         self.summary.damaged_files = plan.damaged_files
-        refused: dict[tuple[Path, str, str], str] = {}
+        refused: dict[tuple[SourcePath, str, str], str] = {}
         for series in plan.refused:
             volume_id = self._key.hash("volume", series.identity)
             self._quarantine(volume_id, series.refusal, series.paths)
@@ -95,8 +95,8 @@ class Ledger:
 
     def _require_all_accounted_for(self, plan: Plan) -> None:
         """Every file found must have met exactly one verdict: a lost volume must never pass for a finished run."""
-        expected = sorted({*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)})
-        if sorted(verdict.path for verdict in self.summary.files) != expected:
+        expected = {*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)}
+        if Counter(verdict.path for verdict in self.summary.files) != Counter(expected):
             raise MaesilError(
                 f"expected a verdict on each of {len(expected)} files, found {len(self.summary.files)}; "
                 "run the same command again, and report this"
@@ -113,7 +113,7 @@ class Ledger:
         self.summary.duplicates = sorted(ids for ids in same.values() if len(ids) > 1)
 
     def _quarantine(
-        self, volume_id: str, refusal: Refused, paths: Sequence[Path], source_hash: str | None = None
+        self, volume_id: str, refusal: Refused, paths: Sequence[SourcePath], source_hash: str | None = None
     ) -> None:
         self.summary.refused_volumes += 1
         self._refused.add(volume_id)

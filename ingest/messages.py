@@ -18,6 +18,7 @@ import numpy as np
 from maesil.errors import Refused
 from maesil.geometry import Affine
 from maesil.ingest.source import Source
+from maesil.ingest.source_path import SourcePath
 from maesil.store.records import Technical
 from maesil.types import Zyx
 
@@ -52,7 +53,7 @@ class HashSource:
 class DigestSlices:
     """Make the digests of slices of one file; answered by `Digests`."""
 
-    path: Path
+    path: SourcePath
     frames: tuple[int | None, ...]
 
 
@@ -172,7 +173,7 @@ def _source_from_json(document: dict[str, Any]) -> Source:
     )
 
 
-def _absolute(path: Path) -> str:
+def _absolute(path: SourcePath) -> str:
     return str(path.absolute())
 
 

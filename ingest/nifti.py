@@ -12,7 +12,6 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import nibabel as nib
@@ -25,7 +24,8 @@ from maesil.errors import DISK_FULL, Refused
 from maesil.ingest.limits import check_voxels
 from maesil.ingest.nifti_geometry import affine_of
 from maesil.ingest.scanned import SCANNED_BYTES, Allocate, Scanned, plain_arrays
-from maesil.ingest.source_file import file_on_disk, is_bomb, is_there, open_source
+from maesil.ingest.source_file import is_bomb, is_there, open_source, stamp_of
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.stand_in import stand_in_for
 from maesil.store.records import Technical
 from maesil.types import Planes, Zyx
@@ -40,7 +40,7 @@ _BLOCK = 1 << 20
 _MAGIC_SINGLE = (b"n+1", b"n+2")
 
 
-def image_of_pair(header: Path) -> Path | None:
+def image_of_pair(header: SourcePath) -> SourcePath | None:
     """Return the file of voxels that goes with a ``.hdr`` or ``.hdr.gz`` file, or None if that is none."""
     stem = header.with_suffix("") if header.suffix.lower() == ".gz" else header
     if stem.suffix.lower() != ".hdr":
@@ -106,7 +106,7 @@ class Claim:
     """Along the fourth axis: time, phases."""
 
 
-def claim_of(path: Path) -> Claim:
+def claim_of(path: SourcePath) -> Claim:
     """Return what a header claims; of one that cannot be read, that there is one volume of no size."""
     try:
         with warnings.catch_warnings(), _unpacked(path) as stream:
@@ -122,7 +122,7 @@ def claim_of(path: Path) -> Claim:
 
 
 def read_nifti(
-    path: Path, *, volume: int | None = None, prefer: str = "", allocate: Allocate = plain_arrays
+    path: SourcePath, *, volume: int | None = None, prefer: str = "", allocate: Allocate = plain_arrays
 ) -> Scanned:
     """Return the volume of a ``.nii``, ``.nii.gz`` or ``.hdr``/``.img`` file; `Refused` with a code otherwise.
 
@@ -167,7 +167,7 @@ def _refused_by_code() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[_Stored]:
+def _opened(path: SourcePath) -> Iterator[_Stored]:
     """Yield a file, its header read and its stream where the voxels begin."""
     with _unpacked(path) as stream:
         head = stream.read(540)
@@ -184,7 +184,7 @@ def _opened(path: Path) -> Iterator[_Stored]:
 
 
 @contextlib.contextmanager
-def _unpacked(path: Path) -> Iterator[IO[bytes]]:
+def _unpacked(path: SourcePath) -> Iterator[IO[bytes]]:
     with open_source(path) as file:
         compressed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -220,7 +220,7 @@ def _refuse_what_is_no_nifti(head: bytes) -> None:
     raise Refused("not_nifti", f"expected the header size 348 or 540 at the start, found {found}")
 
 
-def _at_voxels(header: Any, path: Path, stream: IO[bytes], head: bytes, notes: set[str]) -> _Stored:
+def _at_voxels(header: Any, path: SourcePath, stream: IO[bytes], head: bytes, notes: set[str]) -> _Stored:
     """Bring a stream of which ``head`` was read to where its voxels begin."""
     shape, dtype, offset = header.get_data_shape(), header.get_data_dtype(), int(header["vox_offset"])
     least = int(header["sizeof_hdr"]) + 4 if head else 0
@@ -229,7 +229,7 @@ def _at_voxels(header: Any, path: Path, stream: IO[bytes], head: bytes, notes: s
     if offset < least:
         raise Refused("not_nifti", f"expected the voxels behind the header, found vox_offset {offset}")
     size = math.prod(int(n) for n in shape) * dtype.itemsize
-    if is_bomb(file_on_disk(path).stat().st_size, offset + size):
+    if is_bomb(stamp_of(path)[0], offset + size):
         raise Refused("size_limit", f"the file claims {size} bytes of voxels, too many for its own size: not CT")
     _skip(stream, max(0, offset - len(head)))
     # The voxels of a small NIfTI-1 may begin within what was read already.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from maesil.ingest.report_folder import RunRecord, source_text
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES
 from maesil.pages import data_url, rendered
@@ -48,7 +48,7 @@ class RefusedSource:
     """Empty for single files of which nothing more is known."""
     code: str
     detail: str
-    paths: tuple[Path, ...]
+    paths: tuple[SourcePath, ...]
     """As far as any run met them."""
     numbers: Mapping[str, Any] = field(default_factory=dict)
     files: int | None = None
@@ -59,7 +59,7 @@ def page(
     summary: Summary,
     place: StorePlace,
     store: Store | None,
-    sources: Mapping[str, Sequence[Path]],
+    sources: Mapping[str, Sequence[SourcePath]],
     refused: Sequence[RefusedSource],
     runs: Sequence[Mapping[str, Any]],
 ) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.isolated import hu_digests
 from maesil.ingest.scanned import SCANNED_BYTES
+from maesil.ingest.source_path import SourcePath
 
 MIN_SLICES = 16
 
@@ -105,9 +105,9 @@ def decoded_here(slices: Sequence[InstanceHeader]) -> dict[int, bytes]:
     return found
 
 
-def by_file(slices: Iterable[InstanceHeader]) -> dict[Path, list[InstanceHeader]]:
+def by_file(slices: Iterable[InstanceHeader]) -> dict[SourcePath, list[InstanceHeader]]:
     """Return slices by their file: it is read once, however many of its frames are asked for."""
-    found: dict[Path, list[InstanceHeader]] = defaultdict(list)
+    found: dict[SourcePath, list[InstanceHeader]] = defaultdict(list)
     for header in slices:
         found[header.path].append(header)
     return found

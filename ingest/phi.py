@@ -8,14 +8,15 @@ import re
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 
 from maesil.errors import Refused
 from maesil.ingest.header import without_warnings
+from maesil.ingest.objects import with_heads
 from maesil.ingest.source_file import MAX_HEADER_BYTES, open_source, read_dataset
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.values import tags_of
 from maesil.parquet import read_parquet
 from maesil.store.store import Store
@@ -84,7 +85,7 @@ class PhiScan:
         return f"{looked}: found {'something' if self.found else 'nothing'}"
 
 
-def search(store: Store, paths: Sequence[Path]) -> PhiScan:
+def search(store: Store, paths: Sequence[SourcePath]) -> PhiScan:
     """Search a store for what the headers of its sources say of patients and studies."""
     files = list(dict.fromkeys(paths))
     headers, words, vendors = _collected(files)
@@ -94,15 +95,15 @@ def search(store: Store, paths: Sequence[Path]) -> PhiScan:
     return PhiScan(len(files), headers, len(words), len(keys) - voxels, voxels, found)
 
 
-def patient_words(paths: Iterable[Path]) -> set[str]:
+def patient_words(paths: Iterable[SourcePath]) -> set[str]:
     """Return what the headers of these files say of patients and studies, in lower case, names word by word."""
     return _collected(paths)[1]
 
 
-def _collected(paths: Iterable[Path]) -> tuple[int, set[str], set[str]]:
+def _collected(paths: Iterable[SourcePath]) -> tuple[int, set[str], set[str]]:
     """Return how many headers could be read, the words they say, and what they say of the scanner's maker."""
     headers, words, vendors = 0, set[str](), set[str]()
-    for path in paths:
+    for path in with_heads(paths):
         named, other, of_scanner = _texts(path)
         vendors.update(text.lower() for text in of_scanner)
         headers += bool(named or other)
@@ -138,7 +139,7 @@ def _holds(text: str, words: set[str], vendors: Collection[str]) -> bool:
 
 
 @without_warnings
-def _texts(path: Path) -> tuple[list[str], list[str], list[str]]:
+def _texts(path: SourcePath) -> tuple[list[str], list[str], list[str]]:
     """Return texts of which each word counts, texts that count as a whole, and those of the scanner's maker."""
     try:
         with open_source(path) as stream:

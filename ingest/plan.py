@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from maesil.errors import Refused
 from maesil.ingest.nifti import claim_of, image_of_pair
@@ -12,7 +11,8 @@ from maesil.ingest.scan import ScanResult
 from maesil.ingest.scanned import SCANNED_BYTES
 from maesil.ingest.siblings import Siblings, missing_slices, stand_ins
 from maesil.ingest.source import Source
-from maesil.ingest.source_file import MAX_RATIO, file_on_disk, is_bomb
+from maesil.ingest.source_file import MAX_RATIO, file_on_disk, is_bomb, stamp_of
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.stack import Outcome, SeriesRules, Stack
 from maesil.ingest.verdict import FileVerdict
 
@@ -38,7 +38,7 @@ class RefusedSeries:
 
     identity: str
     refusal: Refused
-    paths: tuple[Path, ...]
+    paths: tuple[SourcePath, ...]
 
 
 @dataclass
@@ -108,7 +108,7 @@ def _doubted(outcome: Outcome, beside: Siblings, rules: SeriesRules | None) -> O
     return replace(outcome, stack=replace(outcome.stack, notes=(*outcome.stack.notes, "accepted_stand_ins")))
 
 
-def _slices_source(stack: Stack, paths: tuple[Path, ...]) -> Source:
+def _slices_source(stack: Stack, paths: tuple[SourcePath, ...]) -> Source:
     first = next(header for header in stack.slices if header is not None)
     technical = {"kind": "dicom", "transfer_syntax": first.transfer_syntax, **first.technical}
     if first.frame is not None:
@@ -121,13 +121,13 @@ def _slices_source(stack: Stack, paths: tuple[Path, ...]) -> Source:
     )
     if first.frame is None or not source.is_long:
         return source
-    largest = max(file_on_disk(path).stat().st_size for path in paths)  # an object of many frames is read whole
+    largest = max(stamp_of(path)[0] for path in paths)  # an object of many frames is read whole
     return replace(source, slice_bytes=max(slice_bytes, largest))
 
 
 def _unpacks_to_more(source: Source) -> Refused | None:
     """Return the refusal of a long source whose files are too small for the voxels that they claim."""
-    packed = sum(path.stat().st_size for path in {file_on_disk(path) for path in source.paths})
+    packed = sum(stamp_of(path)[0] for path in {file_on_disk(path) for path in source.paths})
     claimed = source.decoded_bytes // SCANNED_BYTES * STORED_BYTES
     if not is_bomb(packed, claimed):
         return None

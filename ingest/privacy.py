@@ -20,6 +20,7 @@ import platformdirs
 from maesil.errors import UsageError
 from maesil.files import require_writable, whole_file, write_whole
 from maesil.ingest.plan import VolumePlan
+from maesil.ingest.source_path import SourcePath
 from maesil.store.urls import StorePlace, lies_in
 from maesil.text import printable
 
@@ -44,7 +45,7 @@ class IdentityKey:
         return self.hash("fingerprint", "")[:16]
 
 
-def without_paths(text: str, paths: Iterable[Path]) -> str:
+def without_paths(text: str, paths: Iterable[SourcePath]) -> str:
     """Return a message with ``<source>`` for every path, folder and name of the given files: they name patients.
 
     A name is taken where it stands by itself, never out of a longer word or number. One that may as well be a number or
@@ -65,7 +66,7 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _SHORTEST_NAME = 4
 
 
-def _words_of(path: Path) -> set[str]:
+def _words_of(path: SourcePath) -> set[str]:
     return {str(path), str(path.absolute()), str(path.parent), path.name} - {".", "/", ""}
 
 

@@ -17,6 +17,7 @@ from maesil.ingest import report_folder
 from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.phi import PhiScan
 from maesil.ingest.report_folder import Noted, RunRecord
+from maesil.ingest.source_path import SourcePath, SourcePlace
 from maesil.ingest.summary import Summary
 from maesil.store.remedies import remedy
 from maesil.store.store import Store, is_store
@@ -96,7 +97,7 @@ def refused_sources(store: Store | None, rows: Sequence[Noted]) -> list[RefusedS
                       record.numbers or {}, record.files)
         for record in (store.quarantined() if store else ())
     ]  # fmt: skip
-    damaged: dict[tuple[Path, str, str], list[Path]] = defaultdict(list)
+    damaged: dict[tuple[SourcePlace, str, str], list[SourcePath]] = defaultdict(list)
     for verdict in (noted.verdict for noted in rows):
         if verdict.status == "quarantined" and not verdict.volume_ids:
             damaged[verdict.path.parent, verdict.code, verdict.detail].append(verdict.path)

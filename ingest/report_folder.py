@@ -19,6 +19,7 @@ import pyarrow as pa
 from maesil.documents import read_json, write_json
 from maesil.errors import DamagedError, ResourceError, UsageError
 from maesil.files import LOCK, require_folder_place, require_writable, write_whole
+from maesil.ingest.source_path import SourcePath, common_folder, source_path
 from maesil.ingest.verdict import FileVerdict
 from maesil.locks import locked
 from maesil.parquet import read_parquet, to_parquet
@@ -147,7 +148,7 @@ def read_noted(path: Path) -> list[Noted]:
 def _noted(row: dict[str, Any]) -> Noted:
     more = tuple(row.get("more_volumes") or ())
     code, detail = row.get("code") or "", row.get("detail") or ""
-    verdict = FileVerdict(Path(exact(row["path"])), row["status"], code, row.get("volume_id"), detail, more)
+    verdict = FileVerdict(source_path(exact(row["path"])), row["status"], code, row.get("volume_id"), detail, more)
     return Noted(verdict, row.get("run") or "")
 
 
@@ -174,14 +175,14 @@ def add_earlier(folder: Path, replaced: Sequence[Noted]) -> None:
     write_noted(folder / EARLIER, replaced)
 
 
-def files_of(folder: Path, store: StorePlace) -> dict[str, list[Path]]:
+def files_of(folder: Path, store: StorePlace) -> dict[str, list[SourcePath]]:
     """Return the files that each volume of a store came from, as its report says; nothing where that is another's."""
     return {} if _other_owner(folder, store) else files_by_volume(known_verdicts(folder))
 
 
-def files_by_volume(rows: Iterable[Noted]) -> dict[str, list[Path]]:
+def files_by_volume(rows: Iterable[Noted]) -> dict[str, list[SourcePath]]:
     """Return the files that each volume or refused source came from, by its id."""
-    found: dict[str, list[Path]] = defaultdict(list)
+    found: dict[str, list[SourcePath]] = defaultdict(list)
     for noted in rows:
         if noted.verdict.status in ("used", "quarantined"):
             for volume_id in noted.verdict.volume_ids:
@@ -189,8 +190,8 @@ def files_by_volume(rows: Iterable[Noted]) -> dict[str, list[Path]]:
     return dict(found)
 
 
-def source_text(files: Sequence[Path]) -> str:
+def source_text(files: Sequence[SourcePath]) -> str:
     """Return in one line where the files of a volume lie: the file, or the folder that holds them all."""
     if len(files) < 2:
         return printable(files[0]) if files else ""
-    return f"{printable(os.path.commonpath([file.parent for file in files]))} ({counted(len(files), 'file')})"
+    return f"{printable(common_folder([file.parent for file in files]))} ({counted(len(files), 'file')})"

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from maesil.ingest.header import InstanceHeader
 from maesil.ingest.passes import MIN_SLICES, SAME_POSITION_MM, along
 from maesil.ingest.series import outcomes_of_series, plane_grids
 from maesil.ingest.slices import NOT_WANTED
+from maesil.ingest.source_path import SourcePlace, by_place
 from maesil.ingest.stack import Outcome, SeriesRules, paths_of
 
 Key = tuple[str, str, str]
@@ -210,13 +210,14 @@ def outcomes_of_blank_series(
     A folder stands in for the series, since two scans must never be mixed. But where slices of one folder are refused
     or left over alone, and together with those of other folders they make whole volumes, they belong together.
     """
-    studies: dict[tuple[str, str], dict[Path, list[InstanceHeader]]] = defaultdict(lambda: defaultdict(list))
+    studies: dict[tuple[str, str], dict[SourcePlace, list[InstanceHeader]]] = defaultdict(lambda: defaultdict(list))
     for header in instances:
         if not header.series:
             studies[header.patient, header.study][header.path.parent].append(header)
     found = []
     for (patient, study), folders in sorted(studies.items()):
-        outcomes = [o for _, slices in sorted(folders.items()) for o in outcomes_of_series(slices, rules)]
+        ordered = sorted(folders.items(), key=lambda found: by_place(found[0]))
+        outcomes = [o for _, slices in ordered for o in outcomes_of_series(slices, rules)]
         if len(folders) > 1 and not _complete(outcomes):
             together = outcomes_of_series([header for slices in folders.values() for header in slices], rules)
             outcomes = together if _complete(together) else outcomes

@@ -6,7 +6,6 @@ import re
 from collections.abc import Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
 
 from maesil.errors import InterruptedRun, Refused
 from maesil.ingest import stop
@@ -22,6 +21,8 @@ from maesil.ingest.planning import nothing_found, scan_and_plan
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, write_id_map
 from maesil.ingest.scan import require_no_store_among
 from maesil.ingest.source_cache import SourceCache
+from maesil.ingest.source_file import file_on_disk, stamp_of
+from maesil.ingest.source_path import ObjectFile, SourcePath, SourcePlace
 from maesil.ingest.summary import NothingFound, Summary
 from maesil.ingest.verdict import FileVerdict, one_per_file
 from maesil.ingest.volume import BuildOrder, build, task_bytes
@@ -37,7 +38,7 @@ __all__ = ["IngestOptions", "ingest"]
 
 
 def ingest(
-    sources: Sequence[Path],
+    sources: Sequence[SourcePlace],
     out: StorePlace,
     recipe: Recipe | None = None,
     options: IngestOptions | None = None,
@@ -71,7 +72,7 @@ def ingest(
         return _Run(store, recipe, key, options, workers, progress, sources).carry_out(plan)
 
 
-def _dry_summary(plan: Plan, sources: Sequence[Path], *, dry_run: bool) -> Summary:
+def _dry_summary(plan: Plan, sources: Sequence[SourcePlace], *, dry_run: bool) -> Summary:
     """Return what a plan says before anything is made of it."""
     used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
     names = [item.source.name for item in plan.volumes]
@@ -82,7 +83,14 @@ def _dry_summary(plan: Plan, sources: Sequence[Path], *, dry_run: bool) -> Summa
         planned=names,
         refused_volumes=len(plan.refused),
         damaged_files=plan.damaged_files,
+        planned_bytes=sum(_objects_of(plan).values()),
     )
+
+
+def _objects_of(plan: Plan) -> dict[SourcePath, int]:
+    """Return the objects that planned volumes are fetched from, and their sizes (bytes)."""
+    paths = {file_on_disk(path) for item in plan.volumes for path in item.source.paths if isinstance(path, ObjectFile)}
+    return {path: stamp_of(path)[0] for path in paths}
 
 
 class _Run:
@@ -96,7 +104,7 @@ class _Run:
         options: IngestOptions,
         workers: Executor,
         progress: Report,
-        sources: Sequence[Path],
+        sources: Sequence[SourcePlace],
     ) -> None:
         self.store = store
         self.recipe = recipe
@@ -237,7 +245,7 @@ class _Run:
         """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
         patient, study = item.plan.patient, item.plan.study
         if not patient and self.options.group:
-            where = Path(item.plan.source.name).absolute().as_posix()
+            where = str(item.plan.source.place.absolute())
             if found := re.search(self.options.group, where):
                 patient = "\0".join(filter(None, found.groups())) or found[0]
         if patient:
@@ -256,6 +264,6 @@ class _Run:
             volume_id=item.volume_id,
             group=self._group(item),
             source_hash=item.source_hash,
-            source_path=self.key.hash("path", str(Path(item.plan.source.name).absolute())),
+            source_path=self.key.hash("path", str(item.plan.source.place.absolute())),
             threads=self.workers.threads,
         )

@@ -17,10 +17,13 @@ from pathlib import Path
 
 from maesil.errors import NoInputError, Refused, UsageError
 from maesil.ingest.header import InstanceHeader, read_headers
-from maesil.ingest.source_file import check_member, is_there, members, open_source
+from maesil.ingest.objects import objects_below, with_heads
+from maesil.ingest.source_file import check_member, file_on_disk, is_there, member_of, members, open_source
+from maesil.ingest.source_path import ObjectFile, SourcePath, SourcePlace
 from maesil.ingest.stand_in import stand_in_for
 from maesil.ingest.verdict import FileVerdict, Status
 from maesil.store.store import is_store
+from maesil.store.urls import ObjectUrl
 from maesil.text import counted
 
 _SNIFF = 512
@@ -44,7 +47,7 @@ class ScanResult:
     """What was found: DICOM slices and NIfTI files to plan from, and verdicts on everything else."""
 
     instances: list[InstanceHeader] = field(default_factory=list)
-    niftis: list[Path] = field(default_factory=list)
+    niftis: list[SourcePath] = field(default_factory=list)
     verdicts: list[FileVerdict] = field(default_factory=list)
 
     @property
@@ -54,16 +57,21 @@ class ScanResult:
 
 
 def scan(
-    sources: Iterable[Path], on_file: Callable[[Path], None] = lambda path: None, *, follow_links: bool = False
+    sources: Iterable[SourcePlace],
+    on_file: Callable[[SourcePath], None] = lambda path: None,
+    *,
+    follow_links: bool = False,
 ) -> ScanResult:
     """Look at every file at or below the sources; `NoInputError` if a source does not exist.
 
     Symbolic links below a source are followed only if asked. A path reached twice is looked at once.
     """
     result = ScanResult()
-    for path in find_files(sources, follow_links=follow_links):
+    for path in with_heads(find_files(sources, follow_links=follow_links)):
         on_file(path)
-        if path.is_symlink() and not (follow_links and path.is_file()):
+        if isinstance(path, ObjectFile):
+            _look_at(path, result)
+        elif path.is_symlink() and not (follow_links and path.is_file()):
             result.verdicts.append(FileVerdict(path, "ignored", "symlink", detail=_why_not_followed(path)))
         elif not path.is_file() and not path.is_dir():
             result.verdicts.append(FileVerdict(path, "ignored", "not_a_file", detail="a pipe, socket or device"))
@@ -80,9 +88,11 @@ def _why_not_followed(link: Path) -> str:
     return "a link that leads nowhere"
 
 
-def require_no_store_among(sources: Sequence[Path]) -> None:
+def require_no_store_among(sources: Sequence[SourcePlace]) -> None:
     """Raise UsageError for a store that is given as a source: what it holds was made from scans already."""
     for source in sources:
+        if isinstance(source, ObjectUrl):  # its listing tells
+            continue
         store = next((folder for folder in (source, *source.absolute().parents) if is_store(folder)), None)
         if store is not None:
             raise UsageError(
@@ -91,23 +101,33 @@ def require_no_store_among(sources: Sequence[Path]) -> None:
             )
 
 
-def find_files(sources: Iterable[Path], *, follow_links: bool = False) -> Iterator[Path]:
-    """Yield all that is no folder at or below the sources, each path once, in sorted order."""
+def find_files(sources: Iterable[SourcePlace], *, follow_links: bool = False) -> Iterator[SourcePath]:
+    """Yield all that is no folder at or below the sources, each path once, in sorted order; objects as listed."""
     seen: set[str] = set()
     for source in sources:
-        if not source.exists():
-            raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
-        for path in _named(source.resolve()) if source.is_file() else _walk(source, follow_links):
-            real = os.path.realpath(path) if follow_links else f"{_real_folder(path.parent)}/{path.name}"
+        for path in objects_below(source) if isinstance(source, ObjectUrl) else _files_below(source, follow_links):
+            real = _real_name(path, follow_links)
             if real not in seen:
                 seen.add(real)
                 yield path
 
 
+def _files_below(source: Path, follow_links: bool) -> Iterable[Path]:
+    if not source.exists():
+        raise NoInputError(f"{source}: expected a file or folder with CT, found nothing there; check the path")
+    return _named(source.resolve()) if source.is_file() else _walk(source, follow_links)
+
+
+def _real_name(path: SourcePath, follow_links: bool) -> str:
+    if isinstance(path, ObjectFile):
+        return str(path)
+    return os.path.realpath(path) if follow_links else f"{_real_folder(path.parent)}/{path.name}"
+
+
 def _named(file: Path) -> list[Path]:
     """Return a file that was named by itself (what is named is followed), and the header of one that has none."""
     if file.name.lower().endswith((".img", ".img.gz")):
-        return [file, *(header for header in _headers_of(file) if header.is_file())]
+        return [file, *(header for header in _headers_of(file) if isinstance(header, Path) and header.is_file())]
     return [file]
 
 
@@ -135,9 +155,9 @@ def _walk(folder: Path, follow_links: bool) -> Iterator[Path]:
     yield from unlisted
 
 
-def _look_at(path: Path, result: ScanResult) -> None:
+def _look_at(path: SourcePath, result: ScanResult) -> None:
     try:
-        if path.is_dir():
+        if isinstance(path, Path) and path.is_dir():
             result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail="the folder cannot be listed"))
         else:
             _look_into(path, result)
@@ -148,7 +168,7 @@ def _look_at(path: Path, result: ScanResult) -> None:
         result.verdicts.append(FileVerdict(path, "quarantined", "unreadable", detail=error.strerror or str(error)))
 
 
-def _look_into(path: Path, result: ScanResult) -> None:
+def _look_into(path: SourcePath, result: ScanResult) -> None:
     head = _head(path)
     pointer = stand_in_for(head, path.name)
     kind = _claimed_nifti(path, "not_fetched") if pointer else _kind(path, head)
@@ -156,14 +176,14 @@ def _look_into(path: Path, result: ScanResult) -> None:
         result.instances.extend(read_headers(path))
     elif kind == "nifti":
         result.niftis.append(path)
-    elif kind == "archive" and path.is_file():
+    elif kind == "archive" and file_on_disk(path) == path:
         _look_into_archive(path, result)
     else:
         kind = "other_archive" if kind == "archive" else kind  # one within an archive is not opened
         result.verdicts.append(FileVerdict(path, "ignored", kind, detail=pointer or _WAY_OUT.get(kind, "")))
 
 
-def _look_into_archive(path: Path, result: ScanResult) -> None:
+def _look_into_archive(path: SourcePath, result: ScanResult) -> None:
     """Treat each member like a file of its own; the archive itself is accounted for besides."""
     try:
         found = members(path)
@@ -172,7 +192,7 @@ def _look_into_archive(path: Path, result: ScanResult) -> None:
             "bad_archive", f"the zip archive cannot be read ({error}); unpack it and name the folder"
         ) from error
     for name, info in sorted(found.items()):
-        member = path / name
+        member = member_of(path, name)
         try:
             check_member(info)
             _look_at(member, result)
@@ -184,12 +204,12 @@ def _look_into_archive(path: Path, result: ScanResult) -> None:
     result.verdicts.append(FileVerdict(path, "ignored", "archive", detail=detail))
 
 
-def _head(path: Path) -> bytes:
+def _head(path: SourcePath) -> bytes:
     with open_source(path) as file:
         return file.read(_SNIFF)
 
 
-def _kind(path: Path, head: bytes) -> str:
+def _kind(path: SourcePath, head: bytes) -> str:
     """Return ``dicom``, ``nifti``, or the code under which the file is ignored."""
     if head[:4] == _APPLE_DOUBLE:
         return "not_medical"
@@ -214,7 +234,7 @@ def _kind(path: Path, head: bytes) -> str:
     return _claimed_nifti(path, _foreign(path, head))
 
 
-def _foreign(path: Path, head: bytes) -> str:
+def _foreign(path: SourcePath, head: bytes) -> str:
     """Return the code of a container or an image format that is not read, else that of what is no medical image."""
     if head.startswith((b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")) or head[257:262] == b"ustar":
         return "other_archive"
@@ -225,17 +245,17 @@ def _foreign(path: Path, head: bytes) -> str:
     return "not_medical"
 
 
-def _headers_of(image: Path) -> list[Path]:
+def _headers_of(image: SourcePath) -> list[SourcePath]:
     stem = image.with_suffix("") if image.suffix.lower() == ".gz" else image
     return [stem.with_suffix(suffix) for suffix in (".hdr", ".HDR", ".hdr.gz")]
 
 
-def _claimed_nifti(path: Path, otherwise: str) -> str:
+def _claimed_nifti(path: SourcePath, otherwise: str) -> str:
     """A file whose name claims NIfTI goes on as one, so that its refusal says what is wrong with it."""
     return "nifti" if path.name.lower().endswith((".nii", ".nii.gz")) else otherwise
 
 
-def _rest_of_header(path: Path, head: bytes) -> bytes:
+def _rest_of_header(path: SourcePath, head: bytes) -> bytes:
     if head[:4] not in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c"):
         return b""
     with open_source(path) as file:
@@ -243,7 +263,7 @@ def _rest_of_header(path: Path, head: bytes) -> bytes:
         return file.read(540 - len(head))
 
 
-def _gunzip_head(path: Path) -> bytes:
+def _gunzip_head(path: SourcePath) -> bytes:
     try:
         with open_source(path) as file, gzip.open(file) as stream:
             return stream.read(_SNIFF)

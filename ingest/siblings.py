@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from maesil.errors import Refused
+from maesil.ingest.source_path import SourcePath, SourcePlace
 from maesil.ingest.verdict import FileVerdict
 
 ACCEPTED = "stand_ins"
@@ -25,7 +25,7 @@ _UNFINISHED = re.compile(
 _STAND_INS = ("not_fetched", "symlink", "empty")
 """Codes of ignored files that may stand for a slice. What has another content of its own does not."""
 
-Siblings = Mapping[tuple[Path, str], Counter[str]]
+Siblings = Mapping[tuple[SourcePlace, str], Counter[str]]
 """By folder and pattern of names: how many files hold no slice, by what they are."""
 
 
@@ -37,7 +37,7 @@ def pattern_of(name: str) -> str:
 
 def stand_ins(verdicts: Iterable[FileVerdict]) -> Siblings:
     """Return which names hold no slice: of files that are empty, not fetched or finished, not followed or damaged."""
-    found: dict[tuple[Path, str], Counter[str]] = defaultdict(Counter)
+    found: dict[tuple[SourcePlace, str], Counter[str]] = defaultdict(Counter)
     for verdict in verdicts:
         no_slice = verdict.code in _STAND_INS or _UNFINISHED.fullmatch(verdict.path.name)
         if verdict.status == "quarantined" or (verdict.status == "ignored" and no_slice):
@@ -47,7 +47,7 @@ def stand_ins(verdicts: Iterable[FileVerdict]) -> Siblings:
     return found
 
 
-def missing_slices(slices: Iterable[Path], beside: Siblings) -> Refused | None:
+def missing_slices(slices: Iterable[SourcePath], beside: Siblings) -> Refused | None:
     """Return the doubt that a scan lacks the slices that the files beside its own stand for."""
     if not beside:
         return None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from maesil.geometry import Affine
 from maesil.ingest import limits
 from maesil.ingest.scanned import SCANNED_BYTES
+from maesil.ingest.source_path import SourcePath, SourcePlace
 from maesil.store.records import Technical
 
 
@@ -17,7 +17,7 @@ class Source:
     """What a worker needs to read one volume; holds no identity."""
 
     kind: Literal["slices", "nifti"]
-    paths: tuple[Path, ...]
+    paths: tuple[SourcePath, ...]
     planes: tuple[tuple[int, int | None] | None, ...] = ()
     """For each slice its file (number in ``paths``) and frame; None where one is missing and to be interpolated.
 
@@ -40,6 +40,11 @@ class Source:
         return self.decoded_bytes > SCANNED_BYTES * limits.WHOLE_VOXELS
 
     @property
+    def place(self) -> SourcePlace:
+        """The file, or the folder of the first slice."""
+        return self.paths[0] if self.kind == "nifti" or len(self.paths) == 1 else self.paths[0].parent
+
+    @property
     def name(self) -> str:
-        """What to call the source in messages: the file, or the folder of the first slice."""
-        return str(self.paths[0] if self.kind == "nifti" or len(self.paths) == 1 else self.paths[0].parent)
+        """What to call the source in messages: its place as text."""
+        return str(self.place)

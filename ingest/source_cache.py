@@ -1,7 +1,7 @@
 """What this machine remembers of sources it has read, so that a second run need not read them again.
 
-Keyed by HMAC of path, size and modification time of all files of a volume; holds hashes only. Losing it costs time,
-never correctness; it lives in the user's cache folder, outside every store.
+Keyed by HMAC of path, size and modification time (of an object: ETag) of all files of a volume; holds hashes only.
+Losing it costs time, never correctness; it lives in the user's cache folder, outside every store.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import platformdirs
 
 from maesil.errors import Refused
 from maesil.ingest.privacy import IdentityKey
-from maesil.ingest.source_file import file_on_disk
+from maesil.ingest.source_file import file_on_disk, stamp_of
+from maesil.ingest.source_path import SourcePath
 
 
 class SourceCache:
@@ -33,14 +34,14 @@ class SourceCache:
             database.execute("CREATE TABLE IF NOT EXISTS sources (files TEXT PRIMARY KEY, source_hash TEXT NOT NULL)")
             self._database = database
 
-    def files(self, paths: Sequence[Path], *more: object) -> str:
+    def files(self, paths: Sequence[SourcePath], *more: object) -> str:
         """Return what the file system says of files now, hashed; to be asked before they are read. Empty if gone.
 
         ``more`` is whatever else decides what is read of them.
         """
         try:
             on_disk = [file_on_disk(path) for path in paths]
-            stats = [(str(p.absolute()), (s := p.stat()).st_size, s.st_mtime_ns) for p in dict.fromkeys(on_disk)]
+            stats = [(str(path.absolute()), *stamp_of(path)) for path in dict.fromkeys(on_disk)]
         except (OSError, Refused):
             return ""
         members = [str(path) for path in paths] if on_disk != list(paths) else []

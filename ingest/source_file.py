@@ -1,4 +1,4 @@
-"""Opening a source: a plain file, or a member of a zip archive read in place (nothing is extracted to disk).
+"""Opening a source: a file or object, or a member of a zip archive read in place (nothing is extracted to disk).
 
 A member is named by the path of its archive with the member's name behind it. What unpacks to more than its budget is
 refused before it is unpacked.
@@ -19,8 +19,11 @@ import pydicom
 from pydicom.dataset import FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from maesil.errors import Refused
+from maesil.errors import MaesilError, Refused
+from maesil.ingest.objects import AHEAD, is_object, open_object, with_known_size
 from maesil.ingest.plain_file import read_plain
+from maesil.ingest.source_path import ObjectFile, SourcePath
+from maesil.store.storage import Stamp
 
 MAX_HEADER_BYTES = 1 << 24
 """A header behind which the pixels have not begun by then is no header."""
@@ -35,17 +38,25 @@ _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zip
 _OTHER_ZIP_METHODS = {9: "Deflate64", 93: "Zstandard", 95: "XZ", 98: "PPMd", 99: "AES"}
 
 
-def open_source(path: Path) -> IO[bytes]:
-    """Return a readable, seekable stream of a file or of a member of an archive; `Refused` beyond the limits."""
+def open_source(path: SourcePath, ahead: int = AHEAD) -> IO[bytes]:
+    """Return a readable, seekable stream of a file, an object or a member of an archive; `Refused` beyond the limits.
+
+    Of an object at least ``ahead`` bytes are read at once.
+    """
+    if isinstance(path, ObjectFile) and path.archive is None:
+        return open_object(path, ahead)
     try:
-        return path.open("rb")
+        if isinstance(path, Path):
+            return path.open("rb")
     except NotADirectoryError:
-        archive, name = archive_and_member(path)
-        return _open_member(archive, name)
+        pass
+    return _open_member(path, ahead)
 
 
-def file_on_disk(path: Path) -> Path:
-    """Return the file itself, or the archive it is a member of."""
+def file_on_disk(path: SourcePath) -> SourcePath:
+    """Return the file or object itself, or the archive it is a member of."""
+    if isinstance(path, ObjectFile):
+        return path.archive or path
     try:
         path.lstat()
         return path
@@ -53,12 +64,41 @@ def file_on_disk(path: Path) -> Path:
         return archive_and_member(path)[0]
 
 
-def archive_and_member(path: Path) -> tuple[Path, str]:
-    """Return the archive on disk and the name within it; `Refused` if nothing of that name is there."""
+def archive_and_member(path: SourcePath) -> tuple[SourcePath, str]:
+    """Return the archive and the name within it; `Refused` if nothing of that name is there."""
+    if isinstance(path, ObjectFile):
+        assert path.archive is not None
+        return path.archive, path.folder.removeprefix(f"{path.archive.folder}/")
     for parent in path.parents:
         if parent.is_file():
             return parent, path.relative_to(parent).as_posix()
     raise Refused("vanished", "the file was there when the folder was scanned and is gone now")
+
+
+def member_of(archive: SourcePath, name: str) -> SourcePath:
+    """Return what names a member of an archive."""
+    return archive.member(name) if isinstance(archive, ObjectFile) else archive / name
+
+
+def stamp_of(path: SourcePath) -> Stamp:
+    """Return the size (bytes) of a file or object, or of the archive of a member, and by what a change of it is seen.
+
+    OSError, or `Refused`, if it is gone.
+    """
+    there = file_on_disk(path)
+    if isinstance(there, ObjectFile):
+        there = with_known_size(there)
+        return there.size, there.stamp
+    status = there.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def known_stamp(path: SourcePath) -> Stamp | None:
+    """Return what `stamp_of` does, None where nothing can be looked at."""
+    try:
+        return stamp_of(path)
+    except (OSError, Refused):
+        return None
 
 
 def is_bomb(packed: int, unpacked: int) -> bool:
@@ -67,8 +107,8 @@ def is_bomb(packed: int, unpacked: int) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _archive(path: Path, modified: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
-    archive = zipfile.ZipFile(path)
+def _archive(path: SourcePath, stamp: Stamp, ahead: int) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    archive = zipfile.ZipFile(open_object(path, ahead) if isinstance(path, ObjectFile) else path)
     infos: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
         if not info.is_dir():
@@ -79,9 +119,9 @@ def _archive(path: Path, modified: int) -> tuple[zipfile.ZipFile, dict[str, zipf
     return archive, infos
 
 
-def members(path: Path) -> dict[str, zipfile.ZipInfo]:
+def members(path: SourcePath) -> dict[str, zipfile.ZipInfo]:
     """Return the members of an archive by a name that stays within it; raises `zipfile.BadZipFile`."""
-    return _archive(path, path.stat().st_mtime_ns)[1]
+    return _archive(path, stamp_of(path), AHEAD)[1]
 
 
 def member_name(info: zipfile.ZipInfo) -> str:
@@ -90,15 +130,22 @@ def member_name(info: zipfile.ZipInfo) -> str:
     return "/".join(part for part in parts if part not in ("", ".", "..")) or "unnamed"
 
 
-def _open_member(path: Path, name: str) -> IO[bytes]:
+def member_in(path: SourcePath, ahead: int = AHEAD) -> tuple[zipfile.ZipFile, zipfile.ZipInfo]:
+    """Return the archive of a member and its entry there; `Refused` if it is gone, or must not be unpacked."""
+    place, name = archive_and_member(path)
     try:
-        archive, infos = _archive(path, path.stat().st_mtime_ns)
+        archive, infos = _archive(place, stamp_of(place), ahead)
         info = infos[name]
     except (zipfile.BadZipFile, KeyError) as error:
         raise Refused("vanished", "the archive no longer holds this file") from error
     check_member(info)
+    return archive, info
+
+
+def _open_member(path: SourcePath, ahead: int) -> IO[bytes]:
+    archive, info = member_in(path, ahead)
     member = archive.open(info)
-    if info.file_size > WHOLE_MEMBER_BYTES:
+    if info.file_size > WHOLE_MEMBER_BYTES or isinstance(path, ObjectFile):  # from afar, no more than is asked for
         return member
     with member:  # reading back and forth in a compressed stream is slow: small members are unpacked at once
         return io.BytesIO(member.read())
@@ -117,7 +164,9 @@ def check_member(info: zipfile.ZipInfo) -> None:
         raise Refused("size_limit", f"expected at most {MAX_RATIO} times as many bytes, found: {text}")
 
 
-def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: int = MAX_MEMBER_BYTES) -> FileDataset:
+def read_dataset(
+    path: SourcePath, *, tags: Collection[int] | None = None, max_bytes: int = MAX_MEMBER_BYTES
+) -> FileDataset:
     """Parse a DICOM file, with ``tags`` only these and no pixels; a deflated one to ``max_bytes`` at most.
 
     Sequences that say nothing of pixels may be left out. `Refused` if it is no DICOM, or unpacks to more.
@@ -138,7 +187,7 @@ def read_dataset(path: Path, *, tags: Collection[int] | None = None, max_bytes: 
         return dataset
     except FileNotFoundError as error:
         raise Refused("vanished", "the file was there when the folder was scanned and is gone now") from error
-    except (OSError, Refused, MemoryError):
+    except (OSError, Refused, MaesilError, MemoryError):
         raise
     except Exception as error:  # a broken file makes pydicom raise anything
         raise Refused("bad_dicom", f"the file cannot be parsed as DICOM ({type(error).__name__})") from error
@@ -177,9 +226,11 @@ def _inflated(stream: IO[bytes], max_bytes: int, *, cut: bool) -> io.BytesIO:
     return io.BytesIO(data[:start].replace(_DEFLATED, plain) + body)
 
 
-def is_there(path: Path) -> bool:
-    """Return whether a file, or a member of an archive, exists."""
-    if path.is_file():
+def is_there(path: SourcePath) -> bool:
+    """Return whether a file or object, or a member of an archive, exists."""
+    if isinstance(path, ObjectFile) and path.archive is None:
+        return is_object(path)
+    if isinstance(path, Path) and path.is_file():
         return True
     try:
         archive, name = archive_and_member(path)

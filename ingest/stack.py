@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from maesil.geometry import Affine, from_dicom
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.limits import check_voxels
 from maesil.ingest.passes import DRIFT_MM, MIN_SLICES, Digests, along, decoded_here, normal_of, uneven, unit
+from maesil.ingest.source_path import SourcePath
 from maesil.ingest.verdict import Status
 
 _AXIAL_DRIFT = 0.1
@@ -52,7 +52,7 @@ class Stack:
 class Outcome:
     """One part of a series: a stack to read, or why there is none, and the files it concerns."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[SourcePath, ...]
     stack: Stack | None = None
     refusal: Refused | None = None
     status: Status = "quarantined"
@@ -60,7 +60,7 @@ class Outcome:
     """What told this part apart from the rest of its series; empty when nothing was split."""
 
 
-def paths_of(slices: Iterable[InstanceHeader]) -> tuple[Path, ...]:
+def paths_of(slices: Iterable[InstanceHeader]) -> tuple[SourcePath, ...]:
     """Return the files of slices, each once: frames share theirs."""
     return tuple(dict.fromkeys(header.path for header in slices))
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from maesil.errors import NoInputError
 from maesil.ingest.phi import PhiScan
+from maesil.ingest.source_path import SourcePlace
 from maesil.ingest.verdict import STATUSES, FileVerdict
+from maesil.sizes import size_text
 from maesil.store.records import Volume
 from maesil.text import counted, printable
 
@@ -35,13 +36,15 @@ class Summary:
     """Made by this run."""
     fresh: list[Volume] = field(default_factory=list)
     """Already in the store, from the same source and recipe."""
-    sources: tuple[Path, ...] = ()
+    sources: tuple[SourcePlace, ...] = ()
     """What the run was given."""
     whole: bool = False
     """The sources are all that the store is made from: what none of them leads to is no part of it."""
     dry_run: bool = False
     planned: list[str] = field(default_factory=list)
     """Sources that would become volumes (dry run only)."""
+    planned_bytes: int = 0
+    """What of them lies in object storage and would be fetched (dry run only)."""
     refused_volumes: int = 0
     damaged_files: int = 0
     """Refused before it was known which volume they belong to: one may lack a slice at its end."""
@@ -84,6 +87,7 @@ class Summary:
             "committed": [volume.volume_id for volume in self.committed],
             "fresh": [volume.volume_id for volume in self.fresh],
             "planned": [printable(name) for name in self.planned],
+            "planned_bytes": self.planned_bytes,
             "refused_volumes": self.refused_volumes,
             "damaged_files": self.damaged_files,
             "absent_volumes": self.absent,
@@ -116,6 +120,7 @@ class Summary:
         where = printable(out)
         if self.dry_run:
             planned = counted(len(self.planned), "volume")
+            planned += f" ({size_text(self.planned_bytes)} to fetch)" if self.planned_bytes else ""
             return f"dry run: {planned} would be made in {where}, {self.refused_volumes} refused; nothing was written"
         fresh = f"{len(self.fresh)} {'was' if len(self.fresh) == 1 else 'were'} up to date"
         if self.committed:

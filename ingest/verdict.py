@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
+from maesil.ingest.source_path import SourcePath
 from maesil.text import printable, written
 
 Status = Literal["used", "skipped", "quarantined", "ignored"]
@@ -17,7 +17,7 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 class FileVerdict:
     """``used``, ``skipped`` (understood, not wanted), ``quarantined`` (not trusted) or ``ignored`` (no CT), and why."""
 
-    path: Path
+    path: SourcePath
     status: Status
     code: str
     volume_id: str | None = None
@@ -44,7 +44,7 @@ class FileVerdict:
 
 def one_per_file(verdicts: Iterable[FileVerdict]) -> list[FileVerdict]:
     """Return one verdict a file: of a multi-frame object whose frames met several, the first of the best status."""
-    by_file: dict[Path, list[FileVerdict]] = {}
+    by_file: dict[SourcePath, list[FileVerdict]] = {}
     for verdict in verdicts:
         by_file.setdefault(verdict.path, []).append(verdict)
     return [_best(met) if len(met) > 1 else met[0] for met in by_file.values()]

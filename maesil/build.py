@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from maesil.cache.catalogue import Built, Catalogue, Entry, pinned_by, state_of_commits
 from maesil.cache.key import listing, store_key
@@ -17,11 +16,13 @@ from maesil.ingest.report import write_report
 from maesil.ingest.report_folder import FILES, read_noted
 from maesil.ingest.run import ingest
 from maesil.ingest.scan import find_files
+from maesil.ingest.source_file import known_stamp
 from maesil.ingest.summary import Summary
 from maesil.progress import Report
 from maesil.store.index import index_is_current, patients
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace, lies_in, place_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Cached:
 
 
 def ingest_into_cache(
-    sources: Sequence[Path],
+    sources: Sequence[StorePlace],
     recipe: Recipe,
     options: IngestOptions,
     *,
@@ -54,13 +55,14 @@ def ingest_into_cache(
         raise UsageError(f"{option}: a store of the cache is all of its sources by one recipe; name a store with --out")
     catalogue = catalogue or Catalogue()
     require_writable(catalogue.root, "MAESIL_CACHE", links=True)
-    if any(catalogue.root.resolve().is_relative_to(source.resolve()) for source in sources):
+    if any(lies_in(catalogue.root, source) for source in sources):
         raise UsageError(f"{catalogue.root}: the cache lies within the sources; set MAESIL_CACHE to a folder elsewhere")
     identity = load_or_create_key(options.key_file)
     choices = (options.duplicates, "follow-links" if options.follow_links else "")
     key = store_key(sources, recipe.hash, identity.fingerprint, *choices)
     with catalogue.building(key, lambda holder: say(f"the store is being built by {holder}; waiting for it")):
-        now = listing(find_files(sources, follow_links=options.follow_links), (options.group,))
+        files = find_files(sources, follow_links=options.follow_links)
+        now = listing(((str(file.absolute()), known_stamp(file)) for file in files), (options.group,))
         entry = catalogue.begin(key, name, sources, recipe)
         entry.touch()
         look = options.force or options.rehash or options.retry_quarantined or options.id_map
@@ -72,7 +74,7 @@ def ingest_into_cache(
 def _build(
     catalogue: Catalogue,
     entry: Entry,
-    sources: Sequence[Path],
+    sources: Sequence[StorePlace],
     recipe: Recipe,
     options: IngestOptions,
     now: str,
@@ -124,7 +126,7 @@ def _unchanged(entry: Entry, now: str) -> Summary | None:
     return Summary(
         files=[replace(verdict, code="fresh") if verdict.status == "used" else verdict for verdict in known],
         fresh=store.volumes(),
-        sources=tuple(map(Path, entry.sources)),
+        sources=tuple(map(place_of, entry.sources)),
         whole=True,
         refused_volumes=entry.built.refused,
         damaged_files=sum(verdict.status == "quarantined" and not verdict.volume_ids for verdict in known),

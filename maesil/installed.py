@@ -13,6 +13,8 @@ EVENTS = ("tensorboard",)
 """What writes the log for TensorBoard."""
 OBJECTS = ("obstore",)
 """What reads and writes stores in object storage; an extra."""
+IDC = ("idc_index_data",)
+"""The table of all series of the Imaging Data Commons; an extra."""
 
 
 def not_installed(modules: tuple[str, ...]) -> str:

@@ -17,13 +17,19 @@ from maesil.errors import EXIT_REFUSED, NoInputError, SecurityError, UsageError
 from maesil.text import candidates, counted, printable
 
 if TYPE_CHECKING:
+    from maesil.ingest.source_path import SourcePlace
     from maesil.store.urls import StorePlace
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
 
 _STAGES = {"scan": "file", "compare": "file", "hash": "source", "build": "volume"}
 
-Sources = Annotated[list[str], typer.Argument(metavar="SRC", help="Files or folders; searched all the way down.")]
+Sources = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="SRC", help="Files or folders, searched all the way down; URLs of object storage; idc://COLLECTION."
+    ),
+]
 
 
 def _option(help_text: str, metavar: str | None, *names: str, panel: str, **more: Any) -> Any:
@@ -43,7 +49,7 @@ _OPTIONS, _STORED = "maesil.ingest.options", "maesil.store.recipe"
 
 
 def ingest(
-    sources: Sources,
+    sources: Sources = None,
     out: Annotated[
         str | None,
         typer.Option(metavar="STORE", help="The store to make or to add to, a path or URL (default: in the cache)."),
@@ -81,6 +87,13 @@ def ingest(
     trust_network: Annotated[
         bool, _flag("Allow a plain TCP scheduler on another machine.", "--trust-network", _RUN)
     ] = False,
+    manifest: Annotated[
+        Path | None,
+        _option("A table (CSV) of series, by series_url, series_aws_url or path.", "FILE", panel=_RUN),
+    ] = None,
+    limit_series: Annotated[
+        int | None, _option("Only the first N series of manifest or collection.", "N", panel=_RUN, min=1)
+    ] = None,
     partition: Annotated[str | None, _option("Only the I-th of N parts (job arrays).", "I/N", panel=_RUN)] = None,
     dry_run: Annotated[bool, _flag("Say what would be done; write nothing.", "--dry-run", _RUN)] = False,
     update: Annotated[bool, _flag("Allow another recipe: its volumes are made anew.", "--update", _RUN)] = False,
@@ -104,7 +117,10 @@ def ingest(
     ] = "",
     follow_links: Annotated[bool, _flag("Follow symbolic links below SRC.", "--follow-links", _RUN)] = False,
     max_refused: Annotated[
-        int, _option("Refused volumes and damaged files that still count as success.", "N", panel=_RUN, min=0)
+        int,
+        _option(
+            "Refused volumes, damaged files and left-out rows that still count as success.", "N", panel=_RUN, min=0
+        ),
     ] = 0,
     report: Annotated[
         Path | None, _option("Where index.html, files.parquet... go (default: beside the store).", "DIR", panel=_REPORT)
@@ -127,12 +143,15 @@ def ingest(
     the table says which and why.
 
     Example: maesil ingest downloads/LIDC downloads/btcv.nii.gz --out store.zarr --spacing 1.5
+
+    Example: maesil ingest s3://bucket/dicom --out s3://bucket/store.zarr
     """
     from maesil.cache.key import cache_folder
+    from maesil.ingest.named import named_sources
     from maesil.ingest.options import IngestOptions, parse_partition
     from maesil.ingest.report_folder import default_folder
     from maesil.store.recipe import Recipe, parse_spacing
-    from maesil.store.urls import local_path, place_of
+    from maesil.store.urls import place_of
 
     recipe = Recipe(
         spacing=parse_spacing(spacing), superpatch=superpatch, codec=codec, fill_gaps=fill_gaps,
@@ -146,7 +165,8 @@ def ingest(
     )  # fmt: skip
     if out is not None and name is not None:
         raise UsageError("--name: names a store of the cache; leave it out with --out")
-    places = [local_path(source) for source in sources]
+    named = named_sources(sources or (), manifest, limit_series, _say)
+    places = named.places
     store: StorePlace
     try:
         if out is None and not dry_run:
@@ -164,7 +184,7 @@ def ingest(
         _say(f"report: {folder / 'index.html'}")
     if search is not None:
         _tell_search(store, search)
-    if summary.refused_volumes + summary.damaged_files > max_refused:
+    if summary.refused_volumes + summary.damaged_files + named.left_out > max_refused:
         raise typer.Exit(EXIT_REFUSED)
 
 
@@ -193,7 +213,7 @@ def _tell_nothing_found(
         _say(f"report: {folder / 'index.html'}")
 
 
-def _into_store(places: list[Path], store: StorePlace, recipe: Any, options: Any, report: Path) -> Any:
+def _into_store(places: list[SourcePlace], store: StorePlace, recipe: Any, options: Any, report: Path) -> Any:
     """Ingest into a store of the user's own and write the report; return the summary."""
     from maesil.ingest.report import write_report
     from maesil.ingest.report_folder import require_place
@@ -216,7 +236,7 @@ def _say(line: str) -> None:
 
 
 def _into_cache(
-    places: list[Path], recipe: Any, options: Any, name: str | None, report: Path | None
+    places: list[SourcePlace], recipe: Any, options: Any, name: str | None, report: Path | None
 ) -> tuple[Path, Path, Any]:
     """Find or build a store in the cache; return it, its report and the summary."""
     from maesil.build import ingest_into_cache

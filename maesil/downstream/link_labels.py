@@ -16,6 +16,7 @@ import pyarrow as pa
 from maesil.errors import NoInputError, UsageError
 from maesil.files import make_folder
 from maesil.ingest.report_folder import read_noted
+from maesil.ingest.source_path import SourcePath
 from maesil.text import counted
 
 
@@ -58,7 +59,7 @@ def link_labels(report: Path, out: Path, image: str, label: str) -> Linked:
     return Linked(users.total(), tuple(without), shared)
 
 
-def _used_files(report: Path) -> list[tuple[Path, str]]:
+def _used_files(report: Path) -> list[tuple[SourcePath, str]]:
     path = report / "files.parquet" if report.is_dir() else report
     if not path.exists():
         raise NoInputError(f"{path}: expected the files.parquet of an ingest's report, found none")
@@ -70,7 +71,7 @@ def _used_files(report: Path) -> list[tuple[Path, str]]:
     return [(verdict.path, volume_id) for verdict in used for volume_id in verdict.volume_ids]
 
 
-def _label_paths(files: list[tuple[Path, str]], image: str, label: str) -> dict[str, Path]:
+def _label_paths(files: list[tuple[SourcePath, str]], image: str, label: str) -> dict[str, Path]:
     try:
         pattern = re.compile(image)
         found: dict[str, set[Path]] = defaultdict(set)

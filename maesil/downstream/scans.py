@@ -101,10 +101,10 @@ def _tile_for(config: ModelConfig) -> int:
 
 def _of_files(number: int, plan: VolumePlan, recipe: Recipe) -> Scan:
     from maesil.ingest.read import read_volume
-    from maesil.ingest.source_file import file_on_disk
+    from maesil.ingest.source_file import stamp_of
 
     source = plan.source
-    stats = [(str(path), (stat := file_on_disk(path).stat()).st_size, stat.st_mtime_ns) for path in source.paths]
+    stats = [(str(path), *stamp_of(path)) for path in source.paths]
     told = canonical_json({"files": stats, "planes": source.planes, "recipe": recipe.document()})
     columns: dict[str, str | int] = {"source": written(source.name), "volume": number, "series": plan.series}
     return Scan(columns, hashlib.sha256(told).hexdigest(), recipe.superpatch, lambda: read_volume(plan, recipe))

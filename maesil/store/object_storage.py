@@ -93,12 +93,16 @@ class ObjectStorage(Storage):
 
     def size(self, key: str) -> int:
         """Return the size of an object (bytes); `StoreError` if it is missing."""
+        return self.status(key)["size"]
+
+    def status(self, key: str) -> ObjectMeta:
+        """Return path, size, ETag and time of an object; `StoreError` if it is missing."""
         with self.telling(key):
-            return self._again(lambda: obstore.head(self._objects, key))["size"]
+            return self._again(lambda: obstore.head(self._objects, key))
 
     def stamps(self, prefix: str) -> dict[str, Stamp]:
         """Return what `list` yields, sorted, with size and ETag of each: one request per 1,000 objects."""
-        found = {one["path"]: (one["size"], one["e_tag"] or "") for one in self._listed(prefix)}
+        found = {one["path"]: (one["size"], one["e_tag"] or "") for one in self.listed(prefix)}
         return {key: found[key] for key in sorted(found) if not _is_temporary(key)}
 
     def read(self, key: str) -> bytes:
@@ -134,15 +138,14 @@ class ObjectStorage(Storage):
 
     def last_change(self, key: str) -> float:
         """Return when an object, or anything in a folder, was last written, by the server's clock (since 1970)."""
-        times = [one["last_modified"].timestamp() for one in self._listed(key)]
+        times = [one["last_modified"].timestamp() for one in self.listed(key)]
         if not times:
-            with self.telling(key):
-                times = [self._again(lambda: obstore.head(self._objects, key))["last_modified"].timestamp()]
+            times = [self.status(key)["last_modified"].timestamp()]
         return max(times)
 
     def temporaries(self) -> Iterator[str]:
         """Yield what probes left. Uploads that a kill cut off are no objects: the bucket's own rule removes those."""
-        yield from sorted(one["path"] for one in self._listed("") if _is_temporary(one["path"]))
+        yield from sorted(one["path"] for one in self.listed("") if _is_temporary(one["path"]))
 
     def put_new(self, key: str, data: bytes) -> bool:
         """Write an object that must not exist yet, all at once; return False if another was first."""
@@ -185,7 +188,7 @@ class ObjectStorage(Storage):
     def remove(self, key: str) -> None:
         """Remove all objects below a folder, or one object; it may be missing already."""
         folder = key.rpartition("/")[0]
-        doomed = [one["path"] for one in self._listed(key)]
+        doomed = [one["path"] for one in self.listed(key)]
         with self.telling(key):
             if folder and doomed:  # a file system notes in a folder when something in it went
                 obstore.put(self._objects, f"{folder}/{_CHANGED}", b"", use_multipart=False)
@@ -216,7 +219,8 @@ class ObjectStorage(Storage):
         except (BaseError, ValueError) as error:
             raise UsageError(f"{self.root}: {_in_words(error)}; see docs/how-to/object-storage.md") from None
 
-    def _listed(self, prefix: str) -> Sequence[ObjectMeta]:
+    def listed(self, prefix: str) -> Sequence[ObjectMeta]:
+        """Return path, size, ETag and time of all objects below a folder: one request per 1,000 objects."""
         with self.telling(prefix):
             return self._again(lambda: [*chain.from_iterable(obstore.list(self._objects, prefix or None))])
 

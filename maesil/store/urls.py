@@ -30,6 +30,11 @@ class ObjectUrl:
         """The last part of it."""
         return self.folder.rpartition("/")[2] or self.bucket
 
+    @property
+    def parent(self) -> ObjectUrl:
+        """The folder that it lies in; of a bucket, the bucket."""
+        return ObjectUrl(self.scheme, self.bucket, self.folder.rpartition("/")[0])
+
     def resolve(self) -> ObjectUrl:
         """Return itself: there are no links."""
         return self

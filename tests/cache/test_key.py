@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from maesil.cache.key import cache_folder, listing, store_key
+from maesil.ingest.source_file import known_stamp
 
 
 def test_the_variable_says_where_the_cache_is_and_is_read_when_asked(monkeypatch, tmp_path):
@@ -61,7 +62,7 @@ def test_every_change_of_a_file_shows_in_the_listing(tmp_path, change):
     (folder / "link").symlink_to(tmp_path / "elsewhere")
 
     def now(*choices: str) -> str:
-        return listing(sorted(folder.iterdir()), choices)
+        return listing(((str(path), known_stamp(path)) for path in sorted(folder.iterdir())), choices)
 
     before = now()
     assert before == now() != now("another choice")

@@ -256,7 +256,8 @@ def test_no_credential_stands_in_any_file_object_or_message(sources, bucket, her
     [
         (("store", "info", "s3://k:SECRET@bucket/a"), "expected no credentials in a URL"),
         (("store", "info", "http://host/a"), "expected a path, file:///PATH, or one of s3://BUCKET/FOLDER"),
-        (("ingest", "s3://bucket/dicom", "--out", "store.zarr"), "expected a path or file:///PATH"),
+        (("ingest", "http://host/dicom", "--out", "store.zarr"), "expected a path, file:///PATH, or one of s3://"),
+        (("ingest", "s3://k:SECRET@bucket/a", "--out", "store.zarr"), "expected no credentials in a URL"),
         (("ingest", "scans", "--out", "s3://bucket/store.zarr?x=SECRET"), "nothing behind it"),
     ],
 )
