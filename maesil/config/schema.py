@@ -63,7 +63,8 @@ class ModelConfig:
     """``maesil``, the masked autoencoder; ``primus``, the same with the encoder of Primus, which nnU-Net can go on
     from; or a baseline: ``mae2d`` (slice by slice), ``ae``, ``vae``, ``vqvae``."""
     crop: Edges = 64
-    """What the model sees: the edge of a cube (voxels), or three edges z, y, x; at most the store's superpatch."""
+    """The box that the model sees: the edge of a cube (voxels), or three edges z, y, x; at most the store's
+    superpatch."""
     patch: Edges = 8
     """One patch, one token: the edge of a cube (voxels), or three edges z, y, x; each a multiple of 8, or 1, 2 or 4, so
     that it lies on the maps."""
@@ -83,8 +84,8 @@ class ModelConfig:
     """From tokens to voxels while learning: ``linear``, ``overlap``, ``interpolate`` or ``refine``, see
     `maesil.models.heads`; with ``refine`` the encoder learns nothing (``maesil``, ``primus``)."""
     picture_head: PictureHeadKind = "refine"
-    """What turns the tokens' draft into pictures: ``refine``, trained beside the model without touching it; or ``none``
-    (``maesil``, ``primus``)."""
+    """The part that turns the tokens' draft into pictures: ``refine``, trained beside the model without touching it; or
+    ``none`` (``maesil``, ``primus``)."""
     decorrelation: float = 0.05
     """Weight of the loss that keeps the channels of the latent apart, so that tokens fill many directions (``maesil``,
     ``primus``; ours)."""
@@ -265,7 +266,8 @@ class TrainConfig:
     """Where crops lie, in whole 8^3 cells: ``across``, anywhere in a volume, superpatches read 2x2x2 at a time (ours);
     ``inside``, each within one superpatch: the paper's grid where crops are as large as superpatches."""
     crops_per_visit: int = 8
-    """Crops cut, in as many steps, from superpatches that ``across`` reads together; fewer read more and mix better."""
+    """Crops that are cut, in as many steps, from superpatches that ``across`` reads together. With fewer, more is read,
+    and crops mix better."""
     flips: str = "x"
     """Axes along which crops are mirrored at random, some of the letters z, y, x (ours)."""
     window_jitter: float = 0.0
@@ -302,7 +304,7 @@ class TrainConfig:
     stage: str = ""
     """Folder on this machine where superpatches stay once they were fetched, for all runs and ranks; empty: none."""
     stage_size: str = "200GB"
-    """What the stage may take; those not used for the longest time go first."""
+    """Space that the stage may take; superpatches not used for the longest time go first."""
     device_resident: bool = False
     """Keep the training scans themselves on the device and cut crops there. Losses stay."""
     readers: int = 2

@@ -26,9 +26,10 @@ from maesil.signals import interrupts_deferred, interrupts_raised
 from maesil.store.urls import StorePlace
 from maesil.training.checkpoint import has_checkpoint
 from maesil.training.kept import Kept
-from maesil.training.log import NoLog, RunLog
+from maesil.training.log import NoLog, Record, RunLog
 from maesil.training.profiling import profiled
 from maesil.training.setup import Resume, measure_pace, prepare, warn_of_unused_encoder
+from maesil.training.throughput import Pace
 from maesil.training.trainer import Trainer
 
 _LESS_MEMORY = (
@@ -127,16 +128,10 @@ def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) ->
                 profiler.step(ready, pace.last_wait)
 
             validate = bool(trainer.validation) and (end or step % settings.validate_every == 0)
-            logged = end or validate or step % settings.log_every == 0
-            record = trainer.read() if logged else {}  # waits for the device
-            if logged:
-                record |= pace.record()
-                record |= trainer.validate() if validate else {}
-                if end and validate:
-                    record |= trainer.encoder_gains()
-                    warn_of_unused_encoder(record, trainer.config, console)
+            record: Record = {}
+            if end or validate or step % settings.log_every == 0:
+                last = record = _measured(trainer, pace, console, validate=validate, end=end)
                 log.write(record)
-                last = record
                 pace.restart()
             log.show(step, record.get("loss"))  # after a validation, so that its score is this step's
             if ranks.first and validate:
@@ -155,6 +150,17 @@ def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) ->
                     f"interrupted after step {step}; the checkpoint is written, go on with --resume"
                 )
     return last
+
+
+def _measured(trainer: Trainer, pace: Pace, console: Console, *, validate: bool, end: bool) -> Record:
+    """Return the record of a step, which waits for the device; with scores of the held-out crops if asked to."""
+    record = trainer.read() | pace.record()
+    if validate:
+        record |= trainer.validate()
+        if end:
+            record |= trainer.encoder_gains()
+            warn_of_unused_encoder(record, trainer.config, console)
+    return record
 
 
 def _left_out() -> Iterator[str]:
