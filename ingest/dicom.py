@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 
 from maesil.errors import Refused
-from maesil.ingest.encoded import Decoded, decode_frames
+from maesil.ingest.encoded import StoredFrame, decode_frames
 from maesil.ingest.header import ENHANCED_CT, GEOMETRY_TAGS, frame_datasets, without_warnings
 from maesil.ingest.source_file import read_dataset
 from maesil.ingest.source_path import SourcePath
@@ -127,7 +127,7 @@ def _values_are_refused() -> Iterator[None]:
         raise Refused("bad_header", f"a value of the header cannot be used ({type(error).__name__})") from error
 
 
-def _slice_hu(header: Dataset, decoded: Decoded) -> SliceHu:
+def _slice_hu(header: Dataset, decoded: StoredFrame) -> SliceHu:
     stored, notes = decoded.stored, set(decoded.notes)
     if "ModalityLUTSequence" in header:
         raise Refused("modality_lut", "expected a rescale slope and intercept, found a modality look-up table")

@@ -55,14 +55,14 @@ _OVERLAY_BIT_POSITION = 0x0102
 
 
 @dataclass(frozen=True)
-class Decoded:
+class StoredFrame:
     """The stored values ``[y, x]`` of one frame, and notes on how they were read."""
 
     stored: NDArray[Any]
     notes: frozenset[str]
 
 
-def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[Decoded]:
+def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[StoredFrame]:
     """Yield the stored values of the frames asked for (None: of the only one)."""
     unsaid = _complete(dataset)
     same_both_ways = 1 << (int(dataset.BitsStored) - 1)
@@ -79,7 +79,7 @@ def decode_frames(dataset: FileDataset, frames: Sequence[int | None]) -> Iterato
         for decoded in found:
             if unsaid and decoded.stored.max() >= same_both_ways:
                 raise Refused("bad_header", "expected PixelRepresentation, found none, and the values depend on it")
-            yield Decoded(decoded.stored, decoded.notes | notes)
+            yield StoredFrame(decoded.stored, decoded.notes | notes)
     except (Refused, MemoryError):
         raise
     except Exception as error:  # decoders raise anything; a slice that does not decode costs one volume
@@ -151,7 +151,7 @@ def _is_encapsulated(syntax: Any) -> bool:
     return syntax is not None and UID(syntax).is_encapsulated
 
 
-def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[Decoded]:
+def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterator[StoredFrame]:
     expected, found = _native_bytes(dataset), len(dataset.PixelData)
     if found < expected:
         raise Refused("bad_pixels", f"expected {expected} bytes of pixel data, found {found}; the file was cut")
@@ -159,14 +159,14 @@ def _decode_native(dataset: FileDataset, frames: Sequence[int | None]) -> Iterat
     bits, dataset.BitsStored = int(dataset.BitsStored), dataset.BitsAllocated  # whole words, as they are
     for frame in frames:
         read = _values(dataset, _checked(dataset, pixel_array(dataset, raw=True, index=frame)), bits)
-        yield Decoded(read.stored >> unused, read.notes)
+        yield StoredFrame(read.stored >> unused, read.notes)
 
 
-def _values(dataset: FileDataset, words: NDArray[Any], bits: int) -> Decoded:
+def _values(dataset: FileDataset, words: NDArray[Any], bits: int) -> StoredFrame:
     padding = numbers_in(texts_of(dataset, _PADDING_TAG)["PixelPaddingValue"], 1)  # of several none can be meant
     one = int(padding[0]) if padding else None
     stored, notes = values_of(words, bits, padding=one, overlay=_has_overlay_in_words(dataset))
-    return Decoded(stored, notes)
+    return StoredFrame(stored, notes)
 
 
 def _has_overlay_in_words(dataset: FileDataset) -> bool:
@@ -187,7 +187,7 @@ def _unused_low_bits(dataset: FileDataset) -> int:
     return high + 1 - stored
 
 
-def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int | None]) -> Iterator[Decoded]:
+def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int | None]) -> Iterator[StoredFrame]:
     count = int(dataset.get("NumberOfFrames") or 1)
     streams = list(generate_frames(dataset.PixelData, number_of_frames=count))
     if len(streams) != count:
@@ -198,7 +198,7 @@ def _decode_encapsulated(dataset: FileDataset, syntax: UID, frames: Sequence[int
         decode = _decode_with_gdcm if syntax in JPEG else _decode_with_pydicom
         lossy = syntax in _LOSSY or is_lossy_stream(syntax, stream)
         found = _values(dataset, _checked(dataset, decode(dataset, syntax, stream)), int(dataset.BitsStored))
-        yield Decoded(found.stored, found.notes | (frozenset(["lossy"]) if lossy else frozenset()))
+        yield StoredFrame(found.stored, found.notes | (frozenset(["lossy"]) if lossy else frozenset()))
 
 
 def _checked(dataset: FileDataset, stored: Any) -> NDArray[Any]:

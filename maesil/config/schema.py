@@ -233,7 +233,7 @@ class MaskConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train. Whatever changes the loss is a function of these values, the model and the stores alone."""
+    """How to train. Everything that changes the loss is a function of these values, the model and the stores alone."""
 
     seed: int = 0
     steps: int = 1000

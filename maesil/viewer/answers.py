@@ -1,4 +1,4 @@
-"""From the path of a request to its answer: pages, scripts, scans. Whatever is not named here is not found."""
+"""From the path of a request to its answer: pages, scripts, scans. What is not named here is not found."""
 
 from __future__ import annotations
 
