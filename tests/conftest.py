@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 
 import pytest
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C mean something to the processes that tests start: what a shell runs in the background ignores it."""
+    """Have Ctrl-C mean something to the processes that tests start: what a shell runs in the background ignores it.
+
+    And let no test of hypothesis fail because the machine is busy.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    with contextlib.suppress(ImportError):  # a bare machine with a GPU has no hypothesis
+        from hypothesis import HealthCheck, settings
+
+        # How long an example takes says how busy the machine is.
+        settings.register_profile("maesil", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("maesil")
 
 
 @pytest.fixture(scope="module")
