@@ -306,7 +306,7 @@ def _draw_curves(experiment: Experiment, path: Path) -> None:
         axes.set(title=TITLES[table].partition(":")[0], xlabel="minutes of training", ylabel="PSNR, validation (dB)")
         axes.grid(alpha=0.3)
         if axes.has_data():
-            axes.legend(frameon=False, fontsize=8)
+            axes.legend(fontsize=8, framealpha=0.9, edgecolor="none")
     figure.savefig(path, format="png", metadata={"Software": None})
 
 
