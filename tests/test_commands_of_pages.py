@@ -20,7 +20,7 @@ from maesil.store.nifti import write_nifti
 from maesil.synthetic.dicom import SeriesIdentity, grid_affine, write_dicom_series
 from maesil.synthetic.phantom import ChestPhantom, sample_on_grid
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
+pytestmark = [pytest.mark.timeout(1200), pytest.mark.usefixtures("one_thread")]
 
 SHAPE, SPACING = (100, 32, 44), (2.0, 8.0, 8.0)
 AFFINE = grid_affine(SPACING, (-176.0, -128.0, 20.0))
@@ -70,7 +70,7 @@ PAGES = (
     ),
     Page("how-to/reconstruct.md", (A_RUN,), left_out=("--lpips-weights",)),
     Page("how-to/other-programs.md", made=True),
-    Page("how-to/use-encoder.md", (A_RUN,), left_out=("--push",)),
+    Page("how-to/use-encoder.md", (A_RUN,), left_out=("--push", "--format")),
     Page(
         "explanation/same-scan.md",
         (
@@ -82,6 +82,18 @@ PAGES = (
     ),
     Page("explanation/step-speed.md", (A_RUN,), steps=12),  # a profile leaves four steps alone and takes six
 )
+ELSEWHERE = {
+    "explanation/results.md": "evaluation/test_experiment.py",
+    "explanation/results-tiny.md": "evaluation/test_experiment.py",
+    "how-to/datasets.md": "test_datasets.py",
+    "how-to/does-it-help.md": "downstream/test_prove.py",
+    "how-to/experiment.md": "evaluation/test_experiment.py",
+    "how-to/nnunet.md": "downstream/test_nnunet.py",
+    "how-to/object-storage.md": "cli/test_object_stores.py",
+    "how-to/view.md": "cli/test_view.py",
+    "reference/cli.md": "cli/test_help.py",
+}
+"""Tests of the commands of other pages, with options of their own."""
 
 
 def chest(seed: int) -> np.ndarray:
@@ -128,6 +140,14 @@ def in_place(word: str, volume_id: str) -> str:
     return word.removeprefix("/") if word.startswith(("/data", "/scratch")) else word
 
 
+def test_every_page_with_commands_is_run_here_or_elsewhere():
+    with_commands = {str(path.relative_to(DOCS)) for path in DOCS.rglob("*.md") if commands(path)}
+    here = {page.name for page in PAGES} - {"../README.md"}
+    assert with_commands - {"log.md"} <= here | {*ELSEWHERE}
+    assert [test for test in ELSEWHERE.values() if not (Path(__file__).parent / test).exists()] == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_of_a_page_runs(page, place):
     volume_id = ""
