@@ -38,6 +38,8 @@ PictureHeadKind = Literal["refine", "none"]
 PICTURE_HEADS: tuple[PictureHeadKind, ...] = get_args(PictureHeadKind)
 OptimizerName = Literal["muon", "adamw"]
 OPTIMIZERS: tuple[OptimizerName, ...] = get_args(OptimizerName)
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
+TRACKERS: tuple[TrackerName, ...] = get_args(TrackerName)
 Offsets = Literal["across", "inside"]
 OFFSETS: tuple[Offsets, ...] = get_args(Offsets)
 Thin = Literal["skip", "pad", "refuse"]
@@ -298,6 +300,9 @@ class TrainConfig:
     """Keep the weights of the best held-out score, too, in ``RUN/best``."""
     picture_every: int = 0
     """Steps between reconstruction pictures; 0 draws one at the end only."""
+    tracker: TrackerName = "tensorboard"
+    """Where the metrics go beside ``metrics.jsonl``: ``tensorboard``, files in ``RUN/tensorboard``; ``wandb``, W&B;
+    ``mlflow``, MLflow. The last two are extras of the same name."""
     ram: str = ""
     """Memory for superpatches that were read once, shared by the ranks of a machine: a size with its unit, such as
     ``8GB``; ``auto``: half of what is free. Losses stay."""
@@ -336,6 +341,7 @@ class TrainConfig:
         require(self.window[0] < self.window[1], "train.window", self.window, "a lower and an upper end in HU")
         require(set(self.flips) <= set("zyx"), "train.flips", self.flips, "some of the letters z, y, x")
         require(self.offsets in OFFSETS, "train.offsets", self.offsets, f"one of {', '.join(OFFSETS)}")
+        require(self.tracker in TRACKERS, "train.tracker", self.tracker, f"one of {', '.join(TRACKERS)}")
         require(self.thin in THIN, "train.thin", self.thin, f"one of {', '.join(THIN)}")
         if self.ram not in ("", "auto"):
             parse_size(self.ram, "train.ram", "auto or ")

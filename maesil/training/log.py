@@ -1,4 +1,4 @@
-"""What a run tells the world: metrics as JSON lines, TensorBoard events, a progress bar or plain lines."""
+"""What a run tells the world: metrics as JSON lines, a tracker, a progress bar or plain lines."""
 
 from __future__ import annotations
 
@@ -9,33 +9,42 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Literal, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from maesil.files import write_whole
-from maesil.installed import EVENTS, not_installed
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
 Record = dict[str, float]
 """What was measured up to one step, by name; ``step`` says which."""
+Outcome = Literal["finished", "interrupted", "failed"]
+"""How a run ended: as it was meant to, where it was asked to, or by an error."""
 _EARLIER_NAMES = {"superpatches_per_s": "crops_per_s"}
 """Names in the metrics that an earlier version wrote, and today's."""
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class Follower(Protocol):
+    """What is told every record, too; it raises nothing."""
+
+    def write(self, record: Record) -> None:
+        """Take a record."""
+
+    def close(self, outcome: Outcome) -> None:
+        """Take note that the run ended."""
+
+
 class RunLog:
     """The log of one run from step ``start`` on; metrics of later steps, from before a kill, are cut off."""
 
-    def __init__(self, run_dir: Path, start: int, steps: int, console: Console) -> None:
+    def __init__(
+        self, run_dir: Path, start: int, steps: int, console: Console, follower: Follower | None = None
+    ) -> None:
         truncate_metrics(run_dir / METRICS, start)
         self._metrics = (run_dir / METRICS).open("a", encoding="utf-8")
-        self._events = None if not_installed(EVENTS) else _events(run_dir / "tensorboard", start)
-        self._console = console
+        self._follower, self._console = follower, console
         self._last_line = time.monotonic()
         self._progress = Progress(
             TextColumn("training"),
@@ -58,11 +67,11 @@ class RunLog:
     ) -> None:
         self._progress.stop()
         self._metrics.close()
-        if self._events is not None:
-            self._events.close()
+        if self._follower is not None:
+            self._follower.close(_outcome(kind))
 
     def write(self, record: Record) -> None:
-        """Add one record to the metrics and to TensorBoard."""
+        """Add one record to the metrics, and tell the tracker."""
         self._metrics.write(json.dumps(record) + "\n")
         self._metrics.flush()
         if "crops_per_s" in record:
@@ -72,9 +81,8 @@ class RunLog:
             )
         if "validation_psnr" in record:
             self._psnr = f"  held out {record['validation_psnr']:.2f} dB"
-        for name, value in record.items():
-            if self._events is not None and name != "step":
-                self._events.add_scalar(name, value, int(record["step"]))
+        if self._follower is not None:
+            self._follower.write(record)
 
     def sync(self) -> None:
         """Make the metrics durable: called before a checkpoint that counts on them."""
@@ -95,10 +103,10 @@ class RunLog:
             self._last_line = now
 
 
-def _events(folder: Path, start: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter  # a second to import, and only training needs it
-
-    return SummaryWriter(str(folder), purge_step=start + 1)
+def _outcome(error: type[BaseException] | None) -> Outcome:
+    if error is None:
+        return "finished"
+    return "interrupted" if issubclass(error, KeyboardInterrupt) else "failed"
 
 
 class NoLog(nullcontext["NoLog"]):

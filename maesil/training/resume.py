@@ -32,7 +32,7 @@ ON_RESUME: dict[str, Rule] = {
              "window_jitter", "ema", "minutes", "where", "validation", "optimizer", "picture_head_every"),
     **_train("applied", "accumulate", "steps", "lr", "weight_decay", "betas", "warmup", "clip", "validation_crops",
              "log_every", "validate_every", "checkpoint_every", "checkpoint_minutes", "keep_best", "picture_every"),
-    **_train("free", "compile", "activation_checkpointing", "ram", "stage", "stage_size", "device_resident",
+    **_train("free", "tracker", "compile", "activation_checkpointing", "ram", "stage", "stage_size", "device_resident",
              "readers", "threads", "device", "kernels"),
     "stores": "refused", "weights": "refused", "split": "refused", "init_from": "refused", "profile": "free",
 }  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from maesil.config.schema import RunConfig
+from maesil.config.schema import RunConfig, TrackerName
 from maesil.data.split import Split
 from maesil.devices import convolutions_tuned, memory_errors_named
 from maesil.distributed import joined
@@ -25,11 +25,13 @@ from maesil.models.encoders import Backbone, HasNet
 from maesil.signals import interrupts_deferred, interrupts_raised
 from maesil.store.urls import StorePlace
 from maesil.training.checkpoint import has_checkpoint
+from maesil.training.follow import follow
 from maesil.training.kept import Kept
 from maesil.training.log import NoLog, Record, RunLog
 from maesil.training.profiling import profiled
 from maesil.training.setup import Resume, measure_pace, prepare, warn_of_unused_encoder
 from maesil.training.throughput import Pace
+from maesil.training.trackers import require_tracker
 from maesil.training.trainer import Trainer
 
 _LESS_MEMORY = (
@@ -83,6 +85,7 @@ def train(
     `maesil.training.profiling`. ``note`` is a line on the configuration, said once the run is set up.
     """
     started = time.monotonic()
+    require_tracker(config.train.tracker)
     weights_from = init_from.net if isinstance(init_from, HasNet) else init_from
     with (
         _interrupts_told(out), joined() as ranks, interrupts_raised(), memory_errors_named(_LESS_MEMORY),
@@ -101,7 +104,7 @@ def train(
                 console=console,
             )
             begun_at = trainer.step
-            for line in (note, *_left_out()):
+            for line in (note, *_left_out(config.train.tracker)):
                 if line:
                     console.print(line, highlight=False)
             last = _take_steps(trainer, out, console, profile) if begun_at < trainer.config.train.steps else {}
@@ -116,7 +119,7 @@ def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) ->
     kept = Kept(out, trainer)
     with (
         convolutions_tuned(trainer.model, trainer.device),
-        RunLog(out, trainer.step, settings.steps, console) if ranks.first else NoLog() as log,
+        _log(trainer, out, console) as log,
         profiled(out, trainer.device, console) if profile and ranks.first else nullcontext() as profiler,
         trainer.loader() as loader,
         interrupts_deferred(_ENDS_SOON if ranks.first else "") as interrupted,
@@ -163,9 +166,18 @@ def _measured(trainer: Trainer, pace: Pace, console: Console, *, validate: bool,
     return record
 
 
-def _left_out() -> Iterator[str]:
+def _log(trainer: Trainer, out: Path, console: Console) -> RunLog | NoLog:
+    """Return the log of a run, which its tracker follows; that of other ranks than the first writes nothing."""
+    if not trainer.ranks.first:
+        return NoLog()
+    follower = follow(trainer, out, console)  # first: the log cuts off the metrics that the tracker knows
+    return RunLog(out, trainer.step, trainer.config.train.steps, console, follower)
+
+
+def _left_out(tracker: TrackerName) -> Iterator[str]:
     """Say what this run will not leave, for want of a package."""
-    for what, modules in (("no pictures", PICTURES), ("no log for TensorBoard", EVENTS)):
+    wanted = [("no pictures", PICTURES)] + [("no log for TensorBoard", EVENTS)] * (tracker == "tensorboard")
+    for what, modules in wanted:
         if missing := not_installed(modules):
             yield f"{what}: {missing} is not installed"
 

@@ -209,4 +209,17 @@ TRAINING = [
         ("tuple(group for group in split.train if group not in giving)", "()",
          "test_they_are_named_with_the_reason_and_not_counted"),
     ),
+    *bugs(
+        "maesil/training/follow.py", "training/test_trackers.py",
+        ('if record["step"] > self._sent:', "if record:",
+         "test_a_tracker_that_fails_on_the_way_is_left_behind_with_one_line"),
+        ("self._thread.join(_PATIENCE)", "self._thread.join()",
+         "test_a_tracker_that_does_not_answer_costs_no_step_and_ends_no_run"),
+        ("max([sent, ", "min([10**9, ", "test_what_a_tracker_was_told_is_known_after_a_second_kill"),
+    ),
+    *bugs(
+        "maesil/training/log.py", "training/test_trackers.py",
+        ("self._follower.close(_outcome(kind))", 'self._follower.close("finished")',
+         "test_a_tracker_learns_how_the_run_ended"),
+    ),
 ]

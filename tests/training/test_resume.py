@@ -46,7 +46,7 @@ OTHER = {
         "crops_per_visit": 4, "flips": "xy", "window_jitter": 0.1, "ema": 0.5, "minutes": 1.0, "compile": True,
         "where": "body > 0.2", "validation": 0.5, "validation_crops": 1, "log_every": 5, "validate_every": 4,
         "checkpoint_every": 1, "checkpoint_minutes": 1e-9, "keep_best": True, "picture_every": 5, "ram": "1GB",
-        "stage": "stage", "stage_size": "1GB",
+        "stage": "stage", "stage_size": "1GB", "tracker": "mlflow",
         "device_resident": True, "readers": 1, "threads": 2, "activation_checkpointing": True,
         "device": "auto", "kernels": "reference", "optimizer": "adamw", "picture_head_every": 2,
     },
@@ -59,6 +59,7 @@ LEFT_OUT = {
     "train.compile": "minutes of a C++ compiler",
     "train.threads": "rounds otherwise",
     "train.device": "a GPU",
+    "train.tracker": "a database that would stay; tests/training/test_trackers.py resumes with each",
     "train.stage": "a folder that would stay; tests/cli/test_object_stores.py trains with one",
 }
 
