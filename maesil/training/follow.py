@@ -82,11 +82,10 @@ def follow(trainer: Trainer, out: Path, console: Console) -> Follower | None:
         return None
     if tracker is None:
         return None
+    if name == "tensorboard":  # its folder says which run it is, and it drops later steps itself
+        return Follower(tracker, trainer.step, console)
     write_json(out / TRACKER, {"tracker": name, "run": tracker.run, "sent": sent})
-    if tracker.place:
-        console.print(f"followed by {tracker.place}", highlight=False, markup=False, soft_wrap=True)
-    if name == "tensorboard":  # it drops later steps itself, and shows them anew
-        sent = trainer.step
+    console.print(f"followed by {tracker.place}", highlight=False, markup=False, soft_wrap=True)
     return Follower(tracker, sent, console)
 
 

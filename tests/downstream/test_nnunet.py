@@ -1,4 +1,4 @@
-"""nnU-Net goes on from our weights and sees our numbers: proven with its own code where `MAESIL_NNUNET_PYTHON` is."""
+"""nnU-Net goes on from our weights and sees our numbers: proven with its own code where there is some."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 import torch
-from support.other_side import run_there, with_nnunet
+from support.other_side import python_of, run_there, with_nnunet
 from support.pages import DOCS
 from support.runs import SMALL, save_run
 from support.sources import phantom_hu
@@ -243,9 +243,15 @@ def command(folder: Path, environment: dict[str, str], module: str, entry: str, 
     return run_there(guarded, folder, **environment)
 
 
+def test_another_snapshot_than_the_one_that_is_tested_is_refused(tmp_path):
+    (tmp_path / "nnunetv2").mkdir()
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'nnunetv2'\n")
+    with pytest.raises(ValueError, match="expected the code of nnU-Net at 0e495086, found another"):
+        python_of(tmp_path)
+
+
 @with_nnunet
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_nnu_net_plans_preprocesses_and_trains_from_our_weights(tmp_path):
     """Its own code at commit 0e495086, on six phantoms: one short epoch, from our weights and from scratch."""
     folder, raw = exported(tmp_path), tmp_path / "raw"
