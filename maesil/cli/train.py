@@ -71,6 +71,9 @@ def train(
             metavar="RUN|ENCODER", help="Begin a new run with the weights of a run, or of an exported encoder."
         ),
     ] = None,
+    mirror: Annotated[
+        str | None, typer.Option(metavar="URL", help="Copy the run there after each checkpoint; --resume finds it.")
+    ] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Trace a few steps into RUN/profile.")] = False,
 ) -> None:
     """Pre-train a 3D masked autoencoder from stores; under torchrun, by several processes.
@@ -83,7 +86,9 @@ def train(
     from maesil.distributed import joined
     from maesil.downstream.card import is_export
     from maesil.downstream.export import load_net
+    from maesil.store.urls import place_of
     from maesil.training.choose import starting_point
+    from maesil.training.mirror import bring_back
     from maesil.training.train import train as run_training
 
     if resume not in (None, _GO_ON, "auto"):
@@ -94,6 +99,9 @@ def train(
     )  # fmt: skip
     with joined() as ranks:  # before anything can fail, so that it is told once
         paths, weights = find_stores(stores)
+        mirrored = None if mirror is None else place_of(mirror)
+        # Its configuration is what a run that goes on starts from.
+        back = ranks.from_first(lambda: bring_back(mirrored, out, resume=resume is not None) if mirrored else "")
         asked = asked_for(config, options)
         on = pick_device(str(asked.get("train", {}).get("device", "auto")), ranks)
         base, why = starting_point(paths, out, on, resume=resume is not None)
@@ -103,7 +111,8 @@ def train(
         begin_with = init_from if init_from is None or not is_export(init_from) else load_net(init_from)
         summary = run_training(
             paths, chosen, out, resume="auto" if resume == "auto" else resume is not None, split=split,
-            weights=weights, init_from=begin_with, profile=profile, note="" if preset or config else why,
+            weights=weights, init_from=begin_with, profile=profile, mirror=mirrored,
+            note=back or ("" if preset or config else why),
         )  # fmt: skip
     if ranks.first:
         typer.echo(_told(summary, str(out), stores[0].rpartition("=")[0] if weights else stores[0]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from maesil.cache.catalogue import RUN_STORES
@@ -21,8 +22,9 @@ _BESIDE = (RUN_STORES, SCANS, "config.toml", "split.json")
 class Kept:
     """The checkpoints of a run on its way."""
 
-    def __init__(self, out: Path, trainer: Trainer) -> None:
-        self._out, self._trainer = out, trainer
+    def __init__(self, out: Path, trainer: Trainer, copy: Callable[[], None] = lambda: None) -> None:
+        """``copy`` is called on the first rank after each checkpoint: it takes the run to its mirror."""
+        self._out, self._trainer, self._copy = out, trainer, copy
         self._written = time.monotonic()
         self._best = _best_so_far(out, trainer.step)
 
@@ -38,6 +40,7 @@ class Kept:
         """Write the last checkpoint, on the first rank."""
         if self._trainer.ranks.first:
             self._trainer.save(self._out)
+            self._copy()
         self._written = time.monotonic()
 
     def write_if_best(self, score: float) -> None:

@@ -35,6 +35,7 @@ ON_RESUME: dict[str, Rule] = {
     **_train("free", "tracker", "compile", "activation_checkpointing", "ram", "stage", "stage_size", "device_resident",
              "readers", "threads", "device", "kernels"),
     "stores": "refused", "weights": "refused", "split": "refused", "init_from": "refused", "profile": "free",
+    "mirror": "free",
 }  # fmt: skip
 """Every option of a configuration, and those of `maesil.training.train.train` beside it."""
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -28,6 +29,7 @@ from maesil.training.checkpoint import has_checkpoint
 from maesil.training.follow import follow
 from maesil.training.kept import Kept
 from maesil.training.log import NoLog, Record, RunLog
+from maesil.training.mirror import Mirror, bring_back
 from maesil.training.profiling import profiled
 from maesil.training.setup import Resume, measure_pace, prepare, warn_of_unused_encoder
 from maesil.training.throughput import Pace
@@ -69,6 +71,7 @@ def train(
     console: Console | None = None,
     profile: bool = False,
     note: str = "",
+    mirror: StorePlace | None = None,
 ) -> TrainSummary:
     """Pre-train a model on the union of ``stores``; leave checkpoint, log and pictures in ``out``.
 
@@ -83,6 +86,7 @@ def train(
     at the step that meets it), and KeyboardInterrupt, with a line that says how to go on, after a signal that asks for
     an end (`maesil.signals.ENDS`), once the checkpoint is written. ``profile`` traces a few steps, see
     `maesil.training.profiling`. ``note`` is a line on the configuration, said once the run is set up.
+    ``mirror`` is a second place of the run, see `maesil.training.mirror`.
     """
     started = time.monotonic()
     require_tracker(config.train.tracker)
@@ -93,6 +97,7 @@ def train(
     ):  # fmt: skip
         console = (console or Console(stderr=True, soft_wrap=True)) if ranks.first else Console(quiet=True)
         with folder_locked(out, "`maesil train`") if ranks.first else nullcontext():
+            brought = ranks.from_first(lambda: bring_back(mirror, out, resume=bool(resume)) if mirror else "")
             trainer = prepare(
                 stores,
                 config,
@@ -104,19 +109,22 @@ def train(
                 console=console,
             )
             begun_at = trainer.step
-            for line in (note, *_left_out(config.train.tracker)):
+            for line in (brought, note, *_left_out(config.train.tracker)):
                 if line:
                     console.print(line, highlight=False)
-            last = _take_steps(trainer, out, console, profile) if begun_at < trainer.config.train.steps else {}
+            last = _take_steps(trainer, out, console, profile, mirror) if begun_at < trainer.config.train.steps else {}
     held_out = len(trainer.split.validation) + len(trainer.split.test)
     return TrainSummary(out, trainer.step, time.monotonic() - started, last, begun_at, held_out)
 
 
-def _take_steps(trainer: Trainer, out: Path, console: Console, profile: bool) -> dict[str, float]:
+def _take_steps(
+    trainer: Trainer, out: Path, console: Console, profile: bool, mirror: StorePlace | None
+) -> dict[str, float]:
     """Take the steps that are left; return the last record."""
     ranks, last = trainer.ranks, {}
     settings, pace = trainer.config.train, measure_pace(trainer, console)
-    kept = Kept(out, trainer)
+    tell = partial(console.print, highlight=False)
+    kept = Kept(out, trainer, Mirror(mirror, out, tell).copy) if mirror and ranks.first else Kept(out, trainer)
     with (
         convolutions_tuned(trainer.model, trainer.device),
         _log(trainer, out, console) as log,

@@ -54,7 +54,7 @@ OTHER = {
 """Another possible value of every option."""
 SECTIONS = {section.name: getattr(CONFIG, section.name) for section in fields(RunConfig)}
 OPTIONS = [f"{section}.{field.name}" for section, values in SECTIONS.items() for field in fields(values)]
-CALL = ("stores", "weights", "split", "init_from", "profile")
+CALL = ("stores", "weights", "split", "init_from", "profile", "mirror")
 LEFT_OUT = {
     "train.compile": "minutes of a C++ compiler",
     "train.threads": "rounds otherwise",
