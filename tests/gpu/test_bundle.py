@@ -70,6 +70,7 @@ def test_the_bundle_runs_on_a_bare_machine(tmp_path):
     folder = tmp_path / "bundle"
     bundle.copy_source(folder)
     bundle.make_store(folder / bundle.STORE)
+    assert bundle.bytes_of(folder) <= bundle.MOST_BYTES - bundle.WHEEL_BYTES
     venv.create(tmp_path / "bare", symlinks=True)
     machine = names_of(OF_THE_MACHINE)
     bare = laid_out(tmp_path / "of-the-machine", machine)
