@@ -225,7 +225,7 @@ def _table(experiment: Experiment, rows: Sequence[Row], table: PaperTable) -> li
             "MAESIL minus this (dB, 95 %)",
             "M parameters",
             "GFLOP",
-            "code numbers a voxel",
+            "code numbers per voxel",
             "steps",
             "seconds",
         ]
