@@ -37,8 +37,9 @@ def export(
         str,
         typer.Option(
             "--format",
-            metavar="maesil|nnunet",
-            help="nnunet: the files that nnU-Net takes besides (primus only).",
+            metavar="maesil|nnunet|pt2|monai-bundle",
+            help="Written besides; nnunet: files for nnU-Net (primus only); pt2: a program for PyTorch alone; "
+            "monai-bundle: a bundle that MONAI runs.",
             autocompletion=words_of("maesil.downstream.export", "FORMATS"),
         ),
     ] = "maesil",
@@ -51,15 +52,19 @@ def export(
 
     Example: maesil export run --out encoder --licence "CC BY 4.0"
     """
+    from maesil.downstream.bundle import INFERENCE
     from maesil.downstream.export import export_encoder
     from maesil.downstream.nnunet import CHECKPOINT, PLAN
+    from maesil.downstream.program import PROGRAM
 
     export_encoder(run, out, stores=stores or (), licence=licence, force=force, kind=kind)
-    if kind == "nnunet":
-        then = f"nnUNetv2_preprocess_like_nnssl -pc {out / CHECKPOINT}"
-        typer.echo(f"{out}: {CHECKPOINT}, {PLAN}, config.json; next: {then}")
-    else:
-        typer.echo(f"{out}: model.safetensors, config.json, README.md; next: maesil.load_encoder({str(out)!r})")
+    written, then = {
+        "maesil": ("model.safetensors, config.json, README.md", f"maesil.load_encoder({str(out)!r})"),
+        "nnunet": (f"{CHECKPOINT}, {PLAN}, config.json", f"nnUNetv2_preprocess_like_nnssl -pc {out / CHECKPOINT}"),
+        "pt2": (f"{PROGRAM}, config.json", f"torch.export.load({str(out / PROGRAM)!r}).module()"),
+        "monai-bundle": ("configs, models, docs", f"cd {out} && python -m monai.bundle run --config_file {INFERENCE}"),
+    }[kind]
+    typer.echo(f"{out}: {written}; next: {then}")
     if push:
         from maesil.downstream.hub import push as push_to_hub
 

@@ -8,7 +8,7 @@ patient is in it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save
 from maesil.cache.provenance import recorded_uses
 from maesil.config.checks import require_known
 from maesil.documents import fields_of, read_json, write_json
+from maesil.downstream.bundle import BUNDLE, bundle_files
 from maesil.downstream.card import (
     CARD,
     FORMAT,
@@ -30,7 +31,8 @@ from maesil.downstream.card import (
     is_export,
     read_card,
 )
-from maesil.downstream.nnunet import remove_nnunet, require_for_nnunet, write_nnunet
+from maesil.downstream.nnunet import CHECKPOINT, PLAN, nnunet_files
+from maesil.downstream.program import PROGRAM, program_files
 from maesil.errors import CheckpointError, UsageError
 from maesil.evaluation.scores import SCORES
 from maesil.files import make_folder, write_whole
@@ -41,8 +43,17 @@ from maesil.store.store import Store
 from maesil.store.urls import StorePlace
 from maesil.training.checkpoint import Run, load_run
 
-FORMATS = ("maesil", "nnunet")
 WEIGHTS = "model.safetensors"
+
+_BESIDE: dict[str, Callable[[Backbone, Card], dict[str, bytes]]] = {
+    "maesil": lambda encoder, card: {},
+    "nnunet": lambda encoder, card: nnunet_files(encoder, card.spacing),
+    "pt2": lambda encoder, card: program_files(encoder),
+    "monai-bundle": bundle_files,
+}
+"""What each format has beside weights and card: files by their names below the folder."""
+FORMATS = tuple(_BESIDE)
+_FILES_BESIDE = (CHECKPOINT, PLAN, PROGRAM, *BUNDLE)
 
 
 def export_encoder(
@@ -57,9 +68,10 @@ def export_encoder(
     """Write a run's encoder to a new folder: weights, ``config.json``, ``README.md``.
 
     ``stores`` are needed only for the recipe of runs that do not keep it. ``licence`` is said on the card as it is.
-    ``force`` replaces an earlier export. ``kind`` is ``maesil``, or ``nnunet`` for the files that nnU-Net takes besides
-    (`maesil.downstream.nnunet`). Raises CheckpointError, StoreError, and UsageError where ``out`` holds something else
-    or the encoder is none for nnU-Net.
+    ``force`` replaces an earlier export. ``kind`` is one of `FORMATS`: ``maesil``, or a format that has other files
+    besides (`maesil.downstream.nnunet`, `maesil.downstream.program`, `maesil.downstream.bundle`). Raises
+    CheckpointError, StoreError, and UsageError where ``out`` holds something else or there is no such format of the
+    encoder; then nothing is written.
     """
     require_known(kind, list(FORMATS), "format of an export")
     run = load_run(run_dir)
@@ -69,28 +81,42 @@ def export_encoder(
         raise UsageError(f"{out}: expected a new folder or an exported encoder, found other files; name another --out")
     recipes, scores = _recipes_of(run_dir, run.store_fingerprints, stores), _scores(run_dir, run)
     encoder = encoder_of(run.model, run.intensity)
-    if kind == "nnunet":
-        require_for_nnunet(encoder)
-    make_folder(out)
-    weights = write_weights(out, encoder)
+    content, weights = _packed(encoder)
     card = Card(
         run.config, run.intensity, encoder.width, run.step, len(run.split.train), run.store_fingerprints,
         recipes, scores, weights, licence or NO_LICENCE,
     )  # fmt: skip
-    remove_nnunet(out)
-    if kind == "nnunet":
-        write_nnunet(out, encoder, card.spacing)
+    beside = _BESIDE[kind](encoder, card)
+    make_folder(out)
+    _replace_weights(out, content)
+    for name, data in beside.items():
+        make_folder((out / name).parent)
+        write_whole(out / name, data)
     write_card(out, card)
     return encoder
 
 
 def write_weights(out: Path, encoder: Backbone) -> Weights:
     """Write the weights of an encoder to a folder, and say what a card is to vouch for."""
+    content, weights = _packed(encoder)
+    _replace_weights(out, content)
+    return weights
+
+
+def _packed(encoder: Backbone) -> tuple[bytes, Weights]:
+    """Return the file of the weights, and what a card vouches for."""
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    (card_of(out) or out / CARD).unlink(missing_ok=True)  # no card vouches for weights that are being replaced
     # One entry: several come in another order each time, and equal weights shall be equal files.
-    write_whole(out / WEIGHTS, save(state, metadata={"format": f"{FORMAT} {VERSION}"}))
-    return Weights(WEIGHTS, _sha256(out / WEIGHTS), len(state))
+    content = save(state, metadata={"format": f"{FORMAT} {VERSION}"})
+    return content, Weights(WEIGHTS, hashlib.sha256(content).hexdigest(), len(state))
+
+
+def _replace_weights(out: Path, content: bytes) -> None:
+    """Write weights to a folder, without a card that vouches for others and files that were made of others."""
+    (card_of(out) or out / CARD).unlink(missing_ok=True)
+    for name in _FILES_BESIDE:
+        (out / name).unlink(missing_ok=True)
+    write_whole(out / WEIGHTS, content)
 
 
 def write_card(out: Path, card: Card) -> None:

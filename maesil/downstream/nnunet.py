@@ -49,8 +49,8 @@ def require_for_nnunet(encoder: Backbone) -> None:
         )
 
 
-def write_nnunet(folder: Path, encoder: Backbone, spacing: Spacing | None) -> None:
-    """Write what ``nnUNetv2_preprocess_like_nnssl -pc`` takes: ``checkpoint_final.pth`` and ``adaptation_plan.json``.
+def nnunet_files(encoder: Backbone, spacing: Spacing | None) -> dict[str, bytes]:
+    """Return what ``nnUNetv2_preprocess_like_nnssl -pc`` takes: ``checkpoint_final.pth`` and ``adaptation_plan.json``.
 
     From a Hub it takes ``config.json`` besides, which every exported encoder has. ``spacing`` (mm) is that of training;
     None has nnU-Net take the one of its own plan. UsageError unless `require_for_nnunet` holds.
@@ -60,14 +60,7 @@ def write_nnunet(folder: Path, encoder: Backbone, spacing: Spacing | None) -> No
     checkpoint = {"network_weights": primus_state(encoder), "nnssl_adaptation_plan": plan, "citations": list(CITATIONS)}
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    write_whole(folder / CHECKPOINT, buffer.getvalue())
-    write_whole(folder / PLAN, json.dumps(plan, indent=1) + "\n")
-
-
-def remove_nnunet(folder: Path) -> None:
-    """Remove what `write_nnunet` wrote of other weights."""
-    for name in (CHECKPOINT, PLAN):
-        (folder / name).unlink(missing_ok=True)
+    return {CHECKPOINT: buffer.getvalue(), PLAN: (json.dumps(plan, indent=1) + "\n").encode()}
 
 
 def adaptation_plan(encoder: Backbone, spacing: Spacing | None) -> dict[str, Any]:

@@ -108,7 +108,8 @@ class VitEncoder(Backbone):
         return latent_BLD
 
     def _positions(self, grid: Zyx) -> Tensor:
-        if grid == self.config.grid:
+        # A program takes any grid, so it always makes them anew; on the grid of training they are the same.
+        if not torch.compiler.is_exporting() and grid == self.config.grid:
             return self.pos_embed
         return sincos_positions(grid, self.width).to(self.pos_embed)
 
@@ -150,7 +151,7 @@ class SliceEncoder(Backbone):
         for block in self.blocks:
             tokens = block(tokens)
         latent: Tensor = self.norm(tokens).reshape(-1, P, gy * gx, self.width).mean(dim=1)
-        return latent.reshape(len(patches_BLV), gz * gy * gx, self.width)
+        return latent.reshape(patches_BLV.shape[0], gz * gy * gx, self.width)
 
 
 class ConvEncoder(Backbone):

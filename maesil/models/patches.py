@@ -21,7 +21,7 @@ def patchify(volume_BZYX: Tensor, patch: Edges) -> Tensor:
 
 def unpatchify(tokens_BLV: Tensor, grid: Zyx, patch: Edges) -> Tensor:
     """Put patches ``[B, L, V]`` together again: ``[B, Z, Y, X]``, the inverse of `patchify`."""
-    B, (gz, gy, gx), (PZ, PY, PX) = len(tokens_BLV), grid, zyx(patch)
+    B, (gz, gy, gx), (PZ, PY, PX) = tokens_BLV.shape[0], grid, zyx(patch)
     cut = tokens_BLV.reshape(B, gz, gy, gx, PZ, PY, PX)
     return cut.permute(0, 1, 4, 2, 5, 3, 6).reshape(B, gz * PZ, gy * PY, gx * PX)
 

@@ -146,7 +146,7 @@ def with_registers(tokens_BND: Tensor, register_tokens: Tensor | None, pos_embed
     if register_tokens is None:
         return tokens_BND
     first = (register_tokens + pos_embed[: len(register_tokens)]).to(tokens_BND.dtype)
-    return torch.cat([first.expand(len(tokens_BND), -1, -1), tokens_BND], dim=1)
+    return torch.cat([first.expand(tokens_BND.shape[0], -1, -1), tokens_BND], dim=1)
 
 
 def rotary_positions(grid: Zyx, head_width: int) -> Tensor:
@@ -163,7 +163,8 @@ def rotary_positions(grid: Zyx, head_width: int) -> Tensor:
 
 def codes_on_grid(pos_embed: Tensor, registers: int, trained: Zyx, grid: Zyx) -> Tensor:
     """Return learnt codes ``[R + L, D]`` on another grid: trilinear, as nnU-Net does, but for registers."""
-    if grid == trained:
+    # A program takes any grid, so it always resizes; on the grid of training that changes nothing.
+    if not torch.compiler.is_exporting() and grid == trained:
         return pos_embed
     codes_1Dzyx = pos_embed[registers:].T.reshape(1, -1, *trained)
     resized = functional.interpolate(codes_1Dzyx, size=grid, mode="trilinear", align_corners=False)
