@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.command_line import SMALL, ingest, run
 from support.sources import write_sources
 from support.stores import make_store
+
+from maesil.store.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +36,12 @@ def sources(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> Path:
     return make_store(tmp_path_factory.mktemp("store") / "s.zarr", [(20, 33, 17), (16, 16, 16)], superpatch=16).path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(sources, tmp_path_factory):
+    """An ingest of the sources from a disk to a disk, and the key it was made with: what a bucket must give, too."""
+    folder = tmp_path_factory.mktemp("local")
+    code, _, stderr = run(*ingest(sources, folder / "store.zarr", "--key-file", folder / "key", *SMALL))
+    assert code == 0, stderr
+    return Store.open(folder / "store.zarr"), folder / "key"

@@ -17,11 +17,11 @@ import obstore
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.command_line import fails, ingest, run
+from support.command_line import SMALL, fails, ingest, run
 from support.ct_phantom import base_affine
-from support.object_server import KEY_ID, SECRET
+from support.object_server import KEY_ID, SECRET, TRANSIENT
 from support.objects import bucket_store, bytes_asked, gets_of, upload
-from support.sources import PATIENTS, contents, edit_pixel, phantom_hu, slices_of, write_sources
+from support.sources import PATIENTS, contents, edit_pixel, phantom_hu, slices_of
 
 from maesil.ingest.named import TABLE_VARIABLE
 from maesil.ingest.objects import AHEAD
@@ -30,25 +30,6 @@ from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 from maesil.store.verify import verify
 from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
-
-SMALL = ("--superpatch", 32, "--spacing", 4)
-TRANSIENT = ("slow down", "internal error", "lost answer", "cut body")
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scans")
-    write_sources(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(sources, tmp_path_factory):
-    """An ingest of those sources from a disk, and the key it was made with."""
-    folder = tmp_path_factory.mktemp("local")
-    code, _, stderr = run(*ingest(sources, folder / "store.zarr", "--key-file", folder / "key", *SMALL))
-    assert code == 0, stderr
-    return Store.open(folder / "store.zarr"), folder / "key"
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.command_line import fails, ingest, run
-from support.object_server import KEY_ID, SECRET
-from support.sources import contents, write_sources
+from support.command_line import SMALL, fails, ingest, run
+from support.object_server import KEY_ID, SECRET, TRANSIENT
+from support.sources import contents
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.cache.catalogue import find_stores
@@ -32,25 +32,6 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.store import Store
 from maesil.store.urls import place_of
 from maesil.store.verify import verify
-
-SMALL = ("--superpatch", 32, "--spacing", 4)
-TRANSIENT = ("slow down", "internal error", "lost answer", "cut body")
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("scans")
-    write_sources(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def undisturbed(sources, tmp_path_factory):
-    """An ingest of those sources on a disk, and the key it was made with."""
-    folder = tmp_path_factory.mktemp("local")
-    code, _, stderr = run(*ingest(sources, folder / "store.zarr", "--key-file", folder / "key", *SMALL))
-    assert code == 0, stderr
-    return Store.open(folder / "store.zarr"), folder / "key"
 
 
 @pytest.fixture

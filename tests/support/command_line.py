@@ -6,6 +6,9 @@ from typer.testing import CliRunner
 
 from maesil.cli import app
 
+SMALL = ("--superpatch", 32, "--spacing", 4)
+"""Options of an ingest that make several superpatches of a small phantom."""
+
 
 def run(*arguments: object) -> tuple[int, str, str]:
     """Run a command in this process; return exit code, standard output and standard error."""

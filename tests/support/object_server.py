@@ -20,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
 Fault = Literal["slow down", "internal error", "lost answer", "cut body", "slow", "ignore condition", "denied"]
+TRANSIENT: tuple[Fault, ...] = ("slow down", "internal error", "lost answer", "cut body")
+"""Faults that go away when the request is made again."""
 SECRET = "wJalrXUtnFEMI-a-secret-that-must-not-leak"
 KEY_ID = "AKIAEXAMPLEOFATEST"
 _ERRORS = {"slow down": (503, "SlowDown"), "internal error": (500, "InternalError"), "denied": (403, "AccessDenied")}
