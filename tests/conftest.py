@@ -9,12 +9,15 @@ import pytest
 
 
 def pytest_configure() -> None:
-    """Have Ctrl-C mean something to the processes that tests start: what a shell runs in the background ignores it.
+    """Give signals and hypothesis to the tests as they are on a quiet terminal.
 
-    And let no test of hypothesis fail because the machine is busy.
+    A shell has processes in the background ignore Ctrl-C, and nohup has them ignore a hang-up: tests send both.
+    No test of hypothesis fails because the machine is busy.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     with contextlib.suppress(ImportError):  # a bare machine with a GPU has no hypothesis
         from hypothesis import HealthCheck, settings
 
