@@ -75,19 +75,32 @@ def test_a_new_run_does_not_overwrite_a_mirrored_one(store, bucket, tmp_path):
     assert bring_back(mirror, tmp_path / "run", resume=True) == "", "what is here already stays"
 
 
+def test_the_mirror_of_another_run_is_refused_and_stays(store, bucket, tmp_path):
+    mirror = place_of(f"s3://{bucket}/run")
+    trained(store, tmp_path / "one", with_train(steps=1), mirror=mirror)
+    before = open_storage(mirror).read("checkpoint.pt")
+    trained(store, tmp_path / "other", with_train(steps=1))
+    with pytest.raises(UsageError, match=r"holds another run than .*other; name a place of its own"):
+        trained(store, tmp_path / "other", with_train(steps=2), resume=True, mirror=mirror)
+    assert open_storage(mirror).read("checkpoint.pt") == before
+    trained(store, tmp_path / "one", with_train(steps=2), resume=True, mirror=mirror)
+    assert open_storage(mirror).read("checkpoint.pt") == (tmp_path / "one" / "checkpoint.pt").read_bytes()
+
+
+def test_only_the_files_of_a_run_are_brought_back(store, tmp_path):
+    mirror = place_of(str(tmp_path / "mirror"))
+    trained(store, tmp_path / "run", with_train(steps=1), mirror=mirror)
+    kept = {path.name for path in (tmp_path / "mirror").iterdir()}
+    for name in ("scan.dcm", "deep/er/file.json"):
+        (tmp_path / "mirror" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mirror" / name).write_text("x")
+    bring_back(mirror, tmp_path / "again", resume=True)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == kept
+
+
 def test_the_command_takes_the_configuration_from_the_mirror(store, bucket, tmp_path):
-    words = (
-        "--device",
-        "cpu",
-        "--set",
-        "model.crop=32",
-        "--batch",
-        2,
-        "--validation",
-        0,
-        "--mirror",
-        f"s3://{bucket}/r",
-    )
+    settings = ("--device", "cpu", "--set", "model.crop=32", "--batch", 2, "--validation", 0)
+    words = (*settings, "--mirror", f"s3://{bucket}/r")
     code, _, stderr = run("train", store, "--preset", "tiny", "--out", tmp_path / "a", "--steps", 1, *words)
     assert code == 0, stderr
     more = ("--steps", 2, "--resume", "--mirror", f"s3://{bucket}/r")
