@@ -22,7 +22,7 @@ class ObjectFile(ObjectUrl):
     size: int = field(default=-1, compare=False)
     """Bytes; of a member those of its archive."""
     stamp: str = field(default="", compare=False)
-    """ETag and time of the last change: another one once the object was replaced."""
+    """ETag, or the time of the last change where there is none: another one once the object was replaced."""
     archive: ObjectFile | None = field(default=None, compare=False)
     """What a member lies in."""
 

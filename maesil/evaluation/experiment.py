@@ -101,10 +101,10 @@ def run_paper_experiment(
     """Split the patients, train and score every model for both tables, write tables, curves and pictures to ``out``.
 
     Several ``stores`` are one data set: patients are split over all of them together, by the budget's shares and
-    ``split_seed`` (default: ``seed``), or as the frozen ``split_file`` says. ``lpips_weights`` is the file
-    that LPIPS is computed with, see `maesil.evaluation.lpips`; without it that column stays empty. Raises UsageError
-    (another experiment in ``out``, too few patients), StoreError, NoInputError, and KeyboardInterrupt after SIGINT,
-    resumable.
+    ``split_seed`` (default: ``seed``), or as the frozen ``split_file`` says. ``models`` and ``tables`` are what is
+    trained of the whole. ``lpips_weights`` is the file that LPIPS is computed with, see `maesil.evaluation.lpips`;
+    without it that column stays empty. Raises UsageError (another experiment in ``out``, too few patients), StoreError,
+    NoInputError, and KeyboardInterrupt after SIGINT, resumable.
     """
     console = console or Console(stderr=True, soft_wrap=True)
     for model in models:
