@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,16 @@ def undisturbed(sources, tmp_path_factory):
     code, _, stderr = run(*ingest(sources, folder / "store.zarr", "--key-file", folder / "key", *SMALL))
     assert code == 0, stderr
     return Store.open(folder / "store.zarr"), folder / "key"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A current folder, a folder for temporary files and a memory of its own."""
+    for name in ("tmp", "cache"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("MAESIL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    tempfile.tempdir = None

@@ -34,13 +34,6 @@ from maesil.store.urls import place_of
 from maesil.store.verify import verify
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A current folder of its own: reports of stores elsewhere lie there."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def url_of(bucket):
     return f"s3://{bucket}/stores/store.zarr"
 

@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 
 import nibabel
 import numpy as np
@@ -77,7 +76,6 @@ def test_the_files_are_those_of_the_specification(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("ignite") is None, reason="MONAI runs a bundle with pytorch-ignite")
 def test_monai_runs_it_without_maesil_and_gives_the_tokens(folder):
     (folder / "script.py").write_text(MONAI_ALONE)
     done = subprocess.run(

@@ -14,6 +14,7 @@ from itertools import combinations
 
 import pytest
 from rich.console import Console
+from support.experiments import small_budget
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config.schema import MODEL_KINDS, PAPER_KINDS, RunConfig
@@ -31,17 +32,7 @@ from maesil.training.log import METRICS, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {"crop": 32, "width": 16, "depth": 1, "decoder_width": 16, "channels": 4, "latent": 8, "codes": 8}
-BUDGET = Budget(
-    "small",
-    {
-        "preset": "tiny",
-        "test": 0.3,
-        "validation": 0.3,
-        "all": {"model": SMALL, "train": {"batch": 2, "validate_every": 2, "threads": 1}},
-        **{name: {"steps": {"A": 4, "B": 4}} for name in PAPER_KINDS},
-    },
-)
+BUDGET = small_budget(PAPER_KINDS, steps=4, test=0.3)
 
 
 def run(stores, out, **options):

@@ -10,28 +10,19 @@ import shutil
 import numpy as np
 import pytest
 from rich.console import Console
+from support.experiments import small_budget
 from support.stores import make_store
 
 from maesil.documents import read_json
 from maesil.errors import UsageError
-from maesil.evaluation.experiment import Budget, run_paper_experiment
+from maesil.evaluation.experiment import run_paper_experiment
 from maesil.evaluation.scores import SCORES
 from maesil.evaluation.seeds import mean_volume_rows, run_with_seeds
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SMALL = {"crop": 32, "width": 16, "depth": 1, "decoder_width": 16, "channels": 4, "latent": 8, "codes": 8}
 MODELS = ("maesil", "ae")
-BUDGET = Budget(
-    "small",
-    {
-        "preset": "tiny",
-        "test": 0.4,
-        "validation": 0.3,
-        "all": {"model": SMALL, "train": {"batch": 2, "validate_every": 2, "threads": 1}},
-        **{name: {"steps": {"A": 3, "B": 3}} for name in MODELS},
-    },
-)
+BUDGET = small_budget(MODELS, steps=3, test=0.4)
 
 
 def quiet():
