@@ -176,6 +176,9 @@ def finetune(
     batch: Annotated[int, typer.Option(help="Crops per step.", min=1)] = 2,
     lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 3e-3,
     seeds: Annotated[int, typer.Option(help="Repetitions, each of both starts.", min=1)] = 2,
+    half_resolution: Annotated[
+        bool, typer.Option("--half-resolution", help="Decode cells of two voxels: faster, edges are blunter.")
+    ] = False,
     test: Annotated[float, typer.Option(help="Share of the unseen labelled patients that is scored.")] = 0.25,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     include_trained: IncludeTrained = False,
@@ -191,10 +194,11 @@ def finetune(
     from maesil.downstream.finetune import Budget
     from maesil.downstream.finetune import finetune as run_finetune
 
+    budget = Budget(steps, batch, lr, seeds=seeds, half_resolution=half_resolution)
     report = run_finetune(
-        run, found(store), labels, out, budget=Budget(steps, batch, lr, seeds), classes=classes or (), test=test,
-        seed=seed, device=device, include_trained=include_trained,
-    )  # fmt: skip
+        run, found(store), labels, out, budget=budget, classes=classes or (), test=test, seed=seed, device=device,
+        include_trained=include_trained,
+    )
     _show(report, as_json)
 
 

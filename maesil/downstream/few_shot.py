@@ -105,7 +105,8 @@ def first_patients(learnt: Mapping[str, Sequence[Volume]], number: int, seed: in
 
 def learn(lesson: Lesson, course: Course) -> Iterator[tuple[int, list[Row]]]:
     """Learn one segmentation; after each step yield how many are done, and the rows if scores are taken there."""
-    model = segmenter_on(lesson.start.encoder(lesson.seed), len(course.labels.classes), lesson.seed).to(course.device)
+    encoder, classes = lesson.start.encoder(lesson.seed), len(course.labels.classes)
+    model = segmenter_on(encoder, classes, lesson.seed, course.budget).to(course.device)
     if lesson.start.frozen:
         model.encoder.requires_grad_(False)
     patients = first_patients(course.learnt, lesson.shots, lesson.seed)

@@ -62,6 +62,8 @@ class Budget:
     """Share of the steps in which the rate rises to it; then it falls to 0 along a cosine."""
     seeds: int = 2
     """Repetitions: decoder, order of crops and weights from scratch are drawn anew."""
+    half_resolution: bool = False
+    """Whether the decoder works on cells of two voxels, see `maesil.downstream.segmenter.Segmenter`."""
 
 
 Dice = TypedDict("Dice", {"volume_id": str, "class": str, "dice": float | None})
@@ -80,7 +82,7 @@ class FinetuneFacts(TypedDict):
 
     store_fingerprint: str
     classes: list[str]
-    budget: dict[str, int | float]
+    budget: dict[str, int | float | bool]
     seed: int
     volumes_trained_on: int
     volumes_scored: int
@@ -227,7 +229,7 @@ def _compare(
     first = b""
     with progress({"finetune": "step"}) as report:
         for turn, (number, start) in enumerate(turns):
-            model = _start(run, start, len(labels.classes), number, device)
+            model = _start(run, start, len(labels.classes), number, budget).to(device)
             for step in train_segmenter(model, reader, labels, task, budget, number):
                 report("finetune", turn * budget.steps + step, len(turns) * budget.steps)
             scored = score_segmenter(model, reader, labels, task.test)
@@ -238,20 +240,20 @@ def _compare(
     return rows, first
 
 
-def _start(run: Run, start: str, classes: int, seed: int, device: torch.device) -> Segmenter:
+def _start(run: Run, start: str, classes: int, seed: int, budget: Budget) -> Segmenter:
     """Make a segmenter: the decoder by its seed, the encoder as the start says."""
     if start == "pretrained":
         encoder = copy.deepcopy(encoder_of(run.model, run.intensity))
     else:
         encoder = untrained_encoder(run.config.model, run.intensity, seed)
-    return segmenter_on(encoder, classes, seed).to(device)
+    return segmenter_on(encoder, classes, seed, budget)
 
 
-def segmenter_on(encoder: Backbone, classes: int, seed: int) -> Segmenter:
+def segmenter_on(encoder: Backbone, classes: int, seed: int, budget: Budget) -> Segmenter:
     """Put a decoder on an encoder, its weights drawn by the seed alone; ``classes`` without the background."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = Segmenter(encoder, classes + 1)
+    model = Segmenter(encoder, classes + 1, half_resolution=budget.half_resolution)
     torch.set_rng_state(state)
     return model
 

@@ -60,6 +60,7 @@ class Budget:
     seeds: int
     points: int
     tolerance_mm: float
+    half_resolution: bool
 
     @classmethod
     def load(cls, name: str) -> Budget:
@@ -71,7 +72,7 @@ class Budget:
     @property
     def learning(self) -> Learning:
         """What a segmentation may cost."""
-        return Learning(self.steps, self.batch, self.lr, seeds=self.seeds)
+        return Learning(self.steps, self.batch, self.lr, seeds=self.seeds, half_resolution=self.half_resolution)
 
 
 def prove(
