@@ -198,7 +198,7 @@ def finetune(
     report = run_finetune(
         run, found(store), labels, out, budget=budget, classes=classes or (), test=test, seed=seed, device=device,
         include_trained=include_trained,
-    )
+    )  # fmt: skip
     _show(report, as_json)
 
 

@@ -56,7 +56,9 @@ class Segmenter(nn.Module):
         field_BCZYX = self.decoder(tokens_BLD.transpose(1, 2).reshape(len(volume_BZYX), -1, *grid))
         views = functional.avg_pool3d(windowed(volume_BZYX), self._cell).to(field_BCZYX)
         logits: Tensor = self.classify(torch.cat([field_BCZYX, views], dim=1))
-        return logits if max(self._cell) == 1 else functional.interpolate(logits, volume_BZYX.shape[1:], mode="trilinear")
+        if max(self._cell) == 1:
+            return logits
+        return functional.interpolate(logits, volume_BZYX.shape[1:], mode="trilinear")
 
 
 def windowed(volume_BZYX: Tensor) -> Tensor:

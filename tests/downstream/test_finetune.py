@@ -100,9 +100,7 @@ def test_a_batch_holds_the_labels_of_its_own_voxels_and_none_outside_the_scan(wo
 def test_both_starts_share_the_decoder_and_the_crops_and_differ_in_the_encoder(world):
     _, _, volumes, run_dir, *_ = world
     run = load_run(run_dir)
-    pretrained, scratch, again = (
-        _start(run, start, 4, 7, torch.device("cpu")) for start in ("pretrained", "scratch", "scratch")
-    )
+    pretrained, scratch, again = (_start(run, start, 4, 7, Budget()) for start in ("pretrained", "scratch", "scratch"))
     for name, value in scratch.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
         if not name.startswith("encoder."):
@@ -138,7 +136,7 @@ def test_crops_hold_a_class_where_a_label_says_so(world):
 
 def test_it_learns_a_crop_by_heart(world):
     _, _, volumes, run_dir, reader, labels = world
-    model = _start(load_run(run_dir), "pretrained", len(ORGANS), 0, torch.device("cpu"))
+    model = _start(load_run(run_dir), "pretrained", len(ORGANS), 0, Budget())
     place = Place(volumes[1], (0, 0, 0))
     before = score_segmenter(model, reader, labels, [place])
     task, budget = Task((place,), (place,), ""), Budget(steps=25, batch=1, lr=5e-3)
@@ -149,7 +147,7 @@ def test_it_learns_a_crop_by_heart(world):
 
 def test_the_rate_is_that_of_training_and_reaches_its_peak(world):
     _, _, volumes, run_dir, reader, labels = world
-    model = _start(load_run(run_dir), "scratch", len(ORGANS), 0, torch.device("cpu"))
+    model = _start(load_run(run_dir), "scratch", len(ORGANS), 0, Budget())
     place, rates = Place(volumes[1], (0, 0, 0)), []
     watch = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     list(train_segmenter(model, reader, labels, Task((place,), (place,), ""), Budget(steps=20, batch=1, lr=3e-3), 0))
@@ -167,10 +165,17 @@ def test_the_whole_command_writes_what_it_found(world, tmp_path):
     assert document == json.loads(json.dumps(report.document()))
     scored = {row["volume_id"] for row in document["rows"]}
     assert len(document["rows"]) == 2 * 2 * len(ORGANS) * len(scored) and volumes[0].volume_id not in scored
-    assert document["budget"] == {"steps": 2, "batch": 1, "lr": 3e-3, "warmup": 0.1, "seeds": 2}
+    assert document["budget"] == {
+        "steps": 2,
+        "batch": 1,
+        "lr": 3e-3,
+        "warmup": 0.1,
+        "seeds": 2,
+        "half_resolution": False,
+    }
     assert report.table()[0].row_count == len(ORGANS) + 1 and set(document["mean"]) == {"pretrained", "scratch"}
     state = load_file(tmp_path / "out" / "segmenter.safetensors")
-    assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, torch.device("cpu")).state_dict())
+    assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, Budget()).state_dict())
     once = Budget(steps=2, batch=1, seeds=1)
     again = finetune(run, store.path, labels_dir, tmp_path / "again", budget=once, device="cpu")
     assert again.rows == [row for row in report.rows if row["seed"] == 0]
@@ -220,7 +225,7 @@ def test_steps_of_fine_tuning_are_those_of_their_definition(world):
     """AdamW, the rate of this very step, gradients clipped to 1."""
     _, _, volumes, run, reader, labels = world
     places, budget = (Place(volumes[1], (0, 0, 0)), Place(volumes[1], (16, 0, 0))), Budget(steps=20, batch=1, lr=0.01)
-    ours = _start(load_run(run), "scratch", len(ORGANS), 0, torch.device("cpu"))
+    ours = _start(load_run(run), "scratch", len(ORGANS), 0, Budget())
     torch.nn.init.normal_(ours.classify[-1].weight, generator=torch.Generator().manual_seed(0))  # steep
     theirs = copy.deepcopy(ours)
     for _ in islice(train_segmenter(ours, reader, labels, Task(places, (), ""), budget, 3), 4):

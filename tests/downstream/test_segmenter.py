@@ -16,15 +16,37 @@ from maesil.types import Intensity
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("kind, patch", [("maesil", 8), ("maesil", 4), ("ae", 8), ("mae2d", 16)])
-def test_logits_have_the_size_of_the_crop_and_gradients_reach_everything(kind, patch):
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind, patch", [("maesil", 8), ("maesil", 4), ("ae", 8), ("mae2d", 16), ("maesil", (4, 8, 8))])
+def test_logits_have_the_size_of_the_crop_and_gradients_reach_everything(kind, patch, half):
     config = replace(SMALL, kind=kind, patch=patch, channels=4, latent=12)
-    model = Segmenter(untrained_encoder(config, Intensity(), 0), classes=3)
+    model = Segmenter(untrained_encoder(config, Intensity(), 0), classes=3, half_resolution=half)
     volume = torch.randint(-1000, 1000, (2, 32, 32, 32), dtype=torch.int16)
     logits = model(volume)
     assert logits.shape == (2, 3, 32, 32, 32)
     segmentation_loss(logits, torch.randint(0, 3, (2, 32, 32, 32), dtype=torch.uint8)).backward()
     assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+def test_at_half_resolution_the_image_comes_in_as_means_of_eight_voxels():
+    encoder = untrained_encoder(replace(SMALL, patch=8), Intensity(), 0)
+    model, seen = Segmenter(encoder, classes=2, half_resolution=True), []
+    model.classify.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    volume = torch.randint(-1000, 1000, (1, 32, 32, 32), dtype=torch.int16)
+    model(volume)
+    means = windowed(volume).view(1, len(WINDOWS), 16, 2, 16, 2, 16, 2).mean((3, 5, 7))
+    torch.testing.assert_close(seen[0][:, -len(WINDOWS) :], means)
+
+
+def test_at_half_resolution_logits_lie_between_those_of_the_cells_around():
+    model = Segmenter(untrained_encoder(SMALL, Intensity(), 0), classes=2, half_resolution=True)
+    cells = []
+    model.classify.register_forward_hook(lambda *of_call: cells.append(of_call[2]))
+    logits = model(torch.randint(-1000, 1000, (1, 32, 32, 32), dtype=torch.int16))
+    inner = logits[..., 1:-1, 1:-1, 1:-1].unfold(2, 2, 2).unfold(3, 2, 2).unfold(4, 2, 2).flatten(5)
+    # Each of the eight voxels amid eight cells lies a quarter of the way from one to the next: the means are equal.
+    around = cells[0].unfold(2, 2, 1).unfold(3, 2, 1).unfold(4, 2, 1).flatten(5)
+    torch.testing.assert_close(inner.mean(-1), around.mean(-1))
 
 
 def a_truth() -> torch.Tensor:
