@@ -5,7 +5,8 @@
 
 Each entry of ``--options`` is one variant of the preset ``tiny``. All have the time of ``--steps`` steps of the preset
 with the options ``--base``, as time of the processor on one thread, so that other work on the machine does not count.
-Scores are taken on the validation patients of the split, with the mask of the preset; ``interpolation`` is the naive
+Scores are taken on the validation patients of the split, with the crops and the mask of the preset (variants with
+another ``model.crop`` have crops of their own); ``interpolation`` is the naive
 baseline on the same crops. R2 is that of a frozen probe of the labels (``--labels``, see
 ``docs/how-to/does-it-help.md``), which must not hold test patients.
 """
@@ -75,6 +76,8 @@ def scored(asked: argparse.Namespace, options: str, seed: int, steps: int) -> di
         for _ in taken(trainer, steps):
             pass
         trainer.config = replace(trainer.config, mask=PRESETS["tiny"].mask)
+        if trainer.config.model.crop == PRESETS["tiny"].model.crop:
+            trainer.validation = begun(asked, variant("", seed, steps), Path(folder) / "preset").validation
         scores = trainer.validate() | trainer.encoder_gains()
         trainer.save(out)
         scores["interpolation"] = interpolated(load_run(out), trainer.validation)
