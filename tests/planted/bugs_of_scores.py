@@ -201,8 +201,8 @@ DOWNSTREAM = [
     ),
     *bugs(
         "maesil/downstream/segmenter.py", "downstream/test_segmenter.py",
-        ('reduction="none")[labelled].sum()', 'reduction="none").sum()', "test_unlabelled_voxels_have_no_say"),
-        ("(2 * both[1:] + 1) / (sizes[1:] + 1)", "(2 * both + 1) / (sizes + 1)",
+        ("softmax(dim=1)[:, 1:] * labelled[:, None]", "softmax(dim=1)[:, 1:]", "test_unlabelled_voxels_have_no_say"),
+        ("classes = torch.arange(1,", "classes = torch.arange(0,",
          "test_the_loss_is_cross_entropy_plus_soft_dice_without_the_background"),
         ("one, other = predicted[labelled], truth[labelled]", "one, other = predicted.flatten(), truth.flatten()",
          "test_dice_is_twice_what_both_hold_over_what_each_holds"),
