@@ -2,17 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Two to four processes. Each takes whole files, in the order of tests/conftest.py: the long ones first.
+SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: demo test test-slow planted-bugs lint types imports docs check gpu gpu-bundle clean
 
 demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(SHARED) -m "not slow"
 
-# The tests that take more than ten seconds each. CI runs them, too.
+# The slow lane: tests that take long, and repetitions of what a test of the fast lane sees, too. CI runs both lanes.
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m slow
+	$(BIN)/python -m pytest $(SHARED) -m slow
 
 # Bugs planted in copies of the source, one at a time: a test must see each.
 planted-bugs: .venv/.installed-test

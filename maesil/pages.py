@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import base64
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def rendered(template: str, **values: object) -> str:
     """Return a page as HTML. Every text is escaped unless it is Markup; a value that is missing is an error."""
-    loader = PackageLoader("maesil", "templates")
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(template).render(values)
+    return _templates().get_template(template).render(values)
+
+
+@cache
+def _templates() -> Environment:
+    """Return the templates; one that was used is kept compiled."""
+    return Environment(loader=PackageLoader("maesil", "templates"), autoescape=True, undefined=StrictUndefined)
 
 
 def data_url(kind: str, data: bytes) -> str:

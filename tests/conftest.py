@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import signal
+from pathlib import Path
 
 import pytest
+from support.cpu_time import CpuTimes
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`support.cpu_time` tells what the tests take."""
+    parser.addoption("--cpu-times", metavar="FILE", help="write the CPU seconds of each test to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Give signals and hypothesis to the tests as they are on a quiet terminal.
 
     A shell has processes in the background ignore Ctrl-C, and nohup has them ignore a hang-up: tests send both.
@@ -24,6 +31,29 @@ def pytest_configure() -> None:
         # How long an example takes says how busy the machine is.
         settings.register_profile("maesil", deadline=None, suppress_health_check=[HealthCheck.too_slow])
         settings.load_profile("maesil")
+    config.pluginmanager.register(CpuTimes(config.getoption("--cpu-times")), "cpu-times")
+
+
+LONG_FILES = (
+    "ingest/test_hard_dicom.py",
+    "evaluation/test_experiment.py",
+    "ingest/test_outside.py",
+    "training/test_on_a_gpu.py",
+    "training/test_trackers.py",
+    "training/test_interrupted.py",
+    "downstream/test_cohort.py",
+    "downstream/test_finetune.py",
+    "data/test_outside_the_scan.py",
+    "store/test_duplicates.py",
+)
+"""What takes longest comes first: two processes share the files, and at the end none is to wait for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first, each file's tests together and in their order."""
+    here = Path(__file__).parent
+    turns = {here / name: turn for turn, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: turns.get(item.path, len(turns)))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from monai.networks.nets import ViT
 from rich.console import Console
 from support.command_line import fails, run
 from support.labelled import labelled_store
@@ -221,6 +220,8 @@ def test_monai_s_vit_gives_the_same_tokens_and_another_patch_is_refused(tmp_path
     encoder = encoder_of(trained.model, trained.intensity)
 
     def vit(patch):
+        from monai.networks.nets import ViT  # takes seconds
+
         return ViT(
             1, CROP, patch, hidden_size=64, mlp_dim=256, num_layers=1, num_heads=1, proj_type="perceptron",
             qkv_bias=True,

@@ -12,13 +12,15 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import zarr.storage
+from typing import TYPE_CHECKING
 
 from maesil.atomic import named_when_whole, sync
 from maesil.errors import DISK_FULL, StoreError, disk_full
 from maesil.files import require_writable
 from maesil.store.storage import TEMPORARY, Stamp, Storage
+
+if TYPE_CHECKING:
+    import zarr.storage
 
 _SYNCS_AT_ONCE = 8
 
@@ -157,6 +159,8 @@ class LocalStorage(Storage):
 
     def zarr(self, prefix: str, *, read_only: bool) -> zarr.storage.LocalStore:
         """Return the Zarr view of a folder."""
+        import zarr.storage  # a decoder's process needs files of a disk, and no arrays
+
         return zarr.storage.LocalStore(self.root / prefix, read_only=read_only)
 
     def _put(self, path: Path, data: bytes, *, new: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -32,6 +33,7 @@ _LIBRARIES = ("SimpleITK", "pydicom", "nibabel", "pylibjpeg-openjpeg", "pylibjpe
 _MAX_FILLED = 10
 
 
+@cache
 def _library_versions() -> tuple[tuple[str, str], ...]:
     found = []
     for name in _LIBRARIES:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-
-import zarr.abc.store
+from typing import TYPE_CHECKING
 
 from maesil.store.urls import StorePlace
+
+if TYPE_CHECKING:
+    import zarr.abc.store
 
 TEMPORARY = ".tmp-"
 """How the names of files begin that are being written, or were when their process was killed."""

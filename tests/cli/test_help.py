@@ -92,6 +92,18 @@ def test_help_needs_no_heavy_package():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture(scope="module")
+def lungs(sources, home):
+    """A store of that name among those that `maesil cache` keeps."""
+    options = ("--spacing", "native", "--superpatch", 32, "--workers", 0)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in home.items():
+            patch.setenv(name, value)
+        patch.delenv("MAESIL_CACHE", raising=False)
+        assert run("ingest", sources / "nifti of SMITH", "--name", "lungs", *options)[0] == 0
+
+
+@pytest.mark.usefixtures("lungs")
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -105,9 +117,7 @@ def test_help_needs_no_heavy_package():
         ("cache path ", {"lungs"}),
     ],
 )
-def test_the_shell_completes_closed_sets_of_words(sources, home, words, expected):
-    options = ("--spacing", "native", "--superpatch", 32, "--workers", 0)
-    assert run("ingest", sources / "nifti of SMITH", "--name", "lungs", *options)[0] == 0
+def test_the_shell_completes_closed_sets_of_words(home, words, expected):
     environment = {**os.environ, **home, "_MAESIL_COMPLETE": "complete_bash", "COMP_WORDS": f"maesil {words}"}
     environment["COMP_CWORD"] = str(len(words.split(" ")))
     entry = [sys.executable, "-c", "from maesil.cli import app; app(prog_name='maesil')"]

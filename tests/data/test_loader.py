@@ -303,7 +303,9 @@ def test_ten_thousand_batches_do_not_grow(path):
     assert int(grown) < 4e6
 
 
-@pytest.mark.parametrize("code", [INTERRUPTED, WAITING], ids=["reading", "waiting"])
+@pytest.mark.parametrize(
+    "code", [pytest.param(INTERRUPTED, id="reading"), pytest.param(WAITING, id="waiting", marks=pytest.mark.slow)]
+)
 def test_an_interrupt_ends_the_process_at_once(path, code):
     process = start(code, path)
     assert process.stdout.readline() == "reading\n"
@@ -321,7 +323,14 @@ def test_what_a_thread_raises_ends_the_process(path):
     assert errors.rstrip().endswith("ZeroDivisionError: in a thread")
 
 
-@pytest.mark.parametrize("code", [LEFT_OPEN, FORKED, DATA_LOADER], ids=["left open", "forked", "DataLoader"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param(LEFT_OPEN, id="left open"),
+        pytest.param(FORKED, id="forked"),
+        pytest.param(DATA_LOADER, id="DataLoader", marks=pytest.mark.slow),
+    ],
+)
 def test_no_thread_and_no_fork_keeps_a_process_alive(path, code):
     process = start(code, path)
     _, errors = process.communicate(timeout=60)

@@ -12,7 +12,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from monai.bundle import ConfigParser
 from support.runs import SMALL, save_run
 
 from maesil.data.split import Split
@@ -101,6 +100,8 @@ def test_monai_runs_it_without_maesil_and_gives_the_tokens(folder):
 def test_monai_s_transforms_bring_a_scan_to_the_spacing_and_to_whole_patches(folder):
     encoder, card = load_net(folder / "encoder"), read_card(folder / "encoder")
     config = inference(encoder, replace(card, recipes=(Recipe(spacing=(3.0, 2.5, 2.0)),)))
+    from monai.bundle import ConfigParser  # takes seconds
+
     parser = ConfigParser(config)
     image = parser.get_parsed_content("preprocessing")({"image": folder / "scans" / "one.nii.gz"})["image"]
     assert image.pixdim.tolist() == pytest.approx([2.0, 2.5, 3.0])

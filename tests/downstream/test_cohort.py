@@ -19,11 +19,13 @@ from maesil.store.nifti import write_nifti
 from maesil.training.checkpoint import load_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPE = (28, 34, 44)
+"""No larger than it takes for thumbnails to be compared as those of real scans are."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    return make_world(tmp_path_factory.mktemp("cohort"))
+    return make_world(tmp_path_factory.mktemp("cohort"), SHAPE)
 
 
 def choose(store, labels, run, part="validation", split=None, seed=0, **given):
@@ -68,7 +70,7 @@ def planted(world, folder, group: str):
     shutil.copytree(store.path, folder / "store")
     shutil.copytree(labels, folder / "labels")
     copy = type(store).open(folder / "store")
-    hu, organs = phantom(3, (48, 34, 48), affine_of())
+    hu, organs = phantom(3, SHAPE, affine_of())
     volume = add_volume(copy, hu[2:] + 3, name=group, group=group, spacing=SPACING)
     write_nifti(folder / "labels" / f"{volume.volume_id}.nii.gz", organs[2:], volume.affine)
     write_index(copy)

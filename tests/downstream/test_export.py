@@ -12,7 +12,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from monai.networks.nets import UNETR, ViT
 from support.pages import snippets
 from support.runs import SMALL, save_run
 from support.stores import make_store
@@ -93,6 +92,8 @@ def test_monai_s_unetr_has_them_inside(tmp_path):
     model = replace(SMALL, patch=16, width=64, depth=12, decoder_width=64)
     run = load_run(save_run(tmp_path / "run", SPLIT, model))
     encoder = encoder_of(run.model, run.intensity)
+    from monai.networks.nets import UNETR  # takes seconds
+
     unetr = UNETR(
         in_channels=1, out_channels=2, img_size=(32, 32, 32), feature_size=8, hidden_size=64, mlp_dim=256, num_heads=1,
         proj_type="perceptron", qkv_bias=True,
@@ -111,6 +112,8 @@ def test_another_number_of_heads_is_refused_though_every_weight_fits(tmp_path):
     encoder = encoder_of(run.model, run.intensity)
 
     def vit(heads):
+        from monai.networks.nets import ViT
+
         return ViT(
             1, (32, 32, 32), (8, 8, 8), hidden_size=128, mlp_dim=512, num_layers=1, num_heads=heads,
             proj_type="perceptron", qkv_bias=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,14 +28,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("few_shot")
-    store, labels_dir, volumes = labelled_store(folder, 3)
+    store, labels_dir, volumes = labelled_store(folder, 3, (24, 17, 24), spacing=(14.0, 14.0, 14.0))
     labels = load_labels(labels_dir, volumes, folder / "scratch")
     learnt = {volume.group: (volume,) for volume in volumes[:2]}
     scored = {volumes[2].group: (volumes[2],)}
     budget = Budget(steps=4, batch=1, lr=1e-3)
     course = Course(SuperpatchReader(store), labels, learnt, scored, budget, 2, 8.0, torch.device("cpu"))
-    run = load_run(save_run(folder / "run", Split((), ())))
-    theirs = AdaptedEncoder("theirs", of_patches, SMALL, run.intensity)
+    model = replace(SMALL, crop=16)  # a step on crops of 32^3 takes eight times as long
+    run = load_run(save_run(folder / "run", Split((), ()), model))
+    theirs = AdaptedEncoder("theirs", of_patches, model, run.intensity)
     return course, {start.name: start for start in starts_of(run, "maesil", {"theirs": theirs})}, run
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support.labelled import SPACING, labelled_store
-from support.runs import save_run
+from support.runs import SMALL, save_run
 from support.stores import add_volume, make_store
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -44,13 +45,17 @@ from maesil.training.checkpoint import load_run
 from maesil.training.optim import learning_rate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+CROP = 16
+"""Of the run that is fine-tuned: a step on crops of 32^3 takes eight times as long."""
+INSIDE = (0, 16, 16)
+"""Where a crop holds lung and what is none."""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finetune")
     store, labels_dir, volumes = labelled_store(folder, 4)
-    run = save_run(folder / "run", Split(("patient-0",), ("patient-1",)))
+    run = save_run(folder / "run", Split(("patient-0",), ("patient-1",)), replace(SMALL, crop=CROP))
     labels = load_labels(labels_dir, store.volumes(), folder / "scratch")
     return store, labels_dir, volumes, run, SuperpatchReader(store), labels
 
@@ -137,7 +142,7 @@ def test_crops_hold_a_class_where_a_label_says_so(world):
 def test_it_learns_a_crop_by_heart(world):
     _, _, volumes, run_dir, reader, labels = world
     model = _start(load_run(run_dir), "pretrained", len(ORGANS), 0, Budget())
-    place = Place(volumes[1], (0, 0, 0))
+    place = Place(volumes[1], INSIDE)
     before = score_segmenter(model, reader, labels, [place])
     task, budget = Task((place,), (place,), ""), Budget(steps=25, batch=1, lr=5e-3)
     assert list(train_segmenter(model, reader, labels, task, budget, 0)) == list(range(1, 26))
@@ -200,7 +205,7 @@ def test_a_copy_of_another_store_s_training_scan_is_not_scored(world, tmp_path):
     hu = reader.read_region(volumes[1].volume_id, (0, 0, 0), volumes[1].shape)
     add_volume(elsewhere, hu, name="copy", group="copy", spacing=SPACING)
     split = Split(("copy", "patient-0", "patient-2"), ())
-    run = save_run(tmp_path / "run", split)
+    run = save_run(tmp_path / "run", split, replace(SMALL, crop=CROP))
     record_scans(run, [elsewhere], split)
     budget = Budget(steps=1, batch=1, seeds=1)
     report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
@@ -224,7 +229,7 @@ def test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled(tmp_path):
 def test_steps_of_fine_tuning_are_those_of_their_definition(world):
     """AdamW, the rate of this very step, gradients clipped to 1."""
     _, _, volumes, run, reader, labels = world
-    places, budget = (Place(volumes[1], (0, 0, 0)), Place(volumes[1], (16, 0, 0))), Budget(steps=20, batch=1, lr=0.01)
+    places, budget = (Place(volumes[1], INSIDE), Place(volumes[1], (16, 16, 16))), Budget(steps=20, batch=1, lr=0.01)
     ours = _start(load_run(run), "scratch", len(ORGANS), 0, Budget())
     torch.nn.init.normal_(ours.classify[-1].weight, generator=torch.Generator().manual_seed(0))  # steep
     theirs = copy.deepcopy(ours)
@@ -233,7 +238,7 @@ def test_steps_of_fine_tuning_are_those_of_their_definition(world):
     optimizer, parameters = torch.optim.AdamW(theirs.parameters(), weight_decay=0.01), list(theirs.parameters())
     for step, rate in enumerate((0.5, 1.0, 1.0, (1 + np.cos(np.pi / 18)) / 2)):  # two steps up, 18 down
         optimizer.param_groups[0]["lr"] = 0.01 * rate
-        hu, truth = _batch(reader, labels, _draw(places, places, 3, step, 1), 32)
+        hu, truth = _batch(reader, labels, _draw(places, places, 3, step, 1), CROP)
         gradients = torch.autograd.grad(segmentation_loss(theirs(hu), truth), parameters)
         norm = sum(one.square().sum() for one in gradients).sqrt()
         assert norm > 1, "nothing was clipped: this test shows less than it says"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from monai.metrics import PSNRMetric, SSIMMetric
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import structural_similarity
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
@@ -47,6 +46,8 @@ def test_psnr(pair):
     sums.add(reference, predicted, everywhere(reference), everywhere(reference))
     batch = [in_window(volume)[None, None] for volume in (predicted, reference)]
     assert sums.psnr_whole == pytest.approx(float(peak_signal_noise_ratio(*batch, data_range=WIDTH)), abs=1e-4)
+    from monai.metrics import PSNRMetric  # takes seconds
+
     assert sums.psnr_whole == pytest.approx(float(PSNRMetric(max_val=WIDTH)(*batch)), abs=1e-4)
     # torchmetrics clips by itself if it is told both ends.
     raw = [volume[None, None] for volume in (predicted, reference)]
@@ -79,6 +80,8 @@ def test_ssim_of_monai(pair, axial):
     inner = torch.zeros(reference.shape, dtype=torch.bool)
     inner[(slice(None), *INNER[1:]) if axial else INNER] = True
     ours = ssim(reference, [predicted], WINDOW, {"inner": inner})[0][KIND[axial]]["inner"]
+    from monai.metrics import SSIMMetric
+
     metric = SSIMMetric(
         spatial_dims=2 if axial else 3, data_range=WIDTH, win_size=11, kernel_sigma=1.5, k1=0.01, k2=0.03
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,12 @@ class Ingested:
         self.store = Store.open(out)
         self.volumes = {volume.volume_id: volume for volume in self.store.volumes()}
         self.reader = SuperpatchReader(self.store)
+        self.by_case: dict[str, list] = defaultdict(list)
+        for verdict in self.summary.files:
+            self.by_case[str(verdict.path).removeprefix(f"{self.sources}/").partition("/")[0]].append(verdict)
 
     def verdicts(self, name: str) -> list:
-        return [verdict for verdict in self.summary.files if verdict.path.is_relative_to(self.sources / name)]
+        return self.by_case[name]
 
     def volumes_of(self, name: str) -> list:
         used = [verdict for verdict in self.verdicts(name) if verdict.status == "used"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,13 @@ class Ingested:
         self.summary = ingest([self.sources], out, Recipe(spacing=None, superpatch=64), options)
         self.store = Store.open(out)
         self.reader = SuperpatchReader(self.store)
+        self.by_case: dict[str, list] = defaultdict(list)
+        for verdict in self.summary.files:
+            self.by_case[str(verdict.path).removeprefix(f"{self.sources}/").partition("/")[0]].append(verdict)
         self.live = {volume.volume_id: volume for volume in self.store.volumes()}
 
     def verdicts(self, name: str) -> list:
-        return [verdict for verdict in self.summary.files if verdict.path.is_relative_to(self.sources / name)]
+        return self.by_case[name]
 
     def volumes_of(self, name: str) -> list:
         met = [v for v in self.verdicts(name) if v.status == "used" or v.code == "duplicate_volume"]

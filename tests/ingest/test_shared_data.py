@@ -29,6 +29,7 @@ NIFTI = sorted(path.name for path in (DATA / "nifti").glob("*.nii.gz"))
 DICOM = sorted(path.name for path in (DATA / "dicom").glob("*") if path.is_dir())
 EDGE_DICOM = sorted(path.name for path in (DATA / "edge_dicom").glob("*") if path.is_dir())
 EDGE_NIFTI = sorted(path.name for path in (DATA / "edge_nifti").glob("*.nii*"))
+SMALL = ("totseg_example_ct.nii.gz", "totseg_example_j2k")
 SWAP = np.array([[-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]), [2, 1, 0, 3]
 
 
@@ -81,10 +82,10 @@ def on_the_grid_of(volume, hu: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 class Real:
-    """The store of all real scans at native spacing."""
+    """A store of real scans at native spacing."""
 
-    def __init__(self, root: Path) -> None:
-        self.summary = ingest_native([DATA / "dicom", DATA / "nifti"], root, root / "store.zarr", workers=2)
+    def __init__(self, root: Path, sources: list[Path], workers: int = 0) -> None:
+        self.summary = ingest_native(sources, root, root / "store.zarr", workers)
         self.store = Store.open(root / "store.zarr")
         self.reader = SuperpatchReader(self.store)
 
@@ -94,20 +95,42 @@ class Real:
         return next(volume for volume in self.store.volumes() if volume.volume_id == volume_id)
 
 
+def source_of(name: str) -> Path:
+    return DATA / ("dicom" if name in DICOM else "nifti") / name
+
+
 @pytest.fixture(scope="module")
 def real(tmp_path_factory) -> Real:
-    return Real(tmp_path_factory.mktemp("real"))
+    """All real scans, by two workers."""
+    return Real(tmp_path_factory.mktemp("real"), [DATA / "dicom", DATA / "nifti"], workers=2)
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Real:
+    """The smallest of either kind."""
+    return Real(tmp_path_factory.mktemp("small"), [source_of(name) for name in SMALL])
+
+
+@pytest.mark.slow
 def test_ten_volumes_are_committed(real: Real) -> None:
     assert len(real.store.volumes()) == len(NIFTI) + len(DICOM) == 10
     assert real.summary.counts["quarantined"] == 0
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_stored_hu_of_a_small_scan_equal_the_source(small: Real, name: str) -> None:
+    assert len(small.store.volumes()) == 2
+    stored_hu_equal_the_source(small, name)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NIFTI + DICOM)
 def test_stored_hu_equal_the_source(real: Real, name: str) -> None:
-    is_dicom = name in DICOM
-    source = DATA / ("dicom" if is_dicom else "nifti") / name
+    stored_hu_equal_the_source(real, name)
+
+
+def stored_hu_equal_the_source(real: Real, name: str) -> None:
+    is_dicom, source = name in DICOM, source_of(name)
     volume = real.volume_of(source)
     expected = on_the_grid_of(volume, *(read_dicom(source) if is_dicom else read_nifti(source)))
     stored = real.reader.read_region(volume.volume_id, (0, 0, 0), volume.shape)

@@ -101,6 +101,29 @@ def test_many_are_compared_without_comparing_all_pairs_in_full(monkeypatch):
     assert len(compared) < 10
 
 
+def test_a_scan_that_a_group_holds_twice_is_compared_once(monkeypatch):
+    """A run keeps the thumbnails of the very store that is scored."""
+    found = [np.full((2, 2, 2), value, np.uint8) for value in range(3)]
+    compared = []
+    monkeypatch.setattr(duplicates, "_guesses", lambda found: compared.append(len(found)) or iter(()))
+    merge_groups(["a", "b", "c"] * 2, found * 2)
+    merge_groups(["a", "b", "c", "d"], [*found, found[0]])
+    assert compared == [3, 4]
+
+
+def test_the_correlation_is_that_of_the_cells_which_show_tissue_in_both():
+    rng = np.random.default_rng(0)
+    a, b = (np.where(rng.random((20, 15, 18)) < 0.8, rng.normal(100, 30, (20, 15, 18)), 0) for _ in range(2))
+    a, b = (np.maximum(one, 0).astype(np.float32) for one in (a + b, b))
+    shift = (1, -2, 0)
+    x, y = a[1:, :13], b[:19, 2:]
+    both = (x > 0) & (y > 0)
+    expected = np.corrcoef(x[both], y[both])[0, 1]
+    assert duplicates._correlation(a, b, shift) == pytest.approx(expected, abs=1e-6)
+    assert duplicates._correlation(a, b, (0, 0, 0)) > 0.5 > abs(expected)
+    assert duplicates._correlation(np.full_like(a, 255), np.full_like(b, 7), shift) == -1
+
+
 SPACING = (3.0, 3.0, 3.0)
 
 

@@ -35,15 +35,15 @@ def phantom(seed: int, shape: tuple[int, int, int], affine: np.ndarray) -> tuple
 
 
 def labelled_store(
-    folder: Path, patients: int, shape=(48, 34, 48), superpatch: int = 32
+    folder: Path, patients: int, shape=(48, 34, 48), superpatch: int = 32, spacing=SPACING
 ) -> tuple[Store, Path, list[Volume]]:
     """A store of phantoms ``patient-0``..., and a folder of their labels by volume id. The store's origin is 0."""
     store = Store.create(folder / "store", Recipe(spacing=None, superpatch=superpatch), key_fingerprint="0" * 16)
     labels, volumes = folder / "labels", []
     for seed in range(patients):
-        hu, organs = phantom(seed, shape, affine_of())
+        hu, organs = phantom(seed, shape, affine_of(spacing=spacing))
         name = f"patient-{seed}"
-        volumes.append(add_volume(store, hu, name=name, group=name, spacing=SPACING))
+        volumes.append(add_volume(store, hu, name=name, group=name, spacing=spacing))
         write_nifti(labels / f"{volumes[-1].volume_id}.nii.gz", organs, volumes[-1].affine)
     (labels / "classes.json").write_text(json.dumps({str(n): organ for n, organ in enumerate(ORGANS, start=1)}))
     write_index(store)

@@ -17,9 +17,9 @@ SPLIT = Split(("patient-0", "patient-1", "patient-2"), ("patient-3", "patient-4"
 TINY = replace(Budget.load("tiny"), name="smallest", patches=1200, patients=(2,), steps=2, batch=1, seeds=1, points=1)
 
 
-def make_world(folder: Path):
+def make_world(folder: Path, shape=(48, 34, 48)):
     """A store of six phantoms, their labels, a split, and a run (never trained) of its training patients."""
-    store, labels, volumes = labelled_store(folder, 6)
+    store, labels, volumes = labelled_store(folder, 6, shape)
     write_split(folder / "split.json", SPLIT, [store.fingerprint])
     run = save_run(folder / "run", SPLIT)
     record_scans(run, [store], SPLIT)

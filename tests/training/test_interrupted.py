@@ -154,8 +154,9 @@ def test_two_runs_do_not_share_a_folder_nor_a_run_a_store(store, tmp_path):
     finally:
         process.kill()
         process.wait()
-    run(store, tmp_path / "r", with_train(steps=400, checkpoint_every=7, threads=0), resume=True)
-    assert load_run(tmp_path / "r").step == 400
+    steps = load_run(tmp_path / "r").step + 3
+    run(store, tmp_path / "r", with_train(steps=steps, checkpoint_every=7, threads=0), resume=True)
+    assert load_run(tmp_path / "r").step == steps
     before = sorted(store.rglob("*"))
     for place in (store, store / "run", store / "volumes" / "run"):
         with pytest.raises(UsageError, match="in the store"):
