@@ -36,15 +36,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 LONG_FILES = (
     "ingest/test_hard_dicom.py",
-    "evaluation/test_experiment.py",
     "ingest/test_outside.py",
+    "training/test_train.py",
+    "evaluation/test_experiment.py",
     "training/test_on_a_gpu.py",
-    "training/test_trackers.py",
     "training/test_interrupted.py",
+    "training/test_trackers.py",
     "downstream/test_cohort.py",
     "downstream/test_finetune.py",
-    "data/test_outside_the_scan.py",
+    "training/test_resume.py",
+    "cli/test_train.py",
+    "evaluation/test_seeds.py",
+    "test_boxes.py",
+    "downstream/test_probe.py",
+    "ingest/test_planes.py",
+    "test_build.py",
+    "ingest/test_read.py",
+    "training/test_compiled.py",
+    "kernels/test_ahead_of_time.py",
     "store/test_duplicates.py",
+    "foundation/test_distributed.py",
+    "test_commands_of_pages.py",
+    "downstream/test_prove.py",
 )
 """What takes longest comes first: two processes share the files, and at the end none is to wait for the other."""
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from support.cpu_time import TOO_MUCH_S, CpuTimes, cpu_s
+from support.lanes import slow_but
 
 ROOT = Path(__file__).parents[1]
 BURNS = "import time\nwhile time.process_time() < 0.4: pass\nprint(flush=True)\ninput()"
@@ -52,6 +53,17 @@ def test_every_test_of_this_run_is_measured(request):
 
 def test_the_pages_name_the_limit():
     assert f"more than {TOO_MUCH_S:.0f} CPU seconds" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_all_kinds_of_input_but_some_are_slow_and_keep_their_names():
+    kinds = slow_but({"a": 1, "b": 2, "c": 3}, ("b",))
+    assert [one if isinstance(one, str) else (one.values, one.marks[0].name, one.id) for one in kinds] == [
+        (("a",), "slow", None),
+        "b",
+        (("c",), "slow", None),
+    ]
+    with pytest.raises(AssertionError, match="found"):
+        slow_but((1, 2), (3,))
 
 
 def test_long_files_come_first_and_all_of_them_are_there(request):

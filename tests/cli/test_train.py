@@ -128,6 +128,7 @@ def test_lines_in_a_file_are_whole(store, tmp_path):
     assert [line for line in err.splitlines() if "1 patient to train on" in line and "step 0 of 1" in line]
 
 
+@pytest.mark.slow
 def test_a_process_that_is_asked_to_end_leaves_a_checkpoint(store, tmp_path):
     out = tmp_path / "r"
     with started(store, out, "--steps", 100_000) as process:

@@ -327,7 +327,7 @@ def test_what_a_thread_raises_ends_the_process(path):
     "code",
     [
         pytest.param(LEFT_OPEN, id="left open"),
-        pytest.param(FORKED, id="forked"),
+        pytest.param(FORKED, id="forked", marks=pytest.mark.slow),
         pytest.param(DATA_LOADER, id="DataLoader", marks=pytest.mark.slow),
     ],
 )

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from support.lanes import slow_but
 from support.stores import add_volume, cells, make_store, synthetic_hu
 
 from maesil.config.schema import MaskConfig, ModelConfig, RunConfig, TrainConfig
@@ -77,7 +78,7 @@ def run(store: Path, out: Path, config: RunConfig) -> list[dict[str, float]]:
     return [{name: record[name] for name in measured if name in record} for record in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", slow_but(CONFIGS, ("maesil",)))
 def test_losses_gradients_validation_and_scores_are_equal_to_the_bit(stores, tmp_path, name):
     config = CONFIGS[name]
     clean, noisy = (run(store, tmp_path / store.name, config) for store in stores)

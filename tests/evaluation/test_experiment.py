@@ -104,6 +104,7 @@ def test_csv_markdown_and_page_hold_the_same_scores_and_the_page_is_self_contain
     assert "http" not in page
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing_and_the_same_seed_gives_the_same_table(world, tmp_path):
     stores, out, _ = world
     before = {path: path.stat().st_mtime_ns for path in out.rglob("checkpoint.pt")}

@@ -36,6 +36,7 @@ def test_least_bytes_are_those_counted_by_hand():
     assert visible == pytest.approx(2 * 128**3 * (1 - 0.75**2), rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_row_says_how_far_from_a_copy_it_is():
     shape = script.Shape(batch=2, edge=16, width=32, device="cpu")
     rows = list(script.measure(shape, 2, copy=1e9, chosen=("maesil", "naive", "good")))

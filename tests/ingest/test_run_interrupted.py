@@ -36,6 +36,7 @@ def ingest_there(root: Path, go=None) -> None:
     Workplace(root).ingest()
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_ends_the_same(first, tmp_path):
     """SIGKILL again and again, each time a little later; then undisturbed: as if nothing had happened."""
     place, context, rng = first.copy(tmp_path), forked(), random.Random(4)

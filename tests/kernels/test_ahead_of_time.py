@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.ahead_of_time import MachineCode, compiled_for, read
+from support.lanes import slow_but
 
 from maesil.config.presets import PRESETS
 from maesil.kernels import configs, gather, loss, unshuffle
@@ -91,7 +92,7 @@ def spilled(codes: dict[str, MachineCode]) -> list[str]:
     return [name for name, code in codes.items() if code.stack or code.local]
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=slow_but(ARCHITECTURES, (90,)))
 def codes(request):
     """The machine code of every kernel in the form that training launches: patch 8, width 512, bfloat16."""
     calls = patch_calls(8, torch.bfloat16) | token_calls(512, torch.bfloat16)
@@ -137,7 +138,14 @@ def test_other_patches_do_not_spill_either(patch, dtype):
     assert spilled(compile_all({name: calls[name] for name in names}, 90)) == []
 
 
-@pytest.mark.parametrize(("width", "dtype"), [(384, torch.bfloat16), (768, torch.float32), (33, torch.float16)])
+@pytest.mark.parametrize(
+    ("width", "dtype"),
+    [
+        (384, torch.bfloat16),
+        pytest.param(768, torch.float32, marks=pytest.mark.slow),
+        pytest.param(33, torch.float16, marks=pytest.mark.slow),
+    ],
+)
 def test_other_widths_do_not_spill_either(width, dtype):
     codes = compile_all(token_calls(width, dtype), 90)
     assert spilled(codes) == []

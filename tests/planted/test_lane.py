@@ -63,6 +63,7 @@ def test_a_bug_passes_that_its_test_sees_and_no_other(root):
     assert (root / "maesil/sums.py").read_text(encoding="utf-8") == before
 
 
+@pytest.mark.slow
 def test_tests_that_fail_without_a_bug_or_are_not_there_are_reported(root):
     wrong, said = run(root, "a + b|a - b|test_sums.py::test_wrong")
     assert wrong == 1 and "a test fails without a bug" in said and "assert add(1, 1) == 3" in said

@@ -152,13 +152,15 @@ def test_changed_scans_of_others_are_not_taken_for_a_copy():
     assert len(set(merged.values())) == 2
 
 
-def test_phantoms_of_one_design_are_not_taken_for_one_patient():
+@pytest.mark.parametrize("patients", [pytest.param(range(14), marks=pytest.mark.slow, id="14"), range(7)])
+def test_phantoms_of_one_design_are_not_taken_for_one_patient(patients):
     """They are more alike than patients."""
-    found = [thumbnail_of(phantom(seed, (48, 34, 48), affine_of())[0], LABELLED_SPACING) for seed in range(14)]
-    names = [str(seed) for seed in range(14)]
+    found = [thumbnail_of(phantom(seed, (48, 34, 48), affine_of())[0], LABELLED_SPACING) for seed in patients]
+    names = [str(seed) for seed in patients]
     assert merge_groups(names, found) == {name: name for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SCANS, reason="MAESIL_TEST_DATA names no folder with scans")
 def test_real_scans_are_known_again_and_kept_apart():
     """Of each scan the whole, and one changed copy in turn; no two patients become one."""

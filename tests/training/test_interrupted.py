@@ -51,6 +51,7 @@ def wait_for_lines(out, count, process):
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed_the_losses_are_those_of_an_undisturbed_run(store, tmp_path):
     out = tmp_path / "killed"
     for resume, lines in ((False, 12), (True, 25)):

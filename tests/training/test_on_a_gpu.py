@@ -15,6 +15,7 @@ from gpu import kernel_speed
 from rich.console import Console
 from support import pretend_gpu as pretended
 from support.labelled import labelled_store
+from support.lanes import slow_but
 from support.pretend_gpu import Hazard, pretend_gpu
 from support.runs import save_run
 from support.stores import make_store
@@ -100,7 +101,7 @@ EXPECTED_WAITS = {
 """The lines that wait for the device, and how often in all four steps."""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_but(MODELS, ("linear", "mae2d", "vqvae")))
 def test_training_on_a_gpu_is_training_and_steps_wait_for_nothing(store, tmp_path, name):
     with pretend_gpu() as gpu:
         ours = run(store, tmp_path / "gpu", MODELS[name])
@@ -111,6 +112,7 @@ def test_training_on_a_gpu_is_training_and_steps_wait_for_nothing(store, tmp_pat
         assert known and (known[0] is None or count <= known[0]), (wait, count)
 
 
+@pytest.mark.slow
 def test_scans_that_stay_on_the_gpu_and_micro_batches_give_the_same_losses(store, tmp_path):
     with pretend_gpu():
         plain = {"decorrelation": 0.0}  # its covariances are those of a micro-batch

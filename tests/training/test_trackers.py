@@ -162,6 +162,11 @@ def _wandb_records(path: Path):
             parts = b""
 
 
+RESUMED = [
+    "tensorboard",
+    pytest.param("mlflow", marks=[with_mlflow, pytest.mark.slow]),
+    pytest.param("wandb", marks=[with_wandb, pytest.mark.slow]),
+]
 READERS = [
     "tensorboard",
     pytest.param("mlflow", marks=with_mlflow),
@@ -188,7 +193,7 @@ def test_each_tracker_holds_the_metrics_the_options_and_no_name_of_a_folder(stor
     assert "failed" not in printed
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", RESUMED)
 def test_a_resumed_run_goes_on_where_the_tracker_knows_it_and_no_step_is_doubled(
     store, tmp_path, database, offline, name
 ):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.lanes import slow_but
 from support.stores import make_store
 from support.training import CONFIG, metrics, run, with_train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -143,7 +144,7 @@ def test_a_budget_in_minutes_becomes_a_number_of_steps_and_stays(store, tmp_path
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("decoder", ["subset", "cross"])
+@pytest.mark.parametrize("decoder", slow_but(("subset", "cross"), ("subset",)))
 def test_lean_decoders_train(store, tmp_path, decoder):
     """On the held-out crops: those of two steps differ by more than a few steps teach."""
     config = replace(with_train(steps=40, validate_every=1), model=replace(CONFIG.model, crop=32, decoder=decoder))
@@ -176,7 +177,7 @@ def test_kernels_are_those_asked_for_and_only_while_training(store, tmp_path):
     assert chosen == ["reference"]
 
 
-@pytest.mark.parametrize("offsets", ["across", "inside"])
+@pytest.mark.parametrize("offsets", slow_but(("across", "inside"), ("inside",)))
 def test_the_tiers_take_the_same_steps_and_may_change_on_resume(store, tmp_path, offsets):
     """Superpatches from disk, from memory (decoded, encoded), scans on the device: losses equal to the bit."""
     tiers = {"disk": {}, "ram": {"ram": "auto"}, "little ram": {"ram": "0.0003GB"}, "device": {"device_resident": True}}
