@@ -59,6 +59,13 @@ def test_the_child_gives_what_this_process_would_have_read(source, tmp_path):
         theirs.hu[0] += 1  # may be written to
 
 
+def test_a_child_starts_without_what_it_does_not_need():
+    """Each process that reads sources waits for one to start."""
+    code = "import sys, maesil.ingest.decode_child; print({'dask', 'torch', 'zarr'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
 def test_one_child_serves_all(source):
     isolated.source_hash(source)
     pid = child_pid()
