@@ -1,6 +1,6 @@
 """Inputs whose author had not read `ingest`: each goes through the command line, and is scored in world space.
 
-A third of the cases is in the fast lane: the same ones, as long as they keep their names. All others are in the slow one.
+A third of the cases is in the fast lane: the same ones, while they keep their names. All others are in the slow one.
 `test_hard_dicom` and `test_hard_nifti` hold hundreds of inputs of the same kinds for the fast lane.
 """
 
