@@ -127,7 +127,9 @@ class _Run:
         self._build(stale)
         if self.options.mirror and not stop.requested():  # else not all of them were looked at
             self.ledger.forget_absent()
-        if not index_is_current(self.store):
+        if index_is_current(self.store):
+            self.store.keep_table()
+        else:
             write_index(self.store)
         if stop.requested():
             raise InterruptedRun("ended on request: running volumes were finished; the same command goes on")

@@ -105,7 +105,7 @@ def _outcome(store: Store, summary: Summary, now: str) -> Built:
         listing="" if may_pass else now,
         commits=state_of_commits(store),
         volumes=len(volumes),
-        superpatches=sum(len(volume.superpatches) for volume in volumes),
+        superpatches=sum(volume.count for volume in volumes),
         patients=len(set(patients([store]).values())),
         refused=summary.refused_volumes,
         fingerprint=store.fingerprint,

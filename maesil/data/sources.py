@@ -110,7 +110,7 @@ class Sources:
     @property
     def stored_bytes(self) -> int:
         """Bytes of all superpatches that may be read, as they are stored."""
-        return sum(p.length for reader in self.readers for v in self._volumes_of(reader) for p in v.superpatches)
+        return sum(int(v.column("length").sum()) for reader in self.readers for v in self._volumes_of(reader))
 
     @property
     def left_out(self) -> int:
@@ -141,7 +141,7 @@ class Sources:
             if selected is not None:
                 kept = tuple(patch for patch in volume.superpatches if (volume.volume_id, patch.index) in selected)
                 volume = replace(volume, superpatches=kept)
-            if volume.superpatches:
+            if volume.count:
                 yield volume
 
     def by_weight(self, tiles: Sequence[tuple[SuperpatchReader, float]]) -> NDArray[np.float64]:

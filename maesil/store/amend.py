@@ -39,7 +39,7 @@ def amended(store: Store, volume: Volume, anew: tuple[str, ...], add: Callable[[
         moved = tuple(replace(patch, path=_below(prefix, volume, patch.path)) for patch in volume.superpatches)
         new = replace(volume, attempt=attempt, superpatches=moved, documents=documents)
         new = new.at_generation(volume.generation + 1)
-        if storage.put_new(new.key, new.to_json()):
+        if store.put_commit(new):
             return new
         storage.remove(prefix)
         return None

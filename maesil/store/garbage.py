@@ -31,7 +31,7 @@ class Garbage:
 def find_garbage(store: Store, older_than_hours: float = 24.0) -> list[Garbage]:
     """Return what can be removed; StoreError if a commit is damaged, since then nobody knows what it needs."""
     before = time.time() - 3600 * older_than_hours
-    return [*_attempts(store, before), *_torn_files(store, before)]
+    return [*_attempts(store, before), *_torn_files(store, before), *_of_tables(store, before)]
 
 
 def remove_garbage(store: Store, garbage: Garbage) -> None:
@@ -73,3 +73,10 @@ def _torn_files(store: Store, before: float) -> Iterator[Garbage]:
     for key in store.storage.temporaries():
         if store.storage.last_change(key) <= before:
             yield Garbage(key, store.storage.size(key), "left by a process that was killed")
+
+
+def _of_tables(store: Store, before: float) -> Iterator[Garbage]:
+    for key in store.table.leftovers():
+        with suppress(StoreError):  # removed by a process that keeps the table
+            if store.storage.last_change(key) <= before:
+                yield Garbage(key, store.storage.size(key), "no table of volumes names it")

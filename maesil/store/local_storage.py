@@ -94,6 +94,14 @@ class LocalStorage(Storage):
         base = self.root / prefix
         return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
 
+    def names_two_below(self, prefix: str) -> set[str] | None:
+        """Return the names of the folders in the folders below one."""
+        found: set[str] = set()
+        for first in self.folders(prefix):
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.root / prefix / first) as entries:
+                found.update(entry.name for entry in entries if entry.is_dir())
+        return found
+
     def last_change(self, key: str) -> float:
         """Return when a file, or anything in a folder, was last written (seconds since 1970)."""
         path = self.root / key

@@ -42,9 +42,7 @@ class SuperpatchReader:
         self.storage: Storage = store.storage
         self._read_into = read_into or store.storage.read_into
         self.volumes: dict[str, Volume] = {volume.volume_id: volume for volume in store.volumes()}
-        self._superpatches = {
-            (volume.volume_id, patch.index): patch for volume in self.volumes.values() for patch in volume.superpatches
-        }
+        self._superpatches: dict[str, dict[Zyx, Superpatch]] = {}
         self._maps: dict[tuple[str, str], MapArray] = {}
         self._scratch = _Scratch()
 
@@ -53,8 +51,15 @@ class SuperpatchReader:
         volume = self.volumes[volume_id]
         if out is None:
             out = np.empty((volume.tile,) * 3, dtype=np.int16)
-        self._read(volume_id, self._superpatches[volume_id, index], volume.codec, out)
+        self._read(volume_id, self._superpatches_of(volume)[index], volume.codec, out)
         return out
+
+    def _superpatches_of(self, volume: Volume) -> dict[Zyx, Superpatch]:
+        """Return the superpatches of a volume by index, once any of them is read: all of a large store take long."""
+        found = self._superpatches.get(volume.volume_id)
+        if found is None:  # two threads may make it at once; one result stays
+            found = self._superpatches.setdefault(volume.volume_id, {p.index: p for p in volume.superpatches})
+        return found
 
     def borrow_superpatch(self, volume_id: str, index: Zyx) -> HuArray:
         """Return one superpatch in memory of this thread's: it holds until the thread reads or borrows the next."""

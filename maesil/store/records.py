@@ -6,10 +6,11 @@ Format: ``docs/reference/store-format.md``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from maesil.documents import reason, sealed, unsealed
 from maesil.errors import StoreError
@@ -41,6 +42,22 @@ class Superpatch:
     """Share of valid voxels at or below -900 HU."""
 
 
+class Rows(Protocol):
+    """What a volume of a table is read from (`maesil.store.segments.Segment`)."""
+
+    def fields(self, row: int, name: str) -> dict[str, Any]:
+        """Return a field of the volume of a row that it does not know yet, and others that come with it."""
+
+    def count(self, row: int) -> int:
+        """Return how many superpatches the volume of a row has."""
+
+    def column(self, row: int, name: str) -> NDArray[Any]:
+        """Return one value for each superpatch of a row."""
+
+    def paths(self, row: int) -> list[str]:
+        """Return the shard file of each superpatch of a row."""
+
+
 @dataclass(frozen=True)
 class Volume:
     """One committed volume: geometry in mm LPS, provenance without identities, and its superpatches."""
@@ -70,17 +87,64 @@ class Volume:
     source: Technical
     hu: dict[str, float]
     """Statistics of the stored valid voxels (HU), and how many were clipped."""
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default_factory=tuple)
     """What ingest noticed and accepted, as codes."""
-    superpatches: tuple[Superpatch, ...] = field(default=(), repr=False)
+    superpatches: tuple[Superpatch, ...] = field(default_factory=tuple, repr=False)
     documents: dict[str, int] = field(default_factory=dict, repr=False)
     """crc32c of each Zarr metadata document of the attempt, by its key below it."""
     generation: int = 0
 
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Return a field that the volume of a table does not know yet (`read_later`)."""
+            rows = self.__dict__.get("_rows")
+            if rows is None or name not in self.__dataclass_fields__:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            self.__dict__.update(rows.fields(self.__dict__["_row"], name))
+            return self.__dict__[name]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return all fields: a copy for another process is no part of a table."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
+
+    @classmethod
+    def read_later(cls, known: Mapping[str, Any], rows: Rows, row: int) -> Volume:
+        """Return the volume of a row of a table, some fields of which are known; all others are read when asked for."""
+        volume = object.__new__(cls)
+        volume.__dict__.update(known, _rows=rows, _row=row)
+        return volume
+
+    @property
+    def count(self) -> int:
+        """How many superpatches."""
+        known = self.__dict__
+        return known["_rows"].count(known["_row"]) if "superpatches" not in known else len(self.superpatches)
+
+    def column(self, name: str) -> NDArray[Any]:
+        """Return a number of each superpatch, ``[n]``: a field of `Superpatch`, or ``iz``, ``iy``, ``ix``."""
+        known = self.__dict__
+        if "superpatches" not in known:
+            found: NDArray[Any] = known["_rows"].column(known["_row"], name)
+            return found
+        if name in ("iz", "iy", "ix"):
+            return np.array([patch.index["zyx".index(name[1])] for patch in self.superpatches], dtype=np.int32)
+        kind = np.int64 if name in ("offset", "length", "crc32c") else np.float64
+        return np.array([getattr(patch, name) for patch in self.superpatches], dtype=kind)
+
+    @property
+    def paths(self) -> list[str]:
+        """The shard file of each superpatch."""
+        known = self.__dict__
+        if "superpatches" not in known:
+            found: list[str] = known["_rows"].paths(known["_row"])
+            return found
+        return [patch.path for patch in self.superpatches]
+
     def __repr__(self) -> str:
         z, y, x = self.shape
         mm = ", ".join(f"{step:g}" for step in self.spacing)
-        return f"Volume({self.volume_id[:12]}, {z}x{y}x{x} voxels of ({mm}) mm, {len(self.superpatches)} superpatches)"
+        return f"Volume({self.volume_id[:12]}, {z}x{y}x{x} voxels of ({mm}) mm, {self.count} superpatches)"
 
     @property
     def affine(self) -> Affine:
@@ -121,7 +185,11 @@ class Volume:
 
     def to_json(self) -> bytes:
         """Return the record as canonical JSON with its own crc32c."""
-        return sealed(asdict(self))
+        return sealed(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values."""
+        return asdict(self)
 
     @classmethod
     def from_json(cls, data: bytes, key: str) -> Volume:
@@ -145,10 +213,15 @@ class Volume:
         document["superpatches"] = tuple(
             Superpatch(**{**entry, "index": tuple(entry["index"])}) for entry in document["superpatches"]
         )
+        return cls(**cls.fields_of(document))
+
+    @staticmethod
+    def fields_of(document: dict[str, Any]) -> dict[str, Any]:
+        """Return fields as a volume holds them, of those that a document of JSON has: tuples in place of lists."""
         document["affine_lps"] = tuple(tuple(row) for row in document["affine_lps"])
         for name in ("shape", "spacing", "source_shape", "source_spacing", "notes"):
             document[name] = tuple(document[name])
-        return cls(**document)
+        return document
 
     def at_generation(self, generation: int) -> Volume:
         """Return the same record under another generation number."""

@@ -78,6 +78,10 @@ class Storage(ABC):
     def folders(self, prefix: str) -> Sequence[str]:
         """Return the names of the folders directly below one, sorted."""
 
+    def names_two_below(self, prefix: str) -> set[str] | None:
+        """Return the names of the folders in the folders below one; None where this would be a request for each."""
+        return None
+
     @abstractmethod
     def last_change(self, key: str) -> float:
         """Return when a file, or anything in a folder, was last written (seconds since 1970)."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,26 @@ from typing import Any
 from maesil.documents import CHECKSUM, canonical_json, parsed_json, reason, sealed, unsealed
 from maesil.errors import StoreError, UsageError
 from maesil.store.backends import open_storage
-from maesil.store.commit import commit_key, quarantine_key
+from maesil.store.commit import commit_key, live_keys, quarantine_key
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
 from maesil.store.storage import Stamp, Storage
+from maesil.store.table import StaleTableError, VolumeTable
 from maesil.store.urls import StorePlace
 from maesil.text import candidates
 
 FORMAT_NAME = "maesil-superpatch-store"
 FORMAT_VERSION = 2
 """What is written. All versions from 1 on are read."""
+TABLE_VERSION = 3
+"""What a store becomes once it has a table of its volumes, which every writer must keep (`maesil.store.table`)."""
+TABLE_FROM = 256
+"""Volumes from which on a store has a table; the commits of fewer are read one by one."""
+_SETTLE_EVERY = 64
 ZARR_DOCUMENT = "zarr.json"
 """What Zarr v3 calls the metadata of a group or an array."""
 _ROOT_KEY = ZARR_DOCUMENT
-_COMMIT_KEY = re.compile(r"commits/[^/]+/(?P<volume_id>[^/]+)/\d{8}\.json")
+_log = logging.getLogger(__name__)
 
 
 class Store:
@@ -41,6 +47,8 @@ class Store:
         self.key_fingerprint: str = attributes["key_fingerprint"]
         self.version: int = attributes["version"]
         self._known: dict[str, tuple[Stamp, Volume]] = {}
+        self.table = VolumeTable(storage, self._volume)
+        self._told = self._unsettled = 0
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}, volumes={len(self.live_commits())}, recipe={self.recipe_hash[:12]!r})"
@@ -65,11 +73,11 @@ class Store:
             raise StoreError(
                 f"{path}: expected a store made by `maesil ingest`, found another Zarr or JSON file"
             ) from error
-        if name != FORMAT_NAME or version not in range(1, FORMAT_VERSION + 1):
-            newer = isinstance(version, int) and version > FORMAT_VERSION
+        if name != FORMAT_NAME or version not in range(1, TABLE_VERSION + 1):
+            newer = isinstance(version, int) and version > TABLE_VERSION
             advice = "read it with a newer maesil" if newer else "ingest again with this one"
             found = f"{name} version {version}; {advice}"
-            raise StoreError(f"{path}: expected {FORMAT_NAME} version 1 to {FORMAT_VERSION}, found {found}")
+            raise StoreError(f"{path}: expected {FORMAT_NAME} version 1 to {TABLE_VERSION}, found {found}")
         if not all(isinstance(attributes.get(field), str) for field in ("recipe_hash", "key_fingerprint")):
             raise StoreError(f"{path}: zarr.json is damaged: expected the hashes of a recipe and a key in it")
         if CHECKSUM not in attributes:
@@ -117,8 +125,9 @@ class Store:
             self._put_root(self.recipe_hash)
 
     def _put_root(self, recipe_hash: str) -> None:
-        self.storage.put(_ROOT_KEY, _root_document(recipe_hash, self.key_fingerprint, FORMAT_VERSION))
-        self.recipe_hash, self.version = recipe_hash, FORMAT_VERSION
+        version = max(self.version, FORMAT_VERSION)
+        self.storage.put(_ROOT_KEY, _root_document(recipe_hash, self.key_fingerprint, version))
+        self.recipe_hash, self.version = recipe_hash, version
 
     @property
     def recipe(self) -> Recipe:
@@ -146,9 +155,21 @@ class Store:
         return [volume for volume in self._all_volumes() if volume.recipe_hash != self.recipe_hash]
 
     def _all_volumes(self) -> list[Volume]:
+        """Return the volumes of all live commits, by id: from the table where there is one."""
+        if self.version >= TABLE_VERSION:
+            try:
+                return [volume for _, volume in sorted(self.table.volumes().items())]
+            except StaleTableError as error:
+                if not self._told:
+                    told = "the commits are read one by one; the next ingest or `maesil store index` makes it anew"
+                    _log.warning("%s: the table of volumes %s; %s", self.path, error, told)
+                self._told += 1
+        return self._committed()
+
+    def _committed(self) -> list[Volume]:
         """Return the volumes of all live commits; those that were read before are read again only if they changed."""
         stamps = self.storage.stamps("commits")
-        keys = _live(stamps)
+        keys = live_keys(stamps)
         new = [key for key in keys if key not in self._known or self._known[key][0] != stamps[key]]
         read = {key: self._volume(key, data) for key, data in zip(new, self.storage.read_each(new), strict=True)}
         self._known = {key: (stamps[key], read[key] if key in read else self._known[key][1]) for key in keys}
@@ -156,7 +177,7 @@ class Store:
 
     def live_commits(self, prefix: str = "commits") -> list[str]:
         """Return the keys of the live commits below a folder, by volume id: of each volume the highest generation."""
-        return _live(self.storage.list(prefix))
+        return live_keys(self.storage.list(prefix))
 
     def read_commit(self, key: str) -> Volume:
         """Return the volume of one commit; `StoreError` if the record is damaged."""
@@ -205,12 +226,55 @@ class Store:
                     self.storage.remove(volume.prefix)
                 return live
             candidate = volume.at_generation(live.generation + 1 if live else 1)
-            if self.storage.put_new(commit_key(candidate.volume_id, candidate.generation), candidate.to_json()):
+            if self.put_commit(candidate):
                 return candidate
+
+    def put_commit(self, volume: Volume) -> bool:
+        """Write the commit of a volume; return False if there is one of this generation. Every commit is written here.
+
+        A mark before it leads readers of the table to it, whenever this process ends.
+        """
+        mark = self.table.mark(volume.volume_id, volume.generation) if self.version >= TABLE_VERSION else None
+        won = self.storage.put_new(commit_key(volume.volume_id, volume.generation), volume.to_json())
+        # The table may have been begun since this store was opened, from a list without this commit; and of a writer
+        # that slept for long another one may have believed that it was dead.
+        if won and (self._has_table_now() if mark is None else not self.storage.exists(mark)):
+            mark = self.table.mark(volume.volume_id, volume.generation)
+        if mark is not None:
+            self.table.done(mark)
+            self._unsettled += 1
+        if won and self._unsettled >= _SETTLE_EVERY:
+            self.keep_table(whole=False)
+        return won
+
+    def _has_table_now(self) -> bool:
+        root = parsed_json(self.storage.read(_ROOT_KEY))
+        self.version = max(self.version, root["attributes"]["maesil"]["version"])
+        return self.version >= TABLE_VERSION
+
+    def keep_table(self, *, whole: bool = True) -> None:
+        """Bring the table of volumes up to date, and begin it in a store that has grown.
+
+        ``whole`` compares it with the list of all commits, so that nothing stays amiss whoever wrote them.
+        """
+        if self.version < TABLE_VERSION:
+            if self.version < FORMAT_VERSION or len(self.live_commits()) < TABLE_FROM:
+                return
+            # Before the commits are listed: whoever commits later sees it, and marks.
+            self.storage.put(_ROOT_KEY, _root_document(self.recipe_hash, self.key_fingerprint, TABLE_VERSION))
+            self.version = TABLE_VERSION
+        self._unsettled = 0
+        self.table.settle(whole=whole)
 
     def forget(self, volume_id: str) -> None:
         """Take a volume out of the store by its commits; its attempts are left to whoever reads them now."""
+        marked = self.version >= TABLE_VERSION
+        mark = self.table.mark(volume_id, None) if marked else None
         self.storage.remove(f"commits/{volume_id[:2]}/{volume_id}")
+        if mark is None and self._has_table_now():
+            mark = self.table.mark(volume_id, None)
+        if mark is not None:
+            self.table.done(mark)
 
     def quarantine(self, refusal: Refusal) -> None:
         """Record why a source was refused."""
@@ -248,15 +312,6 @@ class Store:
         for volume in self.volumes():
             digest.update(f"{volume.volume_id} {volume.group} {volume.source_hash} {volume.recipe_hash}\n".encode())
         return digest.hexdigest()
-
-
-def _live(keys: Iterable[str]) -> list[str]:
-    """Return, of sorted keys, the commits of the highest generation of each volume, by volume id."""
-    newest: dict[str, str] = {}
-    for key in keys:
-        if found := _COMMIT_KEY.fullmatch(key):  # other files may lie about: .DS_Store, .nfs...
-            newest[found["volume_id"]] = key
-    return [key for _, key in sorted(newest.items())]
 
 
 def is_store(place: StorePlace) -> bool:

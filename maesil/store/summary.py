@@ -34,17 +34,17 @@ class StoreSummary:
     @property
     def superpatches(self) -> int:
         """How many superpatches."""
-        return sum(len(volume.superpatches) for volume in self.volumes)
+        return sum(volume.count for volume in self.volumes)
 
     @property
     def stored_bytes(self) -> int:
         """Their size on disk."""
-        return sum(patch.length for volume in self.volumes for patch in volume.superpatches)
+        return sum(int(volume.column("length").sum()) for volume in self.volumes)
 
     @property
     def decoded_bytes(self) -> int:
         """Their size in memory."""
-        return sum(2 * volume.tile**3 * len(volume.superpatches) for volume in self.volumes)
+        return sum(2 * volume.tile**3 * volume.count for volume in self.volumes)
 
     def document(self) -> dict[str, Any]:
         """Return the summary as JSON-ready values; lengths in mm, sizes in bytes."""
@@ -86,7 +86,7 @@ class StoreSummary:
         for volume in self.volumes:
             table.add_row(
                 volume.volume_id[:12], self.patients[volume.group][:8], _by(volume.shape, "x"),
-                _by(volume.spacing, " "), _by(volume.source_spacing, " "), str(len(volume.superpatches)),
+                _by(volume.spacing, " "), _by(volume.source_spacing, " "), str(volume.count),
                 f"{volume.hu['body_share']:.0%}", f"{volume.hu['mean']:.0f}", " ".join(volume.notes),
             )  # fmt: skip
         return table
@@ -122,7 +122,7 @@ def _volume(volume: Volume, patient: str) -> dict[str, Any]:
         "source_shape_zyx": list(volume.source_shape),
         "source_spacing_zyx_mm": list(volume.source_spacing),
         "affine_lps": [list(row) for row in volume.affine_lps],
-        "superpatches": len(volume.superpatches),
+        "superpatches": volume.count,
         "source": volume.source,
         "hu": volume.hu,
         "notes": list(volume.notes),

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from maesil.documents import parsed_json
 from maesil.errors import StoreError
 from maesil.geometry import straight
+from maesil.store.commit import id_and_generation
 from maesil.store.index import index_problems
 from maesil.store.ome import OME_VERSION, affine_of, level_paths, ome_version
 from maesil.store.reader import MAPS, load_map
 from maesil.store.records import Volume
 from maesil.store.shard import decode_superpatch, locate, read_shard_index, shard_entry, tiles_per_shard
-from maesil.store.store import GROUP_DOCUMENT, ZARR_DOCUMENT, Store
+from maesil.store.store import GROUP_DOCUMENT, TABLE_VERSION, ZARR_DOCUMENT, Store
+from maesil.store.table import StaleTableError
 from maesil.store.thumbnails import THUMBNAIL, read_thumbnail
 from maesil.types import AIR_HU
 
@@ -40,7 +42,8 @@ class Verified:
 
 def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, total: None) -> Verified:
     """Check recipes, records, superpatches, maps and Zarr metadata of all live volumes; damage never ends the check."""
-    problems = [*_recipe_problems(store), *_quarantine_problems(store), *_group_problems(store), *index_problems(store)]
+    problems = [*_recipe_problems(store), *_quarantine_problems(store), *_group_problems(store)]
+    problems += [*index_problems(store), *table_problems(store)]
     superpatches = 0
     keys = store.live_commits()
     for done, key in enumerate(keys, start=1):
@@ -52,6 +55,27 @@ def verify(store: Store, on_volume: Callable[[int, int], None] = lambda done, to
             problems.append(str(error))
         on_volume(done, len(keys))
     return Verified(len(keys), superpatches, tuple(problems))
+
+
+def table_problems(store: Store) -> Iterator[str]:
+    """Yield one line for each volume of which the table says something else than its commit, or for the whole of it."""
+    if store.version < TABLE_VERSION:
+        return
+    anew = "make it anew with `maesil store index`"
+    try:
+        told = store.table.volumes()
+    except StaleTableError as error:
+        yield f"{store.path}: the table of volumes {error}; {anew}"
+        return
+    for key in store.live_commits():
+        volume_id, _ = id_and_generation(key)
+        try:
+            if told.pop(volume_id, None) != store.read_commit(key):
+                yield f"{store.path}: the table of volumes says another thing of {volume_id} than its commit; {anew}"
+        except StoreError:
+            continue  # said where the commits are checked
+    for volume_id in told:
+        yield f"{store.path}: the table of volumes names {volume_id}, which has no commit; {anew}"
 
 
 def _recipe_problems(store: Store) -> Iterator[str]:

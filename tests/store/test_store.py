@@ -67,7 +67,7 @@ def test_binary_junk_is_no_store(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 3}, "version 3"),
+        ({"version": 4}, "version 4"),
         ({"format": "other"}, "found other"),
         ({"recipe_hash": None}, "damaged"),
         ({"key_fingerprint": 7}, "damaged"),

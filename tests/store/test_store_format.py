@@ -18,7 +18,7 @@ from support.ome_reader import OmeImage
 
 from maesil.errors import StoreError
 from maesil.store.reader import SuperpatchReader
-from maesil.store.store import FORMAT_VERSION, Store
+from maesil.store.store import FORMAT_VERSION, TABLE_VERSION, Store
 from maesil.store.verify import verify
 
 ARCHIVES = sorted((Path(__file__).parents[1] / "archive").glob("store-*.tar.gz"))
@@ -106,7 +106,7 @@ def test_the_validators_would_have_found_a_fault(archive, tmp_path):
             OmeImage(tmp_path)
 
 
-@pytest.mark.parametrize(("version", "advice"), [(FORMAT_VERSION + 1, "newer maesil"), (0, "ingest again"), ("2", "")])
+@pytest.mark.parametrize(("version", "advice"), [(TABLE_VERSION + 1, "newer maesil"), (0, "ingest again"), ("2", "")])
 def test_another_version_is_refused_in_one_line(tmp_path, version, advice):
     maesil = {"format": "maesil-superpatch-store", "version": version, "recipe_hash": "", "key_fingerprint": ""}
     (tmp_path / "zarr.json").write_text(json.dumps({"attributes": {"maesil": maesil}}))

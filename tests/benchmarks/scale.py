@@ -1,0 +1,194 @@
+"""A store of a million superpatches, faked: how long it takes to open, and what is done with its tables.
+
+    PYTHONPATH=.:tests python tests/benchmarks/scale.py FOLDER [--volumes 60000] [--superpatches 17] [--json FILE]
+
+Writes commits as ingest does, of shards that are not there, into FOLDER (it is used again if it is there). Each figure
+comes from a process of its own, which has imported what it needs before the clock starts. Into the bucket go root,
+recipe and table alone: opening reads nothing else. The server is that of the tests, behind a proxy that counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from support.many_volumes import fake_store, fake_volume
+
+from maesil.data.split import split_patients
+from maesil.store.duplicates import copies
+from maesil.store.filters import select
+from maesil.store.index import _superpatch_rows
+from maesil.store.reader import SuperpatchReader
+from maesil.store.store import Store
+
+Figures = dict[str, Any]
+
+
+@contextmanager
+def seconds(figures: Figures, name: str) -> Iterator[None]:
+    """Note the seconds that a block takes."""
+    began = time.perf_counter()
+    yield
+    figures[name] = round(time.perf_counter() - began, 3)
+
+
+def opened(place: str) -> Figures:
+    """Open a store, and make the reader of its superpatches."""
+    figures: Figures = {}
+    with seconds(figures, "seconds"):
+        store = Store.open(place)
+        reader = SuperpatchReader(store)
+    figures["volumes"] = len(reader.volumes)
+    figures["superpatches"] = sum(volume.count for volume in reader.volumes.values())
+    with seconds(figures, "asked again"):
+        store.volumes()
+    return figures
+
+
+def from_commits(place: str) -> Figures:
+    """Open the same store by its commits, as one without a table is opened."""
+    figures: Figures = {}
+    store = Store.open(place)
+    with seconds(figures, "seconds"):
+        figures["volumes"] = len(store._committed())
+    return figures
+
+
+def added(place: str) -> Figures:
+    """Commit one volume and take it into the table; what is written for the table."""
+    figures: Figures = {}
+    store = Store.open(place)
+    volume = fake_volume(int(time.time()), store.recipe_hash)
+    with seconds(figures, "commit"):
+        store.commit(volume)
+    before = set(store.storage.list("table"))
+    with seconds(figures, "into the table"):
+        store.keep_table(whole=False)
+    new = set(store.storage.list("table")) - before
+    figures["bytes written"] = sum(map(store.storage.size, new))
+    with seconds(figures, "compared with all commits"):
+        store.keep_table()
+    return figures
+
+
+def tables(place: str) -> Figures:
+    """Make the columns of all superpatches, split patients, filter."""
+    figures: Figures = {}
+    volumes = Store.open(place).volumes()
+    groups = {volume.group: volume.group for volume in volumes}
+    with seconds(figures, "rows of all superpatches"):
+        rows = _superpatch_rows(volumes, groups)
+    with seconds(figures, "split of the patients"):
+        split = split_patients(groups, 0.1, 0)
+    figures["held out"] = len(split.validation)
+    with seconds(figures, "filter: body > 0.3 and spacing_z <= 2"):
+        taken = select(rows, "body > 0.3 and spacing_z <= 2")
+    figures["taken"] = len(taken)
+    return figures
+
+
+def duplicates(count: str) -> Figures:
+    """Compare thumbnails of so many different bodies, all of about one size: the worst that can be."""
+    rng = np.random.default_rng(0)
+    shapes = rng.integers((30, 30, 40), (40, 36, 48), (int(count), 3))
+    found = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
+    figures: Figures = {}
+    with seconds(figures, "seconds"):
+        figures["copies"] = len(list(copies(found, lambda i, j: True)))
+    return figures
+
+
+PARTS: dict[str, Callable[[str], Figures]] = {
+    one.__name__: one for one in (opened, from_commits, added, tables, duplicates)
+}
+
+
+def apart(part: str, place: str, environment: dict[str, str] | None = None) -> Figures:
+    """Run one part in a process of its own; with the most memory that it held (MB), imports included."""
+    command = [sys.executable, __file__, place, "--part", part]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, **(environment or {})}
+    )
+    found: Figures = json.loads(done.stdout)
+    return found
+
+
+def from_a_bucket(store: Store) -> Figures:
+    """Open the store from a bucket: plainly, and over a link of 20 ms; with the number of requests."""
+    import obstore
+    from support.object_server import environment, running_server
+    from support.objects import bucket_store
+
+    figures: Figures = {}
+    with running_server() as server, server.proxy() as proxy:
+        bucket = server.bucket()
+        os.environ.update(environment(server.url))
+        client = bucket_store(bucket)
+        for key in ("zarr.json", f"recipes/{store.recipe_hash}.json", *store.storage.list("table")):
+            obstore.put(client, f"store.zarr/{key}", store.storage.read(key), use_multipart=False)
+        for latency in (0.0, 0.02):
+            proxy.latency, before = latency, len(proxy.requests)
+            one = apart("opened", f"s3://{bucket}/store.zarr", environment(proxy.url))
+            figures[f"{latency * 1000:.0f} ms"] = {**one, "requests": len(proxy.requests) - before}
+    return figures
+
+
+def measure(folder: Path, volumes: int, superpatches: int) -> Figures:
+    """Make the store where it is missing, and run all parts."""
+    figures: Figures = {}
+    path = folder / f"{volumes}.zarr"
+    if not path.exists():
+        with seconds(figures, "commits written"):
+            store = fake_store(path, volumes, superpatches)
+        with seconds(figures, "table made from all commits"):
+            store.keep_table()
+    store = Store.open(path)
+    segments = list(store.storage.list("table/segments"))
+    figures["table"] = {"segments": len(segments), "bytes": sum(map(store.storage.size, segments))}
+    figures["opened from disk"] = apart("opened", str(path))
+    figures["opened from a bucket"] = from_a_bucket(store)
+    figures["one volume added"] = apart("added", str(path))
+    figures["opened from disk after that"] = apart("opened", str(path))
+    figures["tables"] = apart("tables", str(path))
+    figures["opened from its commits"] = apart("from_commits", str(path))
+    for count in (500, 1000, 2000):
+        figures[f"copies among {count} thumbnails"] = apart("duplicates", str(count))
+    return figures
+
+
+def main() -> None:
+    """Print the figures, and write them where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--volumes", type=int, default=60_000)
+    parser.add_argument("--superpatches", type=int, default=17)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--part", choices=PARTS, help="one part alone, of the store or number FOLDER")
+    options = parser.parse_args()
+    if options.part:
+        found = PARTS[options.part](options.folder)
+        print(json.dumps({**found, "most memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
+        return
+    figures = measure(Path(options.folder), options.volumes, options.superpatches)
+    for name, value in figures.items():
+        told = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else value
+        print(f"{name:32} {told}")
+    if options.json:
+        about = {"machine": platform.processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
+        options.json.write_text(json.dumps({**about, **figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
