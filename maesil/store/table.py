@@ -133,7 +133,9 @@ class VolumeTable:
             except (FileNotFoundError, StaleTableError):
                 parts, known = None, {}
             looked = self._look(listed.marked)
-            changed = {volume_id: volume for volume_id, volume in looked.items() if known.get(volume_id) != volume}
+            changed = dict(looked)
+            if known:  # what the table says is at hand: what it says already need not be written again
+                changed = {one: volume for one, volume in looked.items() if known.get(one) != volume}
             differing: list[str] = []
             if whole or parts is None:
                 differing, gone = self._differing(known, looked)
@@ -222,13 +224,17 @@ class VolumeTable:
         return dict(zip(volume_ids, _at_once(self._live, volume_ids), strict=True))
 
     def _live(self, volume_id: str) -> Volume | None:
-        keys = live_keys(self.storage.list(f"commits/{volume_id[:2]}/{volume_id}"))
-        if not keys:
-            return None
-        known = self._looked.get(volume_id)
-        if known is None or known.key != keys[-1]:
-            known = self._looked[volume_id] = self._volume_of(keys[-1], self.storage.read(keys[-1]))
-        return known
+        while keys := live_keys(self.storage.list(f"commits/{volume_id[:2]}/{volume_id}")):
+            known = self._looked.get(volume_id)
+            if known is not None and known.key == keys[-1]:
+                return known
+            try:
+                found = self._looked[volume_id] = self._volume_of(keys[-1], self.storage.read(keys[-1]))
+                return found
+            except StoreError:
+                if self.storage.exists(keys[-1]):  # else it was removed since it was listed
+                    raise
+        return None
 
     def _differing(self, known: Mapping[str, Volume], looked: Mapping[str, object]) -> tuple[list[str], list[str]]:
         """Return the keys of commits that the table knows nothing of, and the ids of volumes that are gone."""
@@ -260,7 +266,11 @@ class VolumeTable:
         """Yield the rows of commits, some at a time: as Python objects they take much more memory than in columns."""
         for at in range(0, len(keys), _READ_AT_ONCE):
             some = keys[at : at + _READ_AT_ONCE]
-            yield Segment.of([*map(self._volume_of, some, self.storage.read_each(some))])
+            try:
+                found: list[Volume | None] = [*map(self._volume_of, some, self.storage.read_each(some))]
+            except StoreError:  # one was removed since it was listed, or is damaged
+                found = _at_once(self._live, [id_and_generation(key)[0] for key in some])
+            yield Segment.of([volume for volume in found if volume is not None])
 
     def _write(self, segment: Segment) -> Part:
         data = segment.to_bytes()

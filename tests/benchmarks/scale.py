@@ -145,27 +145,27 @@ def from_a_bucket(store: Store) -> Figures:
     return figures
 
 
-def measure(folder: Path, volumes: int, superpatches: int) -> Figures:
-    """Make the store where it is missing, and run all parts."""
-    figures: Figures = {}
+def measure(folder: Path, volumes: int, superpatches: int) -> Iterator[tuple[str, Any]]:
+    """Make the store where it is missing, run all parts, and yield name and figures of each once it is done."""
     path = folder / f"{volumes}.zarr"
     if not path.exists():
-        with seconds(figures, "commits written"):
+        made: Figures = {}
+        with seconds(made, "commits written"):
             store = fake_store(path, volumes, superpatches)
-        with seconds(figures, "table made from all commits"):
+        with seconds(made, "table made from all commits"):
             store.keep_table()
+        yield "made", made
     store = Store.open(path)
     segments = list(store.storage.list("table/segments"))
-    figures["table"] = {"segments": len(segments), "bytes": sum(map(store.storage.size, segments))}
-    figures["opened from disk"] = apart("opened", str(path))
-    figures["opened from a bucket"] = from_a_bucket(store)
-    figures["one volume added"] = apart("added", str(path))
-    figures["opened from disk after that"] = apart("opened", str(path))
-    figures["tables"] = apart("tables", str(path))
-    figures["opened from its commits"] = apart("from_commits", str(path))
+    yield "table", {"segments": len(segments), "bytes": sum(map(store.storage.size, segments))}
+    yield "opened from disk", apart("opened", str(path))
+    yield "opened from a bucket", from_a_bucket(store)
+    yield "one volume added", apart("added", str(path))
+    yield "opened from disk after that", apart("opened", str(path))
+    yield "tables", apart("tables", str(path))
+    yield "opened from its commits", apart("from_commits", str(path))
     for count in (500, 1000, 2000):
-        figures[f"copies among {count} thumbnails"] = apart("duplicates", str(count))
-    return figures
+        yield f"copies among {count} thumbnails", apart("duplicates", str(count))
 
 
 def main() -> None:
@@ -181,10 +181,10 @@ def main() -> None:
         found = PARTS[options.part](options.folder)
         print(json.dumps({**found, "most memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
         return
-    figures = measure(Path(options.folder), options.volumes, options.superpatches)
-    for name, value in figures.items():
-        told = ", ".join(f"{key}: {one}" for key, one in value.items()) if isinstance(value, dict) else value
-        print(f"{name:32} {told}")
+    figures = {}
+    for name, value in measure(Path(options.folder), options.volumes, options.superpatches):
+        figures[name] = value
+        print(f"{name:32}", ", ".join(f"{key}: {one}" for key, one in value.items()), flush=True)
     if options.json:
         about = {"machine": platform.processor(), "cores": os.cpu_count(), "date": datetime.now(UTC).date().isoformat()}
         options.json.write_text(json.dumps({**about, **figures}, indent=1) + "\n")
