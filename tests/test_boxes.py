@@ -236,6 +236,7 @@ def test_monai_s_vit_gives_the_same_tokens_and_another_patch_is_refused(tmp_path
         load_into_monai_vit(encoder, vit((8, 8, 4)))
 
 
+@pytest.mark.slow
 def test_probe_and_finetune_take_them(tmp_path):
     store, labels, _ = labelled_store(tmp_path, 3)
     model = replace(SMALL, crop=(16, 32, 24), patch=PATCH, width=16, decoder_width=16)

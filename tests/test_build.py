@@ -175,6 +175,7 @@ def start(cache: Cache, monkeypatch) -> subprocess.Popen:
     return subprocess.Popen(command(cache), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_build_it_once(built, tmp_path, monkeypatch):
     cache = Cache(built.place.copy(tmp_path / "two"))
     processes = [start(cache, monkeypatch) for _ in range(2)]

@@ -15,6 +15,7 @@ from itertools import combinations
 import pytest
 from rich.console import Console
 from support.experiments import small_budget
+from support.lanes import slow_but
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.config.schema import MODEL_KINDS, PAPER_KINDS, RunConfig
@@ -161,7 +162,7 @@ def test_the_table_says_how_far_maesil_lies_above_each_row_and_how_sure_that_is(
         assert found.low <= found.mean <= found.high
 
 
-@pytest.mark.parametrize("table", TABLES)
+@pytest.mark.parametrize("table", slow_but(TABLES, ("A",)))
 def test_one_table_alone_holds_its_rows_of_both(world, tmp_path, table):
     stores, out, _ = world
     shutil.copytree(out, tmp_path / "out", ignore=shutil.ignore_patterns("AB".replace(table, "") + "_*", "floors"))
@@ -212,7 +213,7 @@ def test_another_experiment_in_the_folder_and_too_few_patients_are_refused(world
 KEPT = ["experiment.json", "runs/A_ae/scores.json", "floors/volumes.json", "floors/crops.json", "runs/A_ae/crop.npz"]
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", slow_but(KEPT, ("experiment.json", "runs/A_ae/scores.json")))
 def test_what_was_cut_short_or_altered_ends_in_one_line_and_is_not_made_over(world, tmp_path, name):
     stores, out, _ = world
     shutil.copytree(out, tmp_path / "out")

@@ -19,7 +19,7 @@ from maesil.evaluation.experiment import run_paper_experiment
 from maesil.evaluation.scores import SCORES
 from maesil.evaluation.seeds import mean_volume_rows, run_with_seeds
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.slow]
 
 MODELS = ("maesil", "ae")
 BUDGET = small_budget(MODELS, steps=3, test=0.4)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
+from support.lanes import slow_but
 from support.stores import add_volume, make_store, synthetic_hu
 from support.training import CONFIG, metrics, run, with_train
 
@@ -228,7 +229,7 @@ def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     assert path.read_text(encoding="utf-8") == '{"step": 2, "loss": 1}\n{"step": 3}\n'
 
 
-@pytest.mark.parametrize("kind", ["vae", "vqvae", "mae2d", "primus"])
+@pytest.mark.parametrize("kind", slow_but(("vae", "vqvae", "mae2d", "primus"), ("vqvae",)))
 def test_every_kind_of_model_resumes_to_the_bit_with_its_average(store, tmp_path, kind):
     """A VAE draws numbers in every step, a VQ-VAE keeps a codebook; the moving average is state as well."""
     config = with_train(ema=0.9, window_jitter=0.1, steps=8)

@@ -8,6 +8,7 @@ import shutil
 import pytest
 from rich.console import Console
 from support.command_line import run
+from support.lanes import slow_but
 from support.runs import interrupted_after
 from support.stores import make_store
 from support.training import CONFIG, with_train
@@ -37,7 +38,7 @@ def weights(out):
     return content_sha256(load_run(out).last_weights)
 
 
-@pytest.mark.parametrize("where", ["a bucket", "a folder"])
+@pytest.mark.parametrize("where", slow_but(("a bucket", "a folder"), ("a bucket",)))
 def test_another_machine_goes_on_from_the_mirror_as_the_first_would_have(store, bucket, tmp_path, where):
     mirror = place_of(f"s3://{bucket}/runs/one" if where == "a bucket" else str(tmp_path / "mirror"))
     interrupted_after(3, [store], CONFIG, tmp_path / "first", mirror=mirror)

@@ -162,20 +162,16 @@ def _wandb_records(path: Path):
             parts = b""
 
 
-RESUMED = [
-    "tensorboard",
-    pytest.param("mlflow", marks=[with_mlflow, pytest.mark.slow]),
-    pytest.param("wandb", marks=[with_wandb, pytest.mark.slow]),
-]
-READERS = [
-    "tensorboard",
-    pytest.param("mlflow", marks=with_mlflow),
-    pytest.param("wandb", marks=with_wandb),
-]
+def readers(*fast: str) -> list[object]:
+    """Each tracker that is installed; in the slow lane but for some."""
+    marks = {"tensorboard": [], "mlflow": [with_mlflow], "wandb": [with_wandb]}
+    return [pytest.param(name, marks=own + [pytest.mark.slow] * (name not in fast)) for name, own in marks.items()]
+
+
 READ = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize("name", readers("tensorboard", "wandb"))
 def test_each_tracker_holds_the_metrics_the_options_and_no_name_of_a_folder(store, tmp_path, database, offline, name):
     out = tmp_path / PATIENT / "run-7"
     config = with_train(tracker=name, where="group != 'Mustermann_Erika'", stage=str(tmp_path / PATIENT / "stage"))
@@ -193,7 +189,7 @@ def test_each_tracker_holds_the_metrics_the_options_and_no_name_of_a_folder(stor
     assert "failed" not in printed
 
 
-@pytest.mark.parametrize("name", RESUMED)
+@pytest.mark.parametrize("name", readers("tensorboard"))
 def test_a_resumed_run_goes_on_where_the_tracker_knows_it_and_no_step_is_doubled(
     store, tmp_path, database, offline, name
 ):
