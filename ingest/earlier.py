@@ -6,22 +6,10 @@ from dataclasses import dataclass
 
 from maesil.ingest.failures import MAY_PASS
 from maesil.ingest.options import IngestOptions
-from maesil.ingest.plan import VolumePlan
+from maesil.ingest.plan_tables import Item
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
-
-
-@dataclass(frozen=True)
-class Hashed:
-    """A plan whose identity is known."""
-
-    plan: VolumePlan
-    volume_id: str
-    source_hash: str
-    """Empty where nothing depends on it yet: it is then made while the voxels are read."""
-    files: str
-    """What the file system said of the source before it was read."""
 
 
 @dataclass(frozen=True)
@@ -32,20 +20,20 @@ class EarlierRuns:
     recipe: Recipe
     options: IngestOptions
 
-    def made(self, live: Volume | None, item: Hashed) -> bool:
+    def made(self, live: Volume | None, item: Item) -> bool:
         """Return whether the live volume is what would be made again."""
         if live is None or self.options.force:
             return False
         return (live.source_hash, live.recipe_hash) == (item.source_hash, self.recipe.hash)
 
-    def refused(self, refusal: Refusal, item: Hashed) -> bool:
+    def refused(self, refusal: Refusal, item: Item) -> bool:
         """Return whether this very source was refused, and would be again."""
         if (refusal.source_hash, refusal.recipe_hash) != (item.source_hash, self.recipe.hash):
             return False
         again = (*MAY_PASS, "duplicate_pixels", *self.options.retry_quarantined)
         return not self.options.force and refusal.code not in again and "all" not in again
 
-    def copied(self, refusal: Refusal, item: Hashed) -> str:
+    def copied(self, refusal: Refusal, item: Item) -> str:
         """Return the volume that was found to hold the pixels of this source, if it still does; else nothing."""
         if refusal.code != "duplicate_pixels" or refusal.source_hash != item.source_hash or not refusal.numbers:
             return ""

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
 from maesil.errors import ResourceError
@@ -65,19 +65,22 @@ class OnDask:
 
     def run(self, task: Callable[..., Any], items: Iterable[tuple[Any, ...]]) -> Iterator[tuple[int, Any]]:
         """See `Executor.run`; a task whose worker died again and again yields Dask's ``KilledWorker``."""
-        numbered = list(enumerate(items))
-        if not numbered:
+        waiting = enumerate(items)
+        first = next(waiting, None)
+        if first is None:
             return
         if self._client is None:
             self._client = self._connect()
         suspects = []
-        for number, result in self._run(task, numbered, self._workers() * _IN_FLIGHT_PER_WORKER):
+        in_flight = self._workers() * _IN_FLIGHT_PER_WORKER
+        for number, arguments, result in self._run(task, chain([first], waiting), in_flight):
             if type(result).__name__ == "KilledWorker":
-                suspects.append(number)
+                suspects.append((number, arguments))
             else:
                 yield number, result
         # Dask blames all that waited on a worker when it died. Alone, a task can be blamed for itself only.
-        yield from self._run(task, [numbered[number] for number in suspects], 1)
+        for number, _, result in self._run(task, iter(suspects), 1):
+            yield number, result
 
     def close(self) -> None:
         """End the connection, and the cluster if it is this one's own."""
@@ -88,31 +91,35 @@ class OnDask:
                 cluster.close()
 
     def _run(
-        self, task: Callable[..., Any], numbered: Iterable[tuple[int, tuple[Any, ...]]], in_flight: int
-    ) -> Iterator[tuple[int, Any]]:
+        self, task: Callable[..., Any], waiting: Iterator[tuple[int, tuple[Any, ...]]], in_flight: int
+    ) -> Iterator[tuple[int, tuple[Any, ...], Any]]:
         from distributed import as_completed
 
-        waiting = iter(numbered)
-        first = [self._submit(task, *pair) for pair in islice(waiting, in_flight)]
+        running: dict[int, tuple[Any, ...]] = {}
+
+        def submit(number: int, arguments: tuple[Any, ...]) -> Any:
+            running[number] = arguments
+            return self._client.submit(
+                task, *arguments, pure=False, key=f"{task.__name__}-{os.urandom(8).hex()}-{number}"
+            )
+
+        first = [submit(*pair) for pair in islice(waiting, in_flight)]
         if not first:
             return
-        running = as_completed(first, loop=self._client.loop)
-        for future in running:
+        completed = as_completed(first, loop=self._client.loop)
+        for future in completed:
             number = int(str(future.key).rsplit("-", 1)[1])
             try:
                 result = future.result()  # a result dies with its worker: even a finished task may still fail here
             except Exception as error:
                 result = error
-            yield number, result
+            yield number, running.pop(number), result
             future.release()
             if not stop.requested() and (pair := next(waiting, None)) is not None:
-                running.add(self._submit(task, *pair))
+                completed.add(submit(*pair))
 
     def _workers(self) -> int:
         return max(1, len(self._client.scheduler_info(n_workers=-1)["workers"]))
-
-    def _submit(self, task: Callable[..., Any], number: int, arguments: tuple[Any, ...]) -> Any:
-        return self._client.submit(task, *arguments, pure=False, key=f"{task.__name__}-{os.urandom(8).hex()}-{number}")
 
 
 def in_order(results: Iterator[tuple[int, Any]]) -> Iterator[tuple[int, Any]]:

@@ -273,10 +273,14 @@ def _weak(texts: Mapping[str, str], multi_frame_object: str) -> tuple[str, ...]:
 
 
 _ones: dict[Any, Any] = {}
+_MOST_ONES = 1 << 16
+"""Times and UIDs are new in each slice or series: what was met long ago is let go of."""
 
 
 def _one(value: Shared) -> Shared:
     """Return the one object of this value: millions of slices say the same few things."""
+    if len(_ones) > _MOST_ONES:
+        _ones.clear()
     return _ones.setdefault(value, value)  # type: ignore[no-any-return]
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from maesil.errors import MaesilError, Refused
 from maesil.ingest.failures import json_ready
-from maesil.ingest.plan import Plan, VolumePlan
+from maesil.ingest.plan import VolumePlan
+from maesil.ingest.plan_tables import PlanOnDisk
 from maesil.ingest.privacy import IdentityKey, without_paths
 from maesil.ingest.source_path import SourcePath
 from maesil.ingest.summary import Summary
-from maesil.ingest.verdict import FileVerdict, Status, one_per_file
+from maesil.ingest.verdict import OTHER_PARTITION, FileVerdict, Status
+from maesil.ingest.verdict_tables import VerdictsOnDisk
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
@@ -25,24 +28,34 @@ class Ledger:
     def __init__(self, store: Store, recipe: Recipe, key: IdentityKey, summary: Summary) -> None:
         self.summary = summary
         self._store, self._recipe, self._key = store, recipe, key
+        self.files = VerdictsOnDisk()
+        summary.files = self.files
         self._refused: set[str] = set()
         """Ids of the sources that this run refused, or found refused."""
+        self._elsewhere: set[str] = set()
+        """What volumes that other parts of the work make are known by: their ids, and the hashes of their places."""
 
-    def open_with(self, plan: Plan) -> None:
+    def open_with(self, plan: PlanOnDisk) -> None:
         """Write down what the plan has decided already."""
         self.summary.damaged_files = plan.damaged_files
-        refused: dict[tuple[SourcePath, str, str], str] = {}
-        for series in plan.refused:
-            volume_id = self._key.hash("volume", series.identity)
-            self._quarantine(volume_id, series.refusal, series.paths)
-            refused |= {(path, series.refusal.code, series.refusal.detail): volume_id for path in series.paths}
-        for verdict in plan.verdicts:
-            known = refused.get((verdict.path, verdict.code, verdict.detail), verdict.volume_id)
-            self.summary.files.append(replace(verdict, volume_id=known))
+        self.files.extend(plan.other_files)
+        for left in plan.left_out():
+            volume_id = None
+            if (series := left.refused()) is not None:
+                volume_id = self._key.hash("volume", series.identity)
+                self._quarantine(volume_id, series.refusal, series.paths)
+            self.files.extend(replace(verdict, volume_id=volume_id) for verdict in left.verdicts())
+
+    def leave_to_others(self, plan: VolumePlan) -> None:
+        """Leave a volume to another part of the work: what is in the store of it does not come from nowhere."""
+        self.verdict(plan, "skipped", OTHER_PARTITION, None)
+        if plan.identity is not None:
+            self._elsewhere.add(self._key.hash("volume", plan.identity))
+        self._elsewhere.add(self._key.hash("path", str(plan.source.place.absolute())))
 
     def verdict(self, plan: VolumePlan, status: Status, code: str, volume_id: str | None, detail: str = "") -> None:
         """Give all files of a volume one verdict."""
-        self.summary.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)
+        self.files.extend(FileVerdict(path, status, code, volume_id, detail) for path in plan.source.paths)
 
     def refuse(self, plan: VolumePlan, volume_id: str, refusal: Refused, source_hash: str = "") -> None:
         """Put a source into quarantine."""
@@ -87,25 +100,28 @@ class Ledger:
             if record.volume_id not in self._refused:
                 self._store.release(record.volume_id)
 
-    def close(self, plan: Plan) -> None:
+    def close(self, plan: PlanOnDisk) -> None:
         """Bring the verdicts down to one per file, see that none is missing, and look at the rest of the store."""
-        self.summary.files = one_per_file(self.summary.files)
+        self.files.settle()
         self._require_all_accounted_for(plan)
         self._compare_with_store()
 
-    def _require_all_accounted_for(self, plan: Plan) -> None:
+    def _require_all_accounted_for(self, plan: PlanOnDisk) -> None:
         """Every file found must have met exactly one verdict: a lost volume must never pass for a finished run."""
-        expected = {*(v.path for v in plan.verdicts), *(p for item in plan.volumes for p in item.source.paths)}
-        if Counter(verdict.path for verdict in self.summary.files) != Counter(expected):
+        planned = (path for item in plan.volumes for path in item.source.paths)
+        if not self.files.are_one_for_each(chain((verdict.path for verdict in plan.verdicts), planned)):
             raise MaesilError(
-                f"expected a verdict on each of {len(expected)} files, found {len(self.summary.files)}; "
+                f"expected a verdict on each file that was found, found {len(self.files)} verdicts on others; "
                 "run the same command again, and report this"
             )
 
     def _compare_with_store(self) -> None:
         known = {volume.volume_id for volume in self.summary.volumes}
         live = self._store.volumes()
-        self.summary.absent = sum(volume.volume_id not in known for volume in live)
+        elsewhere = self._elsewhere
+        self.summary.absent = sum(
+            not (v.volume_id in known or v.volume_id in elsewhere or v.source_path in elsewhere) for v in live
+        )
         self.summary.outdated = [volume.volume_id for volume in self._store.outdated()]
         same: dict[tuple[Any, ...], list[str]] = defaultdict(list)
         for volume in live:

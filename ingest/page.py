@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from maesil.ingest.report_folder import RunRecord, source_text
 from maesil.ingest.source_path import SourcePath
-from maesil.ingest.summary import Summary
-from maesil.ingest.verdict import STATUSES
+from maesil.ingest.summary import Summary, ordered_tally
+from maesil.ingest.verdict import FileVerdict
 from maesil.pages import data_url, rendered
 from maesil.store.explain import note_in_words
 from maesil.store.pictures import grey_png, middle_plane
@@ -62,21 +61,25 @@ def page(
     sources: Mapping[str, Sequence[SourcePath]],
     refused: Sequence[RefusedSource],
     runs: Sequence[Mapping[str, Any]],
+    of_all_parts: Sequence[FileVerdict] | None = None,
 ) -> str:
     """Return the page of a store as HTML that needs no other file: this run, all volumes and refusals, all runs.
 
     ``place`` is where the store lies, or would: there is none where nothing was found. ``sources`` are the files of
-    each volume by its id.
+    each volume by its id. ``of_all_parts`` are the verdicts of a run beside those of the other parts of its work: the
+    totals then are those of all.
     """
+    files = summary.files if of_all_parts is None else of_all_parts
     volumes = _in_order_of_interest(summary, store) if store else []
+    numbers = (len(summary.volumes), summary.refused_volumes) if of_all_parts is None else (len(volumes), len(refused))
     where = {volume.volume_id: source_text(sources.get(volume.volume_id, ())) for volume in volumes}
     return rendered(
         "ingest.html",
         name=printable(place.name),
         conclusion=summary.conclusion(place),
-        totals=_totals(summary),
+        totals=_totals(files, *numbers),
         verdict_heads=_heads("verdict", "code", "files:n", "first of them, why"),
-        verdicts=_verdict_rows(summary),
+        verdicts=_verdict_rows(files),
         volume_heads=_heads("volume", "source", "patient", "source voxels:n", "source mm:n", "stored:n", "mean HU:n",
                             "valid:n", "body:n", "notes"),
         volumes=[_volume_row(volume, where[volume.volume_id]) for volume in volumes],
@@ -95,10 +98,10 @@ def _in_order_of_interest(summary: Summary, store: Store) -> list[Volume]:
     return list((met | others).values())
 
 
-def _totals(summary: Summary) -> list[tuple[str, int, str]]:
-    boxes = [("files found", len(summary.files), "")]
-    boxes += [(status, count, status) for status, count in summary.counts.items()]
-    return [*boxes, ("volumes", len(summary.volumes), ""), ("refused", summary.refused_volumes, "")]
+def _totals(files: Sequence[FileVerdict], volumes: int, refused: int) -> list[tuple[str, int, str]]:
+    boxes = [("files found", len(files), "")]
+    boxes += [(status, count, status) for status, count in Summary(files=files).counts.items()]
+    return [*boxes, ("volumes", volumes, ""), ("refused", refused, "")]
 
 
 def _heads(*names: str) -> list[tuple[str, bool]]:
@@ -106,16 +109,13 @@ def _heads(*names: str) -> list[tuple[str, bool]]:
     return [(name.removesuffix(":n"), name.endswith(":n")) for name in names]
 
 
-def _verdict_rows(summary: Summary) -> list[tuple[Any, ...]]:
-    found = Counter((verdict.status, verdict.code) for verdict in summary.files)
-    first = {(verdict.status, verdict.code): verdict for verdict in reversed(summary.files)}
+def _verdict_rows(files: Sequence[FileVerdict]) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
-    for status, code in sorted(found, key=lambda pair: (STATUSES.index(pair[0]), pair[1])):
-        example = first[status, code]
+    for status, code, count, example in ordered_tally(files):
         why = "" if status == "used" else printable(f"{example.path.name}: {example.detail}".rstrip(": "))
         told = Markup("<span class='{}'>{}</span>").format(status, status)
-        rows.append((told, code, found[status, code], why))
-    return [*rows, ("sum", "", len(summary.files), "")]
+        rows.append((told, code, count, why))
+    return [*rows, ("sum", "", len(files), "")]
 
 
 def _volume_row(volume: Volume, source: str) -> tuple[Any, ...]:

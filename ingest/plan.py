@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from maesil.errors import Refused
 from maesil.ingest.nifti import claim_of, image_of_pair
@@ -41,15 +43,56 @@ class RefusedSeries:
     paths: tuple[SourcePath, ...]
 
 
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of a series that will not become a volume: a verdict on each file, a refusal where one is not trusted."""
+
+    outcome: Outcome
+    identity: str | None
+    """None where it was understood and is not wanted."""
+
+    def verdicts(self) -> list[FileVerdict]:
+        """Return one verdict for each of its files."""
+        outcome, refusal = self.outcome, self.outcome.refusal
+        assert refusal is not None
+        return [FileVerdict(p, outcome.status, refusal.code, detail=refusal.detail) for p in outcome.paths]
+
+    def refused(self) -> RefusedSeries | None:
+        """Return what the store's quarantine is told; None where it is told nothing."""
+        assert self.outcome.refusal is not None
+        if self.identity is None:
+            return None
+        return RefusedSeries(self.identity, self.outcome.refusal, self.outcome.paths)
+
+
+class AnyPlan(Protocol):
+    """All that follows from a scan before any pixel is decoded, wherever it is kept."""
+
+    @property
+    def volumes(self) -> Collection[VolumePlan]:
+        """One plan for each volume."""
+
+    @property
+    def refused(self) -> Collection[RefusedSeries]:
+        """What the store's quarantine is told."""
+
+    @property
+    def verdicts(self) -> Collection[FileVerdict]:
+        """Verdicts on files that are no part of a volume."""
+
+    @property
+    def damaged_files(self) -> int:
+        """Refused before it was known which series they belong to."""
+
+
 @dataclass
 class Plan:
-    """All that follows from a scan before any pixel is decoded."""
+    """The same in memory."""
 
     volumes: list[VolumePlan] = field(default_factory=list)
     refused: list[RefusedSeries] = field(default_factory=list)
     verdicts: list[FileVerdict] = field(default_factory=list)
     damaged_files: int = 0
-    """Refused before it was known which series they belong to."""
 
 
 def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form: str = "") -> Plan:
@@ -59,43 +102,56 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
     planned = outcomes_of_all(scan.instances, rules)
     beside = stand_ins(scan.verdicts)
     for key, outcome in planned.outcomes:
-        _add(plan, key, _doubted(outcome, beside, rules), planned.patients)
+        decided = decided_on(key, outcome, beside, rules)
+        if isinstance(decided, VolumePlan):
+            plan.volumes.append(of_one_patient(decided, planned.patients))
+            continue
+        plan.verdicts += decided.verdicts()
+        if (refused := decided.refused()) is not None:
+            plan.refused.append(refused)
     for path in scan.niftis:
-        image = image_of_pair(path)
-        paths = (path,) if image is None else (path, image)
-        claim = claim_of(path)
-        for number in range(claim.volumes):
-            # Several volumes of one file are one patient's, whoever that is.
-            several = claim.volumes > 1
-            source = Source(
-                "nifti",
-                paths,
-                planes=((0, number),) if several else (),
-                notes=("one_of_several",) if several else (),
-                decoded_bytes=claim.decoded_bytes,
-                slice_bytes=claim.slice_bytes,
-                prefer=prefer_form,
-            )
-            plan.volumes.append(VolumePlan(source, identity=None, patient=f"file {path}" if several else None))
+        plan.volumes += volumes_of_nifti(path, prefer_form)
     return plan
 
 
-def _add(plan: Plan, key: Key, outcome: Outcome, patients: dict[str, str]) -> None:
+def volumes_of_nifti(path: SourcePath, prefer_form: str) -> Iterator[VolumePlan]:
+    """Yield the volumes of a NIfTI file: several of one file are one patient's, whoever that is."""
+    image = image_of_pair(path)
+    paths = (path,) if image is None else (path, image)
+    claim = claim_of(path)
+    several = claim.volumes > 1
+    for number in range(claim.volumes):
+        source = Source(
+            "nifti",
+            paths,
+            planes=((0, number),) if several else (),
+            notes=("one_of_several",) if several else (),
+            decoded_bytes=claim.decoded_bytes,
+            slice_bytes=claim.slice_bytes,
+            prefer=prefer_form,
+        )
+        yield VolumePlan(source, identity=None, patient=f"file {path}" if several else None)
+
+
+def decided_on(key: Key, outcome: Outcome, beside: Siblings, rules: SeriesRules | None) -> VolumePlan | LeftOut:
+    """Return what is made of a part of a series; the patient of a volume as its own headers name him."""
     patient, study, series = key
+    outcome = _doubted(outcome, beside, rules)
     identity = _identity(patient, study, series, outcome.label) if study and series else None
     source = None if outcome.stack is None else _slices_source(outcome.stack, outcome.paths)
     if source is not None and source.is_long and (doubt := _unpacks_to_more(source)) is not None:
         source, outcome = None, replace(outcome, stack=None, refusal=doubt)
     if source is not None:
-        person = patients.get(patient, patient) or None
-        plan.volumes.append(VolumePlan(source, identity, person, study, series))
-        return
-    refusal = outcome.refusal
-    assert refusal is not None
-    plan.verdicts.extend(FileVerdict(p, outcome.status, refusal.code, detail=refusal.detail) for p in outcome.paths)
-    if outcome.status == "quarantined":
-        where = sorted(map(str, outcome.paths))[0]
-        plan.refused.append(RefusedSeries(identity or f"{key} {where}", refusal, outcome.paths))
+        return VolumePlan(source, identity, patient, study, series)
+    where = sorted(map(str, outcome.paths))[0]
+    return LeftOut(outcome, (identity or f"{key} {where}") if outcome.status == "quarantined" else None)
+
+
+def of_one_patient(plan: VolumePlan, patients: Mapping[str, str]) -> VolumePlan:
+    """Return a plan under the name that stands for all spellings of its patient; None for a blank one."""
+    if plan.source.kind == "nifti":
+        return plan
+    return replace(plan, patient=patients.get(plan.patient or "", plan.patient) or None)
 
 
 def _doubted(outcome: Outcome, beside: Siblings, rules: SeriesRules | None) -> Outcome:

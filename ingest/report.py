@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from maesil.documents import parsed_json, read_json, write_json
 from maesil.files import make_folder, write_whole
@@ -18,7 +18,8 @@ from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.phi import PhiScan
 from maesil.ingest.report_folder import Noted, RunRecord
 from maesil.ingest.source_path import SourcePath, SourcePlace
-from maesil.ingest.summary import Summary
+from maesil.ingest.summary import Summary, tally_of
+from maesil.ingest.verdict import OTHER_PARTITION
 from maesil.store.remedies import remedy
 from maesil.store.store import Store, is_store
 from maesil.store.urls import StorePlace
@@ -42,9 +43,11 @@ def write_report(folder: Path, summary: Summary, store_path: StorePlace) -> None
         runs = _add_run(folder, summary, run)
         refused = refused_sources(store, rows)
         write_whole(folder / report_folder.REFUSED, _quarantine_table(refused), private=True)
-        write_json(folder / report_folder.SUMMARY, _without_files(summary), private=True)
+        write_json(folder / report_folder.SUMMARY, summary.document_without_files(), private=True)
         sources = report_folder.files_by_volume(rows)
-        text = page(summary, store_path, store, sources, refused, runs)
+        is_part = any(code == OTHER_PARTITION for _, code in tally_of(summary.files))
+        of_all_parts = [noted.verdict for noted in rows] if is_part else None
+        text = page(summary, store_path, store, sources, refused, runs, of_all_parts)
         write_whole(folder / report_folder.PAGE, text, private=True)
 
 
@@ -70,7 +73,7 @@ def _add_run(folder: Path, summary: Summary, run: str) -> list[RunRecord]:
     """Add a run to the history, one JSON object a line, and return all of them, the newest last."""
     document = {"run": run, "version": __version__} | {
         name: value
-        for name, value in summary.document().items()
+        for name, value in summary.document_without_files().items()
         if name in ("sources", "files_found", "counts", "codes", "committed", "refused_volumes", "damaged_files")
     }
     document |= {"fresh": len(summary.fresh)}
@@ -115,9 +118,3 @@ def _quarantine_table(refused: Sequence[RefusedSource]) -> str:
         what = remedy(source.code)
         table.writerow([source.volume_id, source.code, printable(source.detail), count, numbers, first, what])
     return text.getvalue()
-
-
-def _without_files(summary: Summary) -> dict[str, Any]:
-    document = summary.document()
-    del document["files"]  # they are in files.parquet
-    return document

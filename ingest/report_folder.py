@@ -20,7 +20,7 @@ from maesil.documents import read_json, write_json
 from maesil.errors import DamagedError, ResourceError, UsageError
 from maesil.files import LOCK, require_folder_place, require_writable, write_whole
 from maesil.ingest.source_path import SourcePath, common_folder, source_path
-from maesil.ingest.verdict import FileVerdict
+from maesil.ingest.verdict import OTHER_PARTITION, FileVerdict
 from maesil.locks import locked
 from maesil.parquet import read_parquet, to_parquet
 from maesil.store.urls import ObjectUrl, StorePlace, lies_in, place_of
@@ -127,7 +127,7 @@ def merged(
     (``whole``). What a run left to another part of the work says nothing.
     """
     known = {noted.verdict.path for noted in before}
-    now = [noted for noted in now if noted.verdict.code != "other_partition" or noted.verdict.path not in known]
+    now = [noted for noted in now if noted.verdict.code != OTHER_PARTITION or noted.verdict.path not in known]
     paths = {noted.verdict.path for noted in now}
     ids = {volume_id for noted in now for volume_id in noted.verdict.volume_ids}
     kept: list[Noted] = []

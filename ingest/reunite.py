@@ -8,13 +8,15 @@ UID of its own, are one series if nothing else in their headers tells them apart
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
 from maesil.errors import Refused
 from maesil.ingest.header import InstanceHeader
+from maesil.ingest.header_rows import kind_of
 from maesil.ingest.passes import MIN_SLICES, SAME_POSITION_MM, along
 from maesil.ingest.series import outcomes_of_series, plane_grids
 from maesil.ingest.slices import NOT_WANTED
@@ -24,7 +26,21 @@ from maesil.ingest.stack import Outcome, SeriesRules, paths_of
 Key = tuple[str, str, str]
 """Patient, study and series."""
 _TOO_LITTLE = ("too_few_slices", "no_slice")
-_SLICES_WITH_A_COPY = 2
+SLICES_WITH_A_COPY = 2
+"""A series UID of one slice and its copy."""
+
+
+class Headers(Protocol):
+    """The headers of a scan, asked for in parts: no more is in memory than what belongs together."""
+
+    def by_series(self) -> Iterable[dict[Key, list[InstanceHeader]]]:
+        """Yield the slices of each series UID in order, by patient, study and series; blanked UIDs are left out."""
+
+    def single_slices(self, planned: Planned) -> Iterable[list[InstanceHeader]]:
+        """Yield the slices that are too little for a volume by patient, kind of image and scanner, in order."""
+
+    def blank(self) -> Iterable[tuple[tuple[str, str], list[InstanceHeader]]]:
+        """Yield the slices without a series UID by (patient, study), in order."""
 
 
 @dataclass
@@ -34,6 +50,14 @@ class Planned:
     outcomes: list[tuple[Key, Outcome]] = field(default_factory=list)
     patients: dict[str, str] = field(default_factory=dict)
     """Spellings of one patient: each to the one that stands for all of them."""
+
+    def add(self, key: Key, outcomes: Iterable[Outcome]) -> None:
+        """Note what becomes of parts of a series."""
+        self.outcomes += [(key, outcome) for outcome in outcomes]
+
+    def drop(self, keys: Collection[Key]) -> None:
+        """Forget what was noted of these series."""
+        self.outcomes = [(key, outcome) for key, outcome in self.outcomes if key not in keys]
 
     def same_patient(self, names: Iterable[str]) -> None:
         """Note that these are names of one patient; the first in order, blank ones last, stands for all."""
@@ -45,22 +69,62 @@ class Planned:
         self.patients |= dict.fromkeys(found, first)
 
 
-def outcomes_of_all(instances: Sequence[InstanceHeader], rules: SeriesRules | None = None) -> Planned:
-    """Split all slices of a scan into series and test every part of each."""
-    rules = rules or SeriesRules()
-    planned = Planned()
-    for _, owners in sorted(group_series(instances).items()):
-        apart = [(key, outcome) for key, part in sorted(owners.items()) for outcome in outcomes_of_series(part, rules)]
-        together = _together(owners, [outcome for _, outcome in apart], rules) if len(owners) > 1 else None
+class Listed:
+    """The headers of a small scan, in memory."""
+
+    def __init__(self, instances: Sequence[InstanceHeader]) -> None:
+        self._instances = instances
+
+    def by_series(self) -> Iterator[dict[Key, list[InstanceHeader]]]:
+        """See `Headers.by_series`."""
+        for _, owners in sorted(group_series(self._instances).items()):
+            yield owners
+
+    def single_slices(self, planned: Planned) -> Iterator[list[InstanceHeader]]:
+        """See `Headers.single_slices`."""
+        little = {key for key, outcome in planned.outcomes if is_too_little(outcome)}
+        counts = Counter(_key(header) for header in self._instances)
+        groups: dict[tuple[str, str], list[InstanceHeader]] = defaultdict(list)
+        for header in self._instances:
+            if _key(header) in little and counts[_key(header)] <= SLICES_WITH_A_COPY:
+                groups[repr(header.patient), kind_of(header)].append(header)
+        for _, group in sorted(groups.items()):
+            yield group
+
+    def blank(self) -> Iterator[tuple[tuple[str, str], list[InstanceHeader]]]:
+        """See `Headers.blank`."""
+        studies: dict[tuple[str, str], list[InstanceHeader]] = defaultdict(list)
+        for header in self._instances:
+            if not header.series:
+                studies[header.patient, header.study].append(header)
+        yield from sorted(studies.items())
+
+
+def is_too_little(outcome: Outcome) -> bool:
+    """Return whether a part of a series was left out for having too few slices."""
+    return outcome.refusal is not None and outcome.refusal.code in _TOO_LITTLE
+
+
+def outcomes_of_all(
+    instances: Sequence[InstanceHeader] | Headers, rules: SeriesRules | None = None, planned: Planned | None = None
+) -> Planned:
+    """Split all slices of a scan into series and test every part of each; noted in ``planned`` where it is given."""
+    rules, planned = rules or SeriesRules(), planned or Planned()
+    headers = Listed(instances) if isinstance(instances, Sequence) else instances
+    for owners in headers.by_series():
+        apart = [(key, outcomes_of_series(part, rules)) for key, part in sorted(owners.items())]
+        flat = [outcome for _, outcomes in apart for outcome in outcomes]
+        together = _together(owners, flat, rules) if len(owners) > 1 else None
         if together is None:
-            planned.outcomes += apart
+            for key, outcomes in apart:
+                planned.add(key, outcomes)
         else:
             patients = sorted({patient for patient, _, _ in owners}, key=_blank_last)
             planned.same_patient(patients)
-            key = (patients[0], *min(owners)[1:])
-            planned.outcomes += [(key, outcome) for outcome in together]
-    _reunite_single_slices(planned, instances, rules)
-    planned.outcomes += outcomes_of_blank_series(instances, rules)
+            planned.add((patients[0], *min(owners)[1:]), together)
+    _reunite_single_slices(planned, headers, rules)
+    for (patient, study), slices in headers.blank():
+        planned.add((patient, study, ""), _outcomes_of_blank_study(slices, rules))
     return planned
 
 
@@ -123,21 +187,18 @@ def _mixed(outcomes: Iterable[Outcome]) -> bool:
 # Single slices, each under a series UID of its own --------------------------------------------------
 
 
-def _reunite_single_slices(planned: Planned, instances: Sequence[InstanceHeader], rules: SeriesRules) -> None:
+def _reunite_single_slices(planned: Planned, headers: Headers, rules: SeriesRules) -> None:
     """Replace the outcomes of single slices that belong together by those of the whole."""
-    too_little = {key for key, outcome in planned.outcomes if outcome.refusal and outcome.refusal.code in _TOO_LITTLE}
-    counts = Counter(_key(header) for header in instances)
-    left = [h for h in instances if _key(h) in too_little and counts[_key(h)] <= _SLICES_WITH_A_COPY]
-    for alike in _alike(left):
-        if len(alike) < MIN_SLICES:
-            continue
-        together = outcomes_of_series(alike, rules)
-        if not _complete(together) and not _look_like_one(alike, together):
-            continue
-        key = (alike[0].patient, min(header.study for header in alike), min(header.series for header in alike))
-        gone = {_key(header) for header in alike}
-        planned.outcomes = [(k, outcome) for k, outcome in planned.outcomes if k not in gone]
-        planned.outcomes += [(key, outcome) for outcome in _reunited(alike, together)]
+    for group in headers.single_slices(planned):
+        for alike in _alike(group):
+            if len(alike) < MIN_SLICES:
+                continue
+            together = outcomes_of_series(alike, rules)
+            if not _complete(together) and not _look_like_one(alike, together):
+                continue
+            key = (alike[0].patient, min(header.study for header in alike), min(header.series for header in alike))
+            planned.drop({_key(header) for header in alike})
+            planned.add(key, _reunited(alike, together))
 
 
 def _look_like_one(alike: list[InstanceHeader], together: list[Outcome]) -> bool:
@@ -160,29 +221,24 @@ def _reunited(alike: list[InstanceHeader], together: list[Outcome]) -> list[Outc
     return [Outcome(paths_of(alike), refusal=Refused("scattered_series", text, slices=len(alike)))]
 
 
-def _alike(slices: Iterable[InstanceHeader]) -> list[list[InstanceHeader]]:
-    """Return slices by all in their headers but the series: patient, scanner, kind of image, plane grid and frame.
+def _alike(group: list[InstanceHeader]) -> list[list[InstanceHeader]]:
+    """Return slices of one patient, kind of image and scanner by what else they share: plane grid, frame, number.
 
     A frame of reference or a study UID of its own for each slice was made anew too, and says nothing.
     """
-    groups: dict[tuple[object, ...], list[InstanceHeader]] = defaultdict(list)
-    for header in slices:
-        scanner = tuple(sorted((name, str(value)) for name, value in header.technical.items()))
-        groups[header.patient, header.image_type, scanner].append(header)
     found = []
-    for _, group in sorted(groups.items(), key=lambda item: str(item[0])):
-        placed = [header for header in group if header.orientation and header.pixel_spacing]
-        planes = [
-            *plane_grids(placed),
-            [header for header in group if not (header.orientation and header.pixel_spacing)],
-        ]
-        for plane in planes:
-            anew = len({header.frame_of_reference for header in plane}) == len(plane) > 1
-            frames: dict[str, list[InstanceHeader]] = defaultdict(list)
-            for header in plane:
-                frames["" if anew else header.frame_of_reference or header.study].append(header)
-            for _, frame in sorted(frames.items()):
-                found += _by_series_number(frame)
+    placed = [header for header in group if header.orientation and header.pixel_spacing]
+    planes = [
+        *plane_grids(placed),
+        [header for header in group if not (header.orientation and header.pixel_spacing)],
+    ]
+    for plane in planes:
+        anew = len({header.frame_of_reference for header in plane}) == len(plane) > 1
+        frames: dict[str, list[InstanceHeader]] = defaultdict(list)
+        for header in plane:
+            frames["" if anew else header.frame_of_reference or header.study].append(header)
+        for _, frame in sorted(frames.items()):
+            found += _by_series_number(frame)
     return found
 
 
@@ -210,19 +266,22 @@ def outcomes_of_blank_series(
     A folder stands in for the series, since two scans must never be mixed. But where slices of one folder are refused
     or left over alone, and together with those of other folders they make whole volumes, they belong together.
     """
-    studies: dict[tuple[str, str], dict[SourcePlace, list[InstanceHeader]]] = defaultdict(lambda: defaultdict(list))
-    for header in instances:
-        if not header.series:
-            studies[header.patient, header.study][header.path.parent].append(header)
     found = []
-    for (patient, study), folders in sorted(studies.items()):
-        ordered = sorted(folders.items(), key=lambda found: by_place(found[0]))
-        outcomes = [o for _, slices in ordered for o in outcomes_of_series(slices, rules)]
-        if len(folders) > 1 and not _complete(outcomes):
-            together = outcomes_of_series([header for slices in folders.values() for header in slices], rules)
-            outcomes = together if _complete(together) else outcomes
-        found += [((patient, study, ""), outcome) for outcome in outcomes]
+    for (patient, study), slices in Listed(list(instances)).blank():
+        found += [((patient, study, ""), outcome) for outcome in _outcomes_of_blank_study(slices, rules)]
     return found
+
+
+def _outcomes_of_blank_study(slices: list[InstanceHeader], rules: SeriesRules | None) -> list[Outcome]:
+    folders: dict[SourcePlace, list[InstanceHeader]] = defaultdict(list)
+    for header in slices:
+        folders[header.path.parent].append(header)
+    ordered = sorted(folders.items(), key=lambda found: by_place(found[0]))
+    outcomes = [o for _, part in ordered for o in outcomes_of_series(part, rules)]
+    if len(folders) > 1 and not _complete(outcomes):
+        together = outcomes_of_series([header for part in folders.values() for header in part], rules)
+        outcomes = together if _complete(together) else outcomes
+    return outcomes
 
 
 def _complete(outcomes: Iterable[Outcome]) -> bool:

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from typing import Any
 
 from maesil.errors import InterruptedRun, Refused
 from maesil.ingest import stop
-from maesil.ingest.earlier import EarlierRuns, Hashed
+from maesil.ingest.earlier import EarlierRuns
 from maesil.ingest.execute import Executor, executor, in_order
 from maesil.ingest.failures import MAY_PASS, as_refusal
 from maesil.ingest.isolated import source_hash
 from maesil.ingest.ledger import Ledger
 from maesil.ingest.options import IngestOptions
-from maesil.ingest.plan import Plan, VolumePlan
+from maesil.ingest.plan import VolumePlan
+from maesil.ingest.plan_tables import HASHED, OTHERS, PLANNED, SETTLED, STALE, TO_HASH, Item, PlanOnDisk
 from maesil.ingest.planes import scratch_folder
-from maesil.ingest.planning import nothing_found, scan_and_plan
+from maesil.ingest.planning import nothing_found, planned_on_disk
 from maesil.ingest.privacy import IdentityKey, load_or_create_key, require_map_place, write_id_map
 from maesil.ingest.scan import require_no_store_among
 from maesil.ingest.source_cache import SourceCache
 from maesil.ingest.source_file import file_on_disk, stamp_of
-from maesil.ingest.source_path import ObjectFile, SourcePath, SourcePlace
+from maesil.ingest.source_path import ObjectFile, SourcePlace
 from maesil.ingest.summary import NothingFound, Summary
-from maesil.ingest.verdict import FileVerdict, one_per_file
-from maesil.ingest.volume import BuildOrder, build, task_bytes
+from maesil.ingest.tables import path_digest, private_tables, room_for_tables
+from maesil.ingest.verdict import FileVerdict
+from maesil.ingest.verdict_tables import VerdictsOnDisk
+from maesil.ingest.volume import BuildOrder, build
 from maesil.progress import Report
 from maesil.store.backends import open_storage
 from maesil.store.index import index_is_current, write_index
 from maesil.store.recipe import Recipe
-from maesil.store.records import Volume
+from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
 from maesil.store.urls import StorePlace
 
@@ -43,13 +47,14 @@ def ingest(
     recipe: Recipe | None = None,
     options: IngestOptions | None = None,
     progress: Report = lambda stage, done, total: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Turn all CT at or below the sources into volumes of the store at ``out``.
 
     Volumes already there from the same source and recipe are left alone: an interrupted run goes on where it stopped.
-    Stages of ``progress`` are ``scan``, ``compare``, ``hash`` and ``build``. `NoInputError` if a source is missing;
-    `NothingFound`, with the verdict on each file, if all hold no CT; `UsageError` if the store has another recipe or
-    key.
+    Stages of ``progress`` are ``list``, ``scan``, ``compare``, ``plan``, ``hash`` and ``build``; ``say`` is told of
+    scans that are shared or gone on with. `NoInputError` if a source is missing; `NothingFound`, with the verdict on
+    each file, if all hold no CT; `UsageError` if the store has another recipe or key.
     """
     recipe, options = recipe or Recipe(), options or IngestOptions()
     require_no_store_among(sources)
@@ -57,40 +62,52 @@ def ingest(
         open_storage(out).require_writable("--out")
     if options.id_map is not None:
         require_map_place(options.id_map, out)
-    plan = scan_and_plan(sources, recipe, options, progress)
-    if not plan.volumes and not plan.refused:
-        raise NothingFound(nothing_found(sources, plan), _dry_summary(plan, sources, dry_run=options.dry_run))
-    if options.dry_run:
-        return _dry_summary(plan, sources, dry_run=True)
-    key = load_or_create_key(options.key_file)
-    store = Store.create(out, recipe, key.fingerprint, update=options.update)
-    largest = max((task_bytes(item.source) for item in plan.volumes), default=0)
-    with (
-        stop.on_sigterm(),
-        executor(options.workers, scheduler=options.scheduler, task_bytes=largest) as workers,
-    ):
-        return _Run(store, recipe, key, options, workers, progress, sources).carry_out(plan)
+    with room_for_tables():
+        plan, shared = planned_on_disk(sources, recipe, options, progress, say)
+        if not plan.volumes and not plan.refused:
+            shared.discard()
+            raise NothingFound(nothing_found(sources, plan), _dry_summary(plan, sources, dry_run=options.dry_run))
+        if options.dry_run:
+            return _dry_summary(plan, sources, dry_run=True)
+        key = load_or_create_key(options.key_file)
+        store = Store.create(out, recipe, key.fingerprint, update=options.update)
+        with (
+            stop.on_sigterm(),
+            executor(options.workers, scheduler=options.scheduler, task_bytes=plan.largest_task) as workers,
+        ):
+            summary = _Run(store, recipe, key, options, workers, progress, sources).carry_out(plan)
+        shared.done()
+        return summary
 
 
-def _dry_summary(plan: Plan, sources: Sequence[SourcePlace], *, dry_run: bool) -> Summary:
+def _dry_summary(plan: PlanOnDisk, sources: Sequence[SourcePlace], *, dry_run: bool) -> Summary:
     """Return what a plan says before anything is made of it."""
-    used = [FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths]
-    names = [item.source.name for item in plan.volumes]
+    files = VerdictsOnDisk()
+    files.extend(plan.verdicts)
+    files.extend(FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths)
+    files.settle()
     return Summary(
-        files=one_per_file(plan.verdicts + used),
+        files=files,
         sources=tuple(sources),
         dry_run=dry_run,
-        planned=names,
+        planned=[item.source.name for item in plan.volumes],
         refused_volumes=len(plan.refused),
         damaged_files=plan.damaged_files,
-        planned_bytes=sum(_objects_of(plan).values()),
+        planned_bytes=_bytes_of_objects(plan),
     )
 
 
-def _objects_of(plan: Plan) -> dict[SourcePath, int]:
-    """Return the objects that planned volumes are fetched from, and their sizes (bytes)."""
-    paths = {file_on_disk(path) for item in plan.volumes for path in item.source.paths if isinstance(path, ObjectFile)}
-    return {path: stamp_of(path)[0] for path in paths}
+def _bytes_of_objects(plan: PlanOnDisk) -> int:
+    """Return the sizes (bytes) of the objects that planned volumes are fetched from, each once."""
+    tables = private_tables()
+    tables.execute("CREATE TABLE objects (digest INTEGER PRIMARY KEY, size INTEGER)")
+    for item in plan.volumes:
+        for path in item.source.paths:
+            if isinstance(path, ObjectFile):
+                there = file_on_disk(path)
+                values = (path_digest(there), stamp_of(there)[0])
+                tables.execute("INSERT OR IGNORE INTO objects VALUES (?, ?)", values)
+    return int(tables.execute("SELECT coalesce(sum(size), 0) FROM objects").fetchone()[0])
 
 
 class _Run:
@@ -116,15 +133,16 @@ class _Run:
         self.earlier = EarlierRuns(store, recipe, options)
         self.memory = SourceCache(key, options.cache_folder)
 
-    def carry_out(self, plan: Plan) -> Summary:
+    def carry_out(self, plan: PlanOnDisk) -> Summary:
         with closing(self.memory):
             return self._carry_out(plan)
 
-    def _carry_out(self, plan: Plan) -> Summary:
+    def _carry_out(self, plan: PlanOnDisk) -> Summary:
         self.ledger.open_with(plan)
-        hashed = self._hash(self._of_this_partition(plan.volumes))
-        stale = self._leave_fresh_alone(hashed)
-        self._build(stale)
+        self._leave_to_other_parts(plan)
+        self._hash(plan)
+        self._leave_fresh_alone(plan)
+        self._build(plan)
         if self.options.mirror and not stop.requested():  # else not all of them were looked at
             self.ledger.forget_absent()
         if index_is_current(self.store):
@@ -135,43 +153,64 @@ class _Run:
             raise InterruptedRun("ended on request: running volumes were finished; the same command goes on")
         self.ledger.close(plan)
         if self.options.id_map is not None:
-            write_id_map(self.options.id_map, [(item.volume_id, item.plan) for item in hashed])
+            write_id_map(self.options.id_map, ((item.volume_id, item.plan) for item in plan.items() if item.volume_id))
         return self.ledger.summary
 
-    def _of_this_partition(self, plans: Sequence[VolumePlan]) -> list[VolumePlan]:
-        """Return the volumes that fall to this part of the work: by a hash, whatever else is there."""
+    def _leave_to_other_parts(self, plan: PlanOnDisk) -> None:
+        """Leave alone what does not fall to this part of the work: by a hash, whatever else is there."""
         if self.options.partition is None:
-            return list(plans)
+            return
         number, count = self.options.partition
-        mine = []
-        for plan in plans:
-            if int(self.key.hash("partition", plan.identity or plan.source.name), 16) % count == number % count:
-                mine.append(plan)
-            else:
-                self.ledger.verdict(plan, "skipped", "other_partition", None)
-        return mine
+        for item in plan.items():
+            named = item.plan.identity or item.plan.source.name
+            if int(self.key.hash("partition", named), 16) % count != number % count:
+                plan.note(item.n, OTHERS)
+                self.ledger.leave_to_others(item.plan)
 
-    def _hash(self, plans: Sequence[VolumePlan]) -> list[Hashed]:
-        """Give every plan its identity; from memory where the files have not changed."""
-        # Asked before anything is read: what changes meanwhile must look changed to the next run.
-        files = [self.memory.files(plan.source.paths, plan.source.planes, plan.source.prefer) for plan in plans]
-        known = {} if self.options.rehash else {n: h for n, key in enumerate(files) if (h := self.memory.get(key))}
+    def _hash(self, plan: PlanOnDisk) -> None:
+        """Give every volume its identity; from memory where the files have not changed."""
         refused = {record.volume_id for record in self.store.quarantined()}
-        known |= {n: "" for n, plan in enumerate(plans) if n not in known and self._is_new(plan, refused)}
-        todo = [n for n in range(len(plans)) if n not in known]
-        items = [(plans[n].source, scratch_folder(self.store.path)) for n in todo]
-        for done, (number, result) in enumerate(self.workers.run(source_hash, items), start=1):
-            self.progress("hash", done, len(todo))
-            plan = plans[todo[number]]
+        for item in plan.items(PLANNED):
+            # Asked before anything is read: what changes meanwhile must look changed to the next run.
+            source = item.plan.source
+            files = self.memory.files(source.paths, source.planes, source.prefer)
+            known = None if self.options.rehash else self.memory.get(files) or None
+            if known is None and self._is_new(item.plan, refused):
+                known = ""
+            plan.note(item.n, TO_HASH, files=files)
+            if known is not None:
+                self._identify(plan, item, known)
+        total, folder = plan.count(TO_HASH), scratch_folder(self.store.path)
+        todo = plan.items(TO_HASH)
+        for done, (item, result) in enumerate(self._run(source_hash, todo, lambda item: (item.plan.source, folder)), 1):
+            self.progress("hash", done, total)
             if isinstance(result, Exception):
-                self.ledger.refuse(plan, self.ledger.provisional_id(plan), as_refusal(result))
+                plan.note(item.n, SETTLED)
+                self.ledger.refuse(item.plan, self.ledger.provisional_id(item.plan), as_refusal(result))
             else:
-                known[todo[number]] = result
-                self.memory.put(files[todo[number]], result)
-        return [
-            Hashed(plans[n], self.key.hash("volume", plans[n].identity or known[n]), known[n], files[n])
-            for n in sorted(known)
-        ]
+                self.memory.put(item.files, result)
+                self._identify(plan, item, result)
+
+    def _identify(self, plan: PlanOnDisk, item: Item, source_hash: str) -> None:
+        volume_id = self.key.hash("volume", item.plan.identity or source_hash)
+        plan.note(item.n, HASHED, volume_id=volume_id, source_hash=source_hash)
+
+    def _run(
+        self, task: Callable[..., Any], items: Iterable[Item], arguments: Callable[[Item], tuple[Any, ...]]
+    ) -> Iterator[tuple[Item, Any]]:
+        """Yield items with what a task makes of each; no more of them is held than what workers are busy with."""
+        held: dict[int, Item] = {}
+
+        def orders() -> Iterator[tuple[Any, ...]]:
+            for number, item in enumerate(items):
+                held[number] = item
+                yield arguments(item)
+
+        # Which of two copies is kept must not depend on which worker was faster.
+        results = self.workers.run(task, orders())
+        keep_first = task is build and self.options.duplicates == "keep-first"
+        for number, result in in_order(results) if keep_first else results:
+            yield held.pop(number), result
 
     def _is_new(self, plan: VolumePlan, refused: Collection[str]) -> bool:
         """Return whether a source will be built whatever its hash is, so that it need not be read twice."""
@@ -180,46 +219,45 @@ class _Run:
         volume_id = self.key.hash("volume", plan.identity)
         return volume_id not in refused and self.store.live(volume_id) is None
 
-    def _leave_fresh_alone(self, hashed: Sequence[Hashed]) -> list[Hashed]:
-        """Return what must be built; duplicates, fresh volumes and known refusals are dealt with here."""
-        stale: list[Hashed] = []
-        seen: set[str] = set()
-        keep_first = self.options.duplicates == "keep-first"
+    def _leave_fresh_alone(self, plan: PlanOnDisk) -> None:
+        """Mark what must be built; duplicates, fresh volumes and known refusals are dealt with here."""
         holders = {volume.source_hash: volume.volume_id for volume in self.store.volumes()}
         refusals = {record.volume_id: record for record in self.store.quarantined()}
-        for item in hashed:
-            if item.volume_id in seen:
+        for item in plan.items(HASHED):
+            if not plan.is_first(item):
                 self.ledger.verdict(item.plan, "skipped", "duplicate_volume", item.volume_id)
-                continue
-            seen.add(item.volume_id)
-            live = self.store.live(item.volume_id)
-            refusal = refusals.get(item.volume_id)
-            if self.earlier.made(live, item):
-                assert live is not None
-                self.ledger.summary.fresh.append(self._regrouped(live, item))
-                self.ledger.release(item.plan, item.volume_id)
-                self.ledger.verdict(item.plan, "used", "fresh", item.volume_id)
-            elif keep_first and refusal and (holder := self.earlier.copied(refusal, item)):
-                self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holder)
-                continue
-            elif refusal and self.earlier.refused(refusal, item):
-                self.ledger.refused_before(item.plan, refusal)
-            elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
-                self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
-                continue
-            else:
-                stale.append(item)
-            holders.setdefault(item.source_hash, item.volume_id)
+            elif self._is_stale(item, refusals.get(item.volume_id), holders):
+                plan.note(item.n, STALE)
+
+    def _is_stale(self, item: Item, refusal: Refusal | None, holders: dict[str, str]) -> bool:
+        """Return whether a volume must be built; else its verdict is given here."""
+        keep_first = self.options.duplicates == "keep-first"
+        live = self.store.live(item.volume_id)
+        stale = False
+        if self.earlier.made(live, item):
+            assert live is not None
+            self.ledger.summary.fresh.append(self._regrouped(live, item))
+            self.ledger.release(item.plan, item.volume_id)
+            self.ledger.verdict(item.plan, "used", "fresh", item.volume_id)
+        elif keep_first and refusal and (holder := self.earlier.copied(refusal, item)):
+            self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holder)
+            return False
+        elif refusal and self.earlier.refused(refusal, item):
+            self.ledger.refused_before(item.plan, refusal)
+        elif keep_first and holders.get(item.source_hash, item.volume_id) != item.volume_id:
+            self.ledger.verdict(item.plan, "skipped", "duplicate_pixels", holders[item.source_hash])
+            return False
+        else:
+            stale = True
+        holders.setdefault(item.source_hash, item.volume_id)
         return stale
 
-    def _build(self, stale: Sequence[Hashed]) -> None:
-        orders = [(item.plan.source, self._order(item)) for item in stale]
+    def _build(self, plan: PlanOnDisk) -> None:
+        total = plan.count(STALE)
         keep_first = self.options.duplicates == "keep-first"
         holders = {volume.pixels: volume.volume_id for volume in self.store.volumes()} if keep_first else {}
-        results = self.workers.run(build, orders)
-        # Which of two copies is kept must not depend on which worker was faster.
-        for done, (number, result) in enumerate(in_order(results) if keep_first else results, start=1):
-            item = stale[number]
+        orders = self._run(build, plan.items(STALE), lambda item: (item.plan.source, self._order(item)))
+        for done, (item, result) in enumerate(orders, start=1):
             if isinstance(result, Exception):
                 refusal = as_refusal(result)
                 found = item.source_hash or self._hash_refused(item, refusal)
@@ -231,9 +269,9 @@ class _Run:
                 self.ledger.summary.committed.append(self.store.commit(result, anew=self.options.force))
                 self.ledger.release(item.plan, item.volume_id)
                 self.ledger.verdict(item.plan, "used", "committed", item.volume_id)
-            self.progress("build", done, len(stale))
+            self.progress("build", done, total)
 
-    def _hash_refused(self, item: Hashed, refusal: Refused) -> str:
+    def _hash_refused(self, item: Item, refusal: Refused) -> str:
         """Return the hash of a source that was refused while it was read, so that the next run leaves it alone."""
         if refusal.code in MAY_PASS:
             return ""
@@ -243,7 +281,7 @@ class _Run:
             return found
         return ""
 
-    def _group(self, item: Hashed) -> str:
+    def _group(self, item: Item) -> str:
         """Return what stands for the patient: whom the files name or ``--group`` finds in the path, else the study."""
         patient, study = item.plan.patient, item.plan.study
         if not patient and self.options.group:
@@ -254,12 +292,12 @@ class _Run:
             return self.key.hash("patient", patient)
         return self.key.hash("study", study) if study else item.volume_id
 
-    def _regrouped(self, live: Volume, item: Hashed) -> Volume:
+    def _regrouped(self, live: Volume, item: Item) -> Volume:
         """Return a fresh volume under the group it now belongs to: voxels stay, the record alone is new."""
         group = self._group(item)
         return live if live.group == group else self.store.commit(replace(live, group=group), anew=True)
 
-    def _order(self, item: Hashed) -> BuildOrder:
+    def _order(self, item: Item) -> BuildOrder:
         return BuildOrder(
             store=self.store.path,
             recipe=self.recipe,

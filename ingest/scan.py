@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from maesil.errors import NoInputError, Refused, UsageError
@@ -69,15 +70,20 @@ def scan(
     result = ScanResult()
     for path in with_heads(find_files(sources, follow_links=follow_links)):
         on_file(path)
-        if isinstance(path, ObjectFile):
-            _look_at(path, result)
-        elif path.is_symlink() and not (follow_links and path.is_file()):
-            result.verdicts.append(FileVerdict(path, "ignored", "symlink", detail=_why_not_followed(path)))
-        elif not path.is_file() and not path.is_dir():
-            result.verdicts.append(FileVerdict(path, "ignored", "not_a_file", detail="a pipe, socket or device"))
-        else:
-            _look_at(path, result)
+        look_at_listed(path, result, follow_links=follow_links)
     return result
+
+
+def look_at_listed(path: SourcePath, result: ScanResult, *, follow_links: bool) -> None:
+    """Add to a result what one file of a listing is."""
+    if isinstance(path, ObjectFile):
+        _look_at(path, result)
+    elif path.is_symlink() and not (follow_links and path.is_file()):
+        result.verdicts.append(FileVerdict(path, "ignored", "symlink", detail=_why_not_followed(path)))
+    elif not path.is_file() and not path.is_dir():
+        result.verdicts.append(FileVerdict(path, "ignored", "not_a_file", detail="a pipe, socket or device"))
+    else:
+        _look_at(path, result)
 
 
 def _why_not_followed(link: Path) -> str:
@@ -103,13 +109,27 @@ def require_no_store_among(sources: Sequence[SourcePlace]) -> None:
 
 def find_files(sources: Iterable[SourcePlace], *, follow_links: bool = False) -> Iterator[SourcePath]:
     """Yield all that is no folder at or below the sources, each path once, in sorted order; objects as listed."""
-    seen: set[str] = set()
+    sources = list(sources)
+    seen: set[str] | None = set() if follow_links or _overlap(sources) else None
     for source in sources:
         for path in objects_below(source) if isinstance(source, ObjectUrl) else _files_below(source, follow_links):
+            if seen is None:  # no file can be met twice, and nothing of millions is remembered
+                yield path
+                continue
             real = _real_name(path, follow_links)
             if real not in seen:
                 seen.add(real)
                 yield path
+
+
+def _overlap(sources: Sequence[SourcePlace]) -> bool:
+    """Return whether files of one source may lie within another's."""
+    real = [f"{place if isinstance(place, ObjectUrl) else os.path.realpath(place)}/" for place in sources]
+    named = [place for place in sources if isinstance(place, Path) and not place.is_dir()]
+    if named and len(sources) > 1:
+        return True  # a file brings its pair along
+    ordered = sorted(real)
+    return any(after.startswith(before) for before, after in pairwise(ordered))
 
 
 def _files_below(source: Path, follow_links: bool) -> Iterable[Path]:

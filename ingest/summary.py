@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,8 @@ from rich.table import Table
 from maesil.errors import NoInputError
 from maesil.ingest.phi import PhiScan
 from maesil.ingest.source_path import SourcePlace
-from maesil.ingest.verdict import STATUSES, FileVerdict
+from maesil.ingest.verdict import STATUSES, FileVerdict, Status
+from maesil.ingest.verdict_tables import VerdictsOnDisk
 from maesil.sizes import size_text
 from maesil.store.records import Volume
 from maesil.text import counted, printable
@@ -31,7 +33,8 @@ class NothingFound(NoInputError):
 class Summary:
     """The outcome of one ingest: a verdict for each file found, and the volumes of this run."""
 
-    files: list[FileVerdict] = field(default_factory=list)
+    files: Sequence[FileVerdict] = field(default_factory=list)
+    """Of a run they lie on a disk, and are read whenever they are asked for."""
     committed: list[Volume] = field(default_factory=list)
     """Made by this run."""
     fresh: list[Volume] = field(default_factory=list)
@@ -74,16 +77,23 @@ class Summary:
     @property
     def counts(self) -> dict[str, int]:
         """How many files met each verdict; sums to the files found."""
-        found = Counter(verdict.status for verdict in self.files)
-        return {status: found[status] for status in STATUSES}
+        found: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        for (status, _), (count, _) in tally_of(self.files).items():
+            found[status] += count
+        return found
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
+        return self.document_without_files() | {"files": [verdict.document() for verdict in self.files]}
+
+    def document_without_files(self) -> dict[str, Any]:
+        """Return the same without the verdicts on files, which may be millions."""
+        tally = tally_of(self.files).items()
         return {
             "sources": [printable(source) for source in self.sources],
             "files_found": len(self.files),
             "counts": self.counts,
-            "codes": dict(sorted(Counter(f"{v.status}:{v.code}" for v in self.files).items())),
+            "codes": dict(sorted((f"{status}:{code}", count) for (status, code), (count, _) in tally)),
             "committed": [volume.volume_id for volume in self.committed],
             "fresh": [volume.volume_id for volume in self.fresh],
             "planned": [printable(name) for name in self.planned],
@@ -95,7 +105,6 @@ class Summary:
             "duplicates": self.duplicates,
             "volumes": [_volume_document(volume) for volume in self.volumes],
             "phi_scan": self.phi_scan.document() if self.phi_scan else None,
-            "files": [verdict.document() for verdict in self.files],
         }
 
     def table(self) -> Table:
@@ -105,14 +114,9 @@ class Summary:
         table.add_column("code")
         table.add_column("files", justify="right", footer=str(len(self.files)))
         table.add_column("first of them, why", overflow="fold")
-        first: dict[tuple[str, str], FileVerdict] = {}
-        for verdict in self.files:
-            first.setdefault((verdict.status, verdict.code), verdict)
-        found = Counter((v.status, v.code) for v in self.files)
-        for status, code in sorted(found, key=lambda pair: (STATUSES.index(pair[0]), pair[1])):
-            example = first[status, code]
+        for status, code, count, example in ordered_tally(self.files):
             why = "" if status == "used" else f"{example.path.name}: {example.detail}".rstrip(": ")
-            table.add_row(status, code, str(found[status, code]), printable(why))
+            table.add_row(status, code, str(count), printable(why))
         return table
 
     def conclusion(self, out: object) -> str:
@@ -136,11 +140,9 @@ class Summary:
     def _remarks(self) -> list[str]:
         """Return what else there is to say of the store, one clause each."""
         damaged, outdated, alike = self.damaged_files, len(self.outdated), len(self.duplicates)
-        parts = any(verdict.code == "other_partition" for verdict in self.files)
-        others = "other parts of the work, or other sources" if parts else "other sources than these"
         clauses = (
             (damaged, f"{counted(damaged, 'damaged file')}, of whatever volumes they belong to"),
-            (self.absent, f"{counted(self.absent, 'volume')} of the store came from {others} (kept)"),
+            (self.absent, f"{counted(self.absent, 'volume')} of the store came from other sources than these (kept)"),
             (outdated, f"{counted(outdated, 'volume')} of an earlier recipe: not read until ingested again"),
             (alike, f"{counted(alike, 'group')} of volumes with the same pixels under several identities"),
         )
@@ -157,13 +159,36 @@ class Summary:
     def refusals(self) -> list[str]:
         """Return one line for each of the first few refused sources, and how many more there are."""
         lines: dict[str, str] = {}
-        for verdict in self.files:
-            if verdict.status == "quarantined":
-                lines.setdefault(f"{verdict.path.parent}{verdict.code}{verdict.detail}", _refusal_line(verdict))
+        for verdict in of_status(self.files, "quarantined"):
+            lines.setdefault(f"{verdict.path.parent}{verdict.code}{verdict.detail}", _refusal_line(verdict))
         shown = list(lines.values())[:_EXPLANATIONS_SHOWN]
         return shown + (
             [f"... and {len(lines) - len(shown)} more (--json lists all)"] if len(lines) > len(shown) else []
         )
+
+
+def tally_of(files: Sequence[FileVerdict]) -> dict[tuple[str, str], tuple[int, FileVerdict]]:
+    """Return for each status and code how many verdicts there are, and the first of them."""
+    if isinstance(files, VerdictsOnDisk):
+        return files.tally()
+    found: dict[tuple[str, str], tuple[int, FileVerdict]] = {}
+    for verdict in files:
+        count, first = found.get((verdict.status, verdict.code), (0, verdict))
+        found[verdict.status, verdict.code] = count + 1, first
+    return found
+
+
+def ordered_tally(files: Sequence[FileVerdict]) -> list[tuple[Status, str, int, FileVerdict]]:
+    """Return rows of status, code, count and first verdict as tables show them."""
+    rows = [(first.status, code, count, first) for (_, code), (count, first) in tally_of(files).items()]
+    return sorted(rows, key=lambda row: (STATUSES.index(row[0]), row[1]))
+
+
+def of_status(files: Sequence[FileVerdict], status: Status) -> Iterator[FileVerdict]:
+    """Yield the verdicts of one status."""
+    if isinstance(files, VerdictsOnDisk):
+        return files.of_status(status)
+    return (verdict for verdict in files if verdict.status == status)
 
 
 def _refusal_line(verdict: FileVerdict) -> str:

@@ -11,6 +11,8 @@ from maesil.text import printable, written
 
 Status = Literal["used", "skipped", "quarantined", "ignored"]
 STATUSES: tuple[Status, ...] = get_args(Status)
+OTHER_PARTITION = "other_partition"
+"""The code of what is left to another part of the work."""
 
 
 @dataclass(frozen=True, slots=True)

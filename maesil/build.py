@@ -84,7 +84,7 @@ def _build(
     before = entry.built
     catalogue.save(replace(entry, built=None))  # until it is whole again, nobody is to train on it
     try:
-        summary = ingest(sources, entry.store, recipe, replace(options, mirror=True), progress)
+        summary = ingest(sources, entry.store, recipe, replace(options, mirror=True), progress, say)
     except NoInputError:
         if before is None:
             catalogue.discard(entry)

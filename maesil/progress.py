@@ -55,12 +55,24 @@ def _bar_reporter(bars: Progress, labels: dict[str, str]) -> Report:
 
 def _line_reporter(console: Console, labels: dict[str, str]) -> Report:
     said = time.monotonic()
+    begun: dict[str, tuple[float, int]] = {}
 
     def report(stage: str, done: int, total: int | None) -> None:
         nonlocal said
-        if done == total or time.monotonic() - said >= _SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
+        now = time.monotonic()
+        started, first = begun.setdefault(stage, (now, done))
+        if done == total or now - said >= _SECONDS_BETWEEN_LINES:
+            said = now
             told = f"{done} of {counted(total, labels[stage])}" if total else counted(done, labels[stage])
+            if total and first < done < total:
+                told += f", about {_span((now - started) * (total - done) / (done - first))} left"
             console.print(f"{stage}: {told}", highlight=False)
 
     return report
+
+
+def _span(seconds: float) -> str:
+    """Return a length of time in words that say no more than is known."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

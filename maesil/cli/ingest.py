@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports and identities"
 
-_STAGES = {"scan": "file", "compare": "file", "hash": "source", "build": "volume"}
+_STAGES = {
+    "list": "file", "scan": "file", "compare": "file", "plan": "series UID", "hash": "source", "build": "volume",
+}  # fmt: skip
 
 Sources = Annotated[
     list[str] | None,
@@ -225,7 +227,7 @@ def _into_store(places: list[SourcePlace], store: StorePlace, recipe: Any, optio
         open_storage(store).require_writable("--out")
         require_place(report, store)
     with progress(_STAGES) as shown:
-        summary = run_ingest(places, store, recipe, options, shown)
+        summary = run_ingest(places, store, recipe, options, shown, _say)
     if not options.dry_run:
         write_report(report, summary, store)
     return summary

@@ -72,14 +72,6 @@ def test_conclusions(tmp_path):
     assert "1 volume would be made" in Summary(planned=["a"], dry_run=True).conclusion("s")
 
 
-def test_volumes_of_another_part_are_not_said_to_be_of_other_sources(tmp_path):
-    store = make_store(tmp_path / "store", [(8, 8, 8)], superpatch=8)
-    other = FileVerdict(Path("a"), "skipped", "other_partition")
-    told = [Summary(files=files, committed=list(store.volumes()), absent=1).conclusion("s") for files in ([], [other])]
-    assert "1 volume of the store came from other sources than these (kept)" in told[0]
-    assert "1 volume of the store came from other parts of the work, or other sources (kept)" in told[1]
-
-
 def test_notes_of_what_was_committed_are_counted_by_volume(tmp_path):
     store = make_store(tmp_path / "store", [(8, 8, 8), (8, 8, 16)], superpatch=8)
     plain, other = store.volumes()
