@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, Protocol, TypeVar
 
-from maesil.errors import ResourceError
 from maesil.ingest import stop
+from maesil.ingest.connect import connect
 from maesil.signals import interrupts_kept_from_children
 
 Item = TypeVar("Item")
 
 _IN_FLIGHT_PER_WORKER = 2
-_CONNECT_SECONDS = 10
 _FOR_THE_SYSTEM = 0.9
 """Share of the memory that workers may have."""
 
@@ -144,7 +143,7 @@ def executor(workers: int | None, *, scheduler: str | None = None, task_bytes: i
         yield InProcess()
         return
     if scheduler is not None:
-        cluster = OnDask(lambda: _connect(scheduler), threads=1)
+        cluster = OnDask(lambda: connect(scheduler), threads=1)
     else:
         count = workers or workers_that_fit(task_bytes)
         cluster = OnDask(lambda: _start_cluster(count), threads=max(1, usable_cores() // count))
@@ -164,18 +163,6 @@ def workers_that_fit(task_bytes: int) -> int:
     from distributed.system import MEMORY_LIMIT
 
     return max(1, min(usable_cores(), int(_FOR_THE_SYSTEM * MEMORY_LIMIT) // max(1, task_bytes)))
-
-
-def _connect(address: str) -> Any:
-    from distributed import Client
-
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
-    try:
-        client = Client(address, timeout=_CONNECT_SECONDS)
-        client.wait_for_workers(1, timeout=_CONNECT_SECONDS)
-    except (OSError, TimeoutError) as error:
-        raise ResourceError(f"--scheduler {address}: expected a Dask scheduler with workers, found none") from error
-    return client
 
 
 def _start_cluster(workers: int) -> Any:

@@ -106,3 +106,12 @@ def proxy(object_server, bucket, monkeypatch):
     with object_server.proxy() as made:
         monkeypatch.setenv("AWS_ENDPOINT_URL", made.url)
         yield made
+
+
+@pytest.fixture
+def mount(tmp_path):
+    """Mounts a file system at a folder of its own, skips where it may not, takes it off afterwards."""
+    from support.mounts import mounting
+
+    with mounting(tmp_path) as mounts:
+        yield mounts

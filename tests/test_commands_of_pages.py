@@ -60,7 +60,7 @@ PAGES = (
         ("maesil ingest data/btcv --out btcv.zarr",),
         ends=(("cache rm", EXIT_USAGE),),  # the run pins it, as the page says
     ),
-    Page("how-to/slurm.md", left_out=("--scheduler",)),
+    Page("how-to/slurm.md"),
     Page(
         "how-to/train.md",
         (

@@ -25,7 +25,7 @@ def read_small_array(storage: Storage, volume: Volume, name: str) -> NDArray[np.
         shape = _shape(storage.read(f"{key}/zarr.json"), volume.documents.get(f"{name}/zarr.json"))
         if not storage.exists(f"{key}/c/0/0/0"):
             raise ValueError("its chunk is missing")  # Zarr would read fill values
-        return _decoded(storage.read(f"{key}/c/0/0/0")).reshape(shape)
+        return decoded_chunk(storage.read(f"{key}/c/0/0/0")).reshape(shape)
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, OSError, MemoryError) as error:
         raise StoreError(
             f"{storage.root}: volume {volume.volume_id}, {name!r}: damaged ({error}); "
@@ -47,7 +47,8 @@ def _shape(document: bytes, crc32c: int | None) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _decoded(chunk: bytes) -> NDArray[np.uint8]:
+def decoded_chunk(chunk: bytes) -> NDArray[np.uint8]:
+    """Return the cells of an array's one chunk, in a row; ValueError or RuntimeError where it is damaged."""
     if int.from_bytes(chunk[-4:], "little") != google_crc32c.value(chunk[:-4]):
         raise ValueError("checksum mismatch")
     return np.frombuffer(zstd.decompress(chunk[:-4]), dtype=np.uint8).copy()

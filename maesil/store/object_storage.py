@@ -51,6 +51,8 @@ _HELD = 1024
 _WRITER = "maesilwriter"
 """Metadata of an object that says who wrote it: whose answer was lost asks by it whether it had won."""
 _REFUSED = (PermissionDeniedError, UnauthenticatedError)
+_FULL = re.compile(r"status code: 507|<Code>\w*(QuotaExceeded|StorageFull|InsufficientStorage)</Code>")
+"""What a server without room says, in a code or by its status; Ceph says so by 403, as of wrong credentials."""
 _CHANGED = ".changed"
 _STATUS = "status code"
 """What an error of obstore says where the server answered."""
@@ -191,7 +193,8 @@ class ObjectStorage(Storage):
         doomed = [one["path"] for one in self.listed(key)]
         with self.telling(key):
             if folder and doomed:  # a file system notes in a folder when something in it went
-                obstore.put(self._objects, f"{folder}/{_CHANGED}", b"", use_multipart=False)
+                with _also_without_room():
+                    obstore.put(self._objects, f"{folder}/{_CHANGED}", b"", use_multipart=False)
             with contextlib.suppress(FileNotFoundError):
                 self._again(lambda: obstore.delete(self._objects, doomed or [key]))
 
@@ -273,6 +276,11 @@ class ObjectStorage(Storage):
         except BaseError as error:
             if _NO_BUCKET in str(error):
                 raise self._no_bucket() from None
+            if _FULL.search(str(error)):
+                raise ResourceError(
+                    f"{where}: the storage is full ({_in_words(error)}); free space or have the quota raised, "
+                    "and run the same command again"
+                ) from None
             if isinstance(error, _REFUSED) or re.search(f"{_STATUS}: 40[13]", str(error)):
                 raise UsageError(
                     f"{where}: the server refuses these credentials ({_in_words(error)}); "
@@ -331,6 +339,16 @@ class _ZarrView(zarr.storage.ObjectStore["ObjectStore"]):
 
 def _is_temporary(key: str) -> bool:
     return key.rpartition("/")[2].startswith((TEMPORARY, _CHANGED))
+
+
+@contextlib.contextmanager
+def _also_without_room() -> Iterator[None]:
+    """Leave out what a full server does not take: what is to go must go there, too."""
+    try:
+        yield
+    except BaseError as error:
+        if not _FULL.search(str(error)):
+            raise
 
 
 def _cut(where: str, offset: int, length: int, found: int) -> StoreError:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.core.buffer import default_buffer_prototype
 
 from maesil.errors import StoreError
 from maesil.store.records import Superpatch
@@ -27,8 +29,18 @@ from maesil.store.shard import (
 from maesil.store.storage import Storage
 from maesil.types import AIR_HU, HuArray, Planes, Zyx
 
+OTHER_BYTES = "other bytes than were written; check disk, network and memory"
 Shares = Callable[[Zyx, HuArray], tuple[float, float, float]]
 """From a superpatch's place and voxels its shares of valid, body and air."""
+
+
+def read_back_metadata(storage: Storage, prefix: str, node: zarr.Group | zarr.Array[Any]) -> str:
+    """Return the key of a node that was just written; `StoreError` unless its metadata is found as it was written."""
+    key = "/".join(part for part in (prefix, node.path) if part)
+    for name, document in node.metadata.to_buffer_dict(default_buffer_prototype()).items():
+        if storage.read(f"{key}/{name}") != document.to_bytes():
+            raise StoreError(f"{storage.root}/{key}/{name}: read back {OTHER_BYTES}")
+    return key
 
 
 def _no_shares(index: Zyx, hu: HuArray) -> tuple[float, float, float]:
@@ -61,7 +73,7 @@ class Tiles:
 
     def create(self, group: zarr.Group) -> None:
         """Write the metadata of the array."""
-        group.create_array(
+        self._array = group.create_array(
             self._name,
             shape=self._hu.shape,
             chunks=(self._edge,) * 3,
@@ -83,6 +95,7 @@ class Tiles:
         self, pool: ThreadPoolExecutor, shares: Shares = lambda index, hu: (0.0, 0.0, 0.0)
     ) -> list[Superpatch]:
         """Return all superpatches as they were found in the files; `StoreError` if one is not what was written."""
+        read_back_metadata(self._storage, self._prefix, self._array)
         tables = {shard: read_shard_index(self._storage, self._key(shard), self._per_shard) for shard in self._shards}
         return list(pool.map(lambda index: self._read_back(index, tables, shares), self._places))
 

@@ -16,7 +16,9 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from maesil.errors import StoreError
 from maesil.geometry import Affine, spacing_of
+from maesil.store.arrays import decoded_chunk
 from maesil.store.commit import attempt_prefix, volume_prefix
 from maesil.store.ome import image_attributes
 from maesil.store.pyramid import Level, Room, levels_below, smaller
@@ -25,7 +27,7 @@ from maesil.store.records import Superpatch
 from maesil.store.storage import Storage
 from maesil.store.store import GROUP_DOCUMENT, ZARR_DOCUMENT
 from maesil.store.thumbnails import THUMBNAIL, THUMBNAIL_MM, Thumbnail, thumbnail
-from maesil.store.tiles import Attempt, Tiles
+from maesil.store.tiles import OTHER_BYTES, Attempt, Tiles, read_back_metadata
 from maesil.types import MAP_CELL, HuArray, MapArray, Planes, Zyx
 
 _AIR_BELOW_HU = -900
@@ -100,9 +102,12 @@ def _write(
     voxels = Tiles(attempt, "0", image.hu)
     voxels.create(group)
     voxels.write(pool)
-    _write_maps(group, image, small.result())
+    maps = _write_maps(group, image, small.result())
     written = _write_levels(attempt, group, below.result(), pool)
     with attempt.storage.syncing(attempt.prefix):  # the disk is at work meanwhile
+        read_back_metadata(attempt.storage, attempt.prefix, group)
+        for array, cells in maps:
+            _read_back_map(attempt.storage, attempt.prefix, array, cells)
         for level in written:
             level.read_back(pool)
         return tuple(voxels.read_back(pool, partial(_shares, image)))
@@ -114,6 +119,7 @@ def write_beside(attempt: Attempt, attributes: dict[str, Any], levels: Sequence[
     with ThreadPoolExecutor(1) as pool:
         for level in _write_levels(attempt, group, levels, pool):
             level.read_back(pool)
+    read_back_metadata(attempt.storage, attempt.prefix, group)
 
 
 def _write_levels(
@@ -127,15 +133,19 @@ def _write_levels(
     return written
 
 
-def _write_maps(group: zarr.Group, image: Image, small: Thumbnail) -> None:
+def _write_maps(group: zarr.Group, image: Image, small: Thumbnail) -> list[tuple[zarr.Array[Any], MapArray]]:
+    """Write the small arrays beside the voxels; return them, to be read back."""
     cells = {"cell_voxels": MAP_CELL, "unit": "share of the cell, 0 to 255"}
-    _write_map(group, "valid", image.valid, cells)
-    _write_map(group, "body", image.body, cells)
+    written = [_write_map(group, "valid", image.valid, cells), _write_map(group, "body", image.body, cells)]
     if small.size:  # without a body there is nothing to make a thumbnail of
-        _write_map(group, THUMBNAIL, small, {"cell_mm": THUMBNAIL_MM, "unit": "windowed HU, 0 to 255"})
+        shown = {"cell_mm": THUMBNAIL_MM, "unit": "windowed HU, 0 to 255"}
+        written.append(_write_map(group, THUMBNAIL, small, shown))
+    return written
 
 
-def _write_map(group: zarr.Group, name: str, cells: MapArray, attributes: dict[str, Any]) -> None:
+def _write_map(
+    group: zarr.Group, name: str, cells: MapArray, attributes: dict[str, Any]
+) -> tuple[zarr.Array[Any], MapArray]:
     array = group.create_array(
         name,
         shape=cells.shape,
@@ -148,6 +158,18 @@ def _write_map(group: zarr.Group, name: str, cells: MapArray, attributes: dict[s
         config={"write_empty_chunks": True},
     )
     array[...] = cells
+    return array, cells
+
+
+def _read_back_map(storage: Storage, prefix: str, array: zarr.Array[Any], cells: MapArray) -> None:
+    """`StoreError` unless metadata and cells of an array are found as they were written."""
+    key = f"{read_back_metadata(storage, prefix, array)}/c/0/0/0"
+    try:
+        same = np.array_equal(decoded_chunk(storage.read(key)), cells.ravel())
+    except (ValueError, RuntimeError) as error:
+        raise StoreError(f"{storage.root}/{key}: read back {OTHER_BYTES} ({error})") from error
+    if not same:
+        raise StoreError(f"{storage.root}/{key}: read back {OTHER_BYTES}")
 
 
 def _shares(image: Image, index: Zyx, hu: HuArray) -> tuple[float, float, float]:

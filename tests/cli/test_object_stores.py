@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from support.command_line import SMALL, fails, ingest, run
-from support.object_server import KEY_ID, SECRET, TRANSIENT
+from support.object_server import KEY_ID, SECRET, TRANSIENT, now_and_then
 from support.sources import contents
 from support.stores import add_volume, make_store, synthetic_hu
 
@@ -60,13 +60,7 @@ def test_an_ingest_into_a_bucket_commits_what_one_onto_a_disk_does(sources, undi
 def test_behind_a_bad_network_the_commits_are_the_same(sources, undisturbed, proxy, bucket, here):
     """Every seventh request is throttled, fails, loses its answer or is cut; superpatches too."""
     local, key = undisturbed
-    asked = iter(range(10**9))
-
-    def fault(request):
-        n = next(asked)
-        return TRANSIENT[n // 7 % 4] if n % 7 == 3 else None
-
-    proxy.faults = fault
+    proxy.faults = now_and_then(7, *TRANSIENT)
     code, out, stderr = run(*ingest(sources, url_of(bucket), "--key-file", key, *SMALL))
     assert code == 0, out + stderr
     store = Store.open(url_of(bucket))
@@ -75,7 +69,8 @@ def test_behind_a_bad_network_the_commits_are_the_same(sources, undisturbed, pro
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_it_ends_the_same(sources, undisturbed, object_server, bucket, here):
+@pytest.mark.parametrize("network", ["good", "bad"])
+def test_killed_again_and_again_it_ends_the_same(sources, undisturbed, object_server, bucket, here, network):
     """SIGKILL after more and more requests; then undisturbed: as if nothing had happened."""
     local, key = undisturbed
     words = [str(word) for word in ingest(sources, url_of(bucket), "--key-file", key, *SMALL)]
@@ -83,6 +78,8 @@ def test_killed_again_and_again_it_ends_the_same(sources, undisturbed, object_se
     with object_server.proxy() as proxy:
         environment = {**os.environ, "AWS_ENDPOINT_URL": proxy.url}
         for requests in (8, 30, 60, 90):
+            if network == "bad":
+                proxy.faults = now_and_then(5, *TRANSIENT)
             seen = len(proxy.requests)
             process = subprocess.Popen([sys.executable, "-m", "maesil", *words], env=environment)
             while process.poll() is None and len(proxy.requests) < seen + requests:

@@ -6,11 +6,9 @@ Real file systems are mounted where this process may mount any (root on Linux); 
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,30 +19,6 @@ from maesil import errors
 from maesil.atomic import make_link
 from maesil.files import require_writable
 from maesil.ingest import limits
-
-Mount = Callable[..., Path]
-
-
-@pytest.fixture
-def mount(tmp_path) -> Iterator[Mount]:
-    """Mounts a file system at a folder of its own, skips where it may not, takes it off afterwards."""
-    mounted: list[Path] = []
-
-    def mounts(*words: object) -> Path:
-        place = tmp_path / f"mount{len(mounted)}"
-        place.mkdir(exist_ok=True)
-        command = [str(word).replace("PLACE", str(place)) for word in words]
-        try:
-            subprocess.run(command, check=True, capture_output=True, timeout=30)
-        except (OSError, subprocess.SubprocessError) as error:
-            pytest.skip(f"cannot mount here: {error}")
-        mounted.append(place)
-        return place
-
-    yield mounts
-    gc.collect()  # an error that nobody holds any more may hold a file
-    for place in reversed(mounted):  # lazily: what was closed a moment ago may keep it busy
-        subprocess.run(["umount", "--lazy", place], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")

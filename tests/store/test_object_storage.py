@@ -7,7 +7,7 @@ import os
 import time
 
 import pytest
-from support.object_server import KEY_ID, SECRET, Request
+from support.object_server import KEY_ID, NO_ROOM, SECRET, now_and_then
 
 from maesil.errors import ResourceError, StoreError, UsageError
 from maesil.store.backends import open_storage
@@ -24,21 +24,10 @@ def storage(proxy, bucket):
     return ObjectStorage(place_of(f"s3://{bucket}/store.zarr"), patience=20.0)
 
 
-def every(number, *faults):
-    """Return what gives each of so many requests one fault, in turn, and leaves the others alone."""
-    asked = iter(range(10**6))
-
-    def fault(request: Request):
-        n = next(asked)
-        return faults[n // number % len(faults)] if n % number == 0 else None
-
-    return fault
-
-
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_what_passes_is_tried_again_and_nobody_notices(storage, proxy, fault):
     data = os.urandom(MEGABYTE)
-    proxy.faults = every(2, fault)
+    proxy.faults = now_and_then(2, fault)
     assert storage.put_new("a", data)
     storage.put("b", data[::-1])
     assert storage.read("a") == data and storage.read("b") == data[::-1]
@@ -52,7 +41,7 @@ def test_what_passes_is_tried_again_and_nobody_notices(storage, proxy, fault):
 @pytest.mark.parametrize("fault", ["slow down", "internal error", "lost answer"])
 def test_a_record_whose_answer_was_lost_is_still_its_writers(storage, proxy, fault):
     for number in range(6):
-        proxy.faults = every(10**6, fault)  # the first request of each put, and no other
+        proxy.faults = now_and_then(10**6, fault)  # the first request of each put, and no other
         assert storage.put_new(f"commits/{number}", f"of this writer, {number}".encode())
         assert not storage.put_new(f"commits/{number}", f"of another, {number}".encode())
         assert storage.read(f"commits/{number}") == f"of this writer, {number}".encode()
@@ -60,7 +49,7 @@ def test_a_record_whose_answer_was_lost_is_still_its_writers(storage, proxy, fau
 
 def test_a_writer_whose_answer_was_lost_does_not_take_anothers_record_for_its_own(storage, proxy):
     assert storage.put_new("record", b"same bytes")
-    proxy.faults = every(10**6, "lost answer")
+    proxy.faults = now_and_then(10**6, "lost answer")
     assert not storage.put_new("record", b"same bytes")
 
 
@@ -93,7 +82,7 @@ def test_a_server_that_ignores_the_condition_is_found_out(storage, proxy):
 
 def test_many_parts_become_one_object_by_parallel_uploads(storage, proxy, object_server, bucket):
     parts = [os.urandom(3 * MEGABYTE) for _ in range(9)]
-    proxy.faults = every(3, *TRANSIENT[:3])
+    proxy.faults = now_and_then(3, *TRANSIENT[:3])
     storage.put_parts("c/0", iter(parts))
     assert storage.read("c/0") == b"".join(parts)
     assert proxy.of("POST", "uploads") and not object_server.uploads(bucket)
@@ -169,7 +158,7 @@ def test_an_array_is_written_through_the_zarr_view_behind_a_bad_network(storage,
     import numpy as np
     import zarr
 
-    proxy.faults = every(2, fault)
+    proxy.faults = now_and_then(2, fault)
     group = zarr.create_group(storage.zarr("volumes/a", read_only=False), attributes={"a": 1})
     values = np.arange(60, dtype=np.uint8).reshape(3, 4, 5)
     array = group.create_array("x", shape=values.shape, chunks=values.shape, dtype="uint8")
@@ -192,6 +181,24 @@ def test_refused_credentials_are_told_and_not_repeated(monkeypatch, object_serve
         with pytest.raises(UsageError, match=r"refuses these credentials \(403 Forbidden") as told:
             list(getattr(storage, act)(*arguments))
     assert SECRET not in str(told.value) and KEY_ID not in str(told.value)
+
+
+@pytest.mark.parametrize("fault", NO_ROOM)
+def test_a_server_without_room_is_told_and_what_is_there_can_go(proxy, bucket, fault):
+    storage = ObjectStorage(place_of(f"s3://{bucket}/store.zarr"), patience=1.0)
+    storage.put_new("c/old", b"1")
+    proxy.faults = lambda request: fault if request.method == "PUT" or "uploadId" in request.path else None
+    big = (bytes(9 * MEGABYTE) for _ in range(3))
+    for act in (
+        lambda: storage.put_new("c/new", b"2"), lambda: storage.put("c/new", b"2"),
+        lambda: storage.put_parts("c/new", [b"2"]), lambda: storage.put_parts("c/new", big),
+    ):  # fmt: skip
+        with pytest.raises(ResourceError, match=rf"{bucket}/store.zarr/c/new: the storage is full \(\d+ ") as told:
+            act()
+        assert "\n" not in str(told.value) and "credentials" not in str(told.value)
+    assert list(storage.list("")) == ["c/old"]
+    storage.remove("c/old")
+    assert list(storage.list("")) == []
 
 
 def test_a_damaged_range_is_a_damaged_store(storage):

@@ -6,6 +6,7 @@ The server is a process of its own. `FaultyProxy.faults` decides of each request
 from __future__ import annotations
 
 import http.client
+import itertools
 import socket
 import subprocess
 import sys
@@ -19,22 +20,33 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
 
-Fault = Literal["slow down", "internal error", "lost answer", "cut body", "slow", "ignore condition", "denied"]
+Fault = Literal[
+    "slow down", "internal error", "lost answer", "cut body", "slow", "ignore condition", "denied",
+    "full", "over quota", "flipped",
+]  # fmt: skip
 TRANSIENT: tuple[Fault, ...] = ("slow down", "internal error", "lost answer", "cut body")
 """Faults that go away when the request is made again."""
+NO_ROOM: tuple[Fault, ...] = ("full", "over quota")
 SECRET = "wJalrXUtnFEMI-a-secret-that-must-not-leak"
 KEY_ID = "AKIAEXAMPLEOFATEST"
-_ERRORS = {"slow down": (503, "SlowDown"), "internal error": (500, "InternalError"), "denied": (403, "AccessDenied")}
+_ERRORS = {
+    "slow down": (503, "SlowDown"),
+    "internal error": (500, "InternalError"),
+    "denied": (403, "AccessDenied"),
+    "full": (507, "XMinioStorageFull"),  # as MinIO says it
+    "over quota": (403, "QuotaExceeded"),  # as Ceph does
+}
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length", "date", "server"}
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request as the proxy met it; ``range`` is (first, last) byte or None."""
+    """One request as the proxy met it; ``range`` is (first, last) byte or None, ``sent`` the bytes of its body."""
 
     method: str
     path: str
     range: str | None
+    sent: int = 0
 
 
 class FaultyProxy:
@@ -93,7 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.proxy.begins(Request(self.command, self.path, self.headers.get("Range")))
+        fault = self.proxy.begins(Request(self.command, self.path, self.headers.get("Range"), len(body)))
+        if fault == "flipped" and self.command == "PUT":
+            body = _flipped(body)
         try:
             time.sleep(self.proxy.latency + (self.proxy.delay if fault == "slow" else 0))
             if fault in _ERRORS:
@@ -106,6 +120,8 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "lost answer":
                 self.close_connection = True
                 return
+            if fault == "flipped" and self.command == "GET":
+                answer = _flipped(answer)
             self._answer(status, headers, answer, cut=fault == "cut body")
         finally:
             self.proxy.ends()
@@ -142,6 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Say nothing."""
+
+
+def _flipped(body: bytes) -> bytes:
+    """Return the bytes with one bit in their middle turned over."""
+    half = len(body) // 2
+    return body[:half] + bytes([body[half] ^ 4]) + body[half + 1 :]
 
 
 class ObjectServer:
@@ -185,6 +207,31 @@ def environment(url: str) -> dict[str, str]:
         "AWS_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def now_and_then(number: int, *faults: Fault) -> Callable[[Request], Fault | None]:
+    """Return what gives one of so many requests a fault, each in turn, and leaves the others alone."""
+    asked = itertools.count()
+
+    def fault(_: Request) -> Fault | None:
+        n = next(asked)
+        return faults[n // number % len(faults)] if n % number == 0 else None
+
+    return fault
+
+
+def quota(size: int, fault: Fault) -> Callable[[Request], Fault | None]:
+    """Return what takes so many bytes of objects, and answers every further one with a fault."""
+    taken = 0
+
+    def full(request: Request) -> Fault | None:
+        nonlocal taken
+        if request.method != "PUT":
+            return None
+        taken += request.sent
+        return fault if taken > size else None
+
+    return full
 
 
 @contextmanager
