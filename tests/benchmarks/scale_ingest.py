@@ -88,11 +88,12 @@ def _drive(number: int, work: Path, kill_at: int, answers: Any) -> None:
             os.kill(os.getpid(), 9)
 
     options = IngestOptions(workers=0, cache_folder=work / "cache")
-    plan, _ = planned_on_disk([work], Recipe(), options, progress, lambda line: None)
+    plan, shared = planned_on_disk([work], Recipe(), options, progress, lambda line: None)
     verdicts = VerdictsOnDisk()
     verdicts.extend(FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths)
     verdicts.settle()
     assert verdicts.are_one_for_each(_files(number))
+    shared.discard()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     seconds = time.perf_counter() - started
     answers.put(
@@ -126,7 +127,7 @@ def parts(series: int, count: int, *, bucket: bool) -> dict[str, Any]:
             hu[5, number // 1000 % 16, 7] = number // 1000
             folder = work / "in" / f"{number // 1000:03d}"
             folder.mkdir(parents=True, exist_ok=True)
-            write_nifti(folder / f"{number:06d}.nii.gz", hu, np.diag([2.0, 2.0, 2.0, 1.0]))
+            write_nifti(folder / f"{number:06d}.nii.gz", hu, np.diag([5.0, 5.0, 5.0, 1.0]))
         source, environment = str(work / "in"), {**os.environ, "MAESIL_CACHE": str(work / "cache")}
         if bucket:
             source, more = _uploaded(work / "in", held)
