@@ -42,6 +42,8 @@ _DAMAGED = (*DAMAGED_ROWS, ValueError)
 _FOLDER = "scans"
 _KEPT_SECONDS = 7 * 24 * 3600
 _FORMAT = 1
+_WORTH_TELLING = 1000
+"""Files of a scan whose state is told. Fewer are read in a moment."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,10 @@ class SharedScan:
             _attach(tables, self.file("sqlite"), "immutable=1")
             found = ScanTables(tables)
             if found.is_as_listed(self._files(), follow_links=self.options.follow_links):
-                self.say(f"the headers of {counted(found.listed(), 'file')} were read by another run")
+                self._tell(found, f"the headers of {counted(found.listed(), 'file')} were read by another run")
                 return True
-            self.say("since another run scanned the sources, files changed or could not be read: they are read again")
+            told = "since another run scanned the sources, files changed or could not be read: they are read again"
+            self._tell(found, told)
         except _DAMAGED:
             pass  # said when it is looked at closer
         with suppress(sqlite3.OperationalError):
@@ -152,7 +155,8 @@ class SharedScan:
             self.progress("list", number, None)
         todo, listed = found.to_be_looked_at(), found.listed()
         if todo < listed:
-            self.say(f"going on with an earlier scan: {listed - todo} of {counted(listed, 'file')} were looked at")
+            told = f"going on with an earlier scan: {listed - todo} of {counted(listed, 'file')} were looked at"
+            self._tell(found, told)
         with found.in_transactions() as one_more:
             numbers: list[int] = []
             for path in with_heads(_numbered(found, numbers)):
@@ -163,6 +167,10 @@ class SharedScan:
                 todo -= 1
                 self.progress("scan", listed - todo, listed)
         found.finish()
+
+    def _tell(self, found: ScanTables, line: str) -> None:
+        if found.listed() >= _WORTH_TELLING:
+            self.say(line)
 
     def _files(self) -> Iterator[SourcePath]:
         """Yield all files of the sources but these tables, which change while the cache folder is looked at."""

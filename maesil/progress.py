@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -31,15 +31,19 @@ class Tally:
 
 
 @contextmanager
-def progress(labels: dict[str, str]) -> Iterator[Report]:
-    """Yield a reporter for the named stages; ``labels`` says what each counts, for example ``{"scan": "file"}``."""
+def progress(labels: dict[str, str], silent_when_quick: Collection[str] = ()) -> Iterator[Report]:
+    """Yield a reporter for the named stages; ``labels`` says what each counts, for example ``{"scan": "file"}``.
+
+    Where lines are written, the end of a stage is one of them. That of a stage of ``silent_when_quick`` is told only
+    if the stage took so long that there was a line of it before.
+    """
     console = Console(stderr=True, soft_wrap=True)  # a line of a log is one line, however long
     if console.is_terminal:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console, transient=True) as bars:
             yield _bar_reporter(bars, labels)
     else:
-        yield _line_reporter(console, labels)
+        yield _line_reporter(console, labels, silent_when_quick)
 
 
 def _bar_reporter(bars: Progress, labels: dict[str, str]) -> Report:
@@ -53,20 +57,24 @@ def _bar_reporter(bars: Progress, labels: dict[str, str]) -> Report:
     return report
 
 
-def _line_reporter(console: Console, labels: dict[str, str]) -> Report:
+def _line_reporter(console: Console, labels: dict[str, str], silent_when_quick: Collection[str]) -> Report:
     said = time.monotonic()
     begun: dict[str, tuple[float, int]] = {}
+    silent = set(silent_when_quick)
 
     def report(stage: str, done: int, total: int | None) -> None:
         nonlocal said
         now = time.monotonic()
         started, first = begun.setdefault(stage, (now, done))
-        if done == total or now - said >= _SECONDS_BETWEEN_LINES:
-            said = now
-            told = f"{done} of {counted(total, labels[stage])}" if total else counted(done, labels[stage])
-            if total and first < done < total:
-                told += f", about {_span((now - started) * (total - done) / (done - first))} left"
-            console.print(f"{stage}: {told}", highlight=False)
+        if now - said >= _SECONDS_BETWEEN_LINES:
+            silent.discard(stage)
+        elif done != total or stage in silent:
+            return
+        said = now
+        told = f"{done} of {counted(total, labels[stage])}" if total else counted(done, labels[stage])
+        if total and first < done < total:
+            told += f", about {_span((now - started) * (total - done) / (done - first))} left"
+        console.print(f"{stage}: {told}", highlight=False)
 
     return report
 

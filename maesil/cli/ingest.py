@@ -25,6 +25,7 @@ _RECIPE, _RUN, _REPORT = "What becomes of the voxels", "How it runs", "Reports a
 _STAGES = {
     "list": "file", "scan": "file", "compare": "file", "plan": "series UID", "hash": "source", "build": "volume",
 }  # fmt: skip
+_LOOKING = ("list", "scan", "plan")
 
 Sources = Annotated[
     list[str] | None,
@@ -226,7 +227,7 @@ def _into_store(places: list[SourcePlace], store: StorePlace, recipe: Any, optio
     if not options.dry_run:
         open_storage(store).require_writable("--out")
         require_place(report, store)
-    with progress(_STAGES) as shown:
+    with progress(_STAGES, silent_when_quick=_LOOKING) as shown:
         summary = run_ingest(places, store, recipe, options, shown, _say)
     if not options.dry_run:
         write_report(report, summary, store)
@@ -249,7 +250,7 @@ def _into_cache(
     if report is not None:
         require_folder_place(report)
         require_writable(report, "--report")
-    with progress(_STAGES) as shown:
+    with progress(_STAGES, silent_when_quick=_LOOKING) as shown:
         made = ingest_into_cache(places, recipe, options, name=name, progress=shown, say=_say)
     if report is not None:
         write_report(report, made.summary, made.entry.store)

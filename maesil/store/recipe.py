@@ -33,10 +33,14 @@ _LIBRARIES = ("SimpleITK", "pydicom", "nibabel", "pylibjpeg-openjpeg", "pylibjpe
 _MAX_FILLED = 10
 
 
-@cache
 def _library_versions() -> tuple[tuple[str, str], ...]:
+    return _versions_of(_LIBRARIES)
+
+
+@cache
+def _versions_of(names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     found = []
-    for name in _LIBRARIES:
+    for name in names:
         try:
             found.append((name, version(name)))
         except PackageNotFoundError:

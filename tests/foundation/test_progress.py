@@ -27,6 +27,25 @@ def test_long_work_says_something_now_and_then(capfd, monkeypatch):
     assert 2 <= len(lines) <= 5 and lines[0].startswith("scan: ") and lines[0].endswith(" files")
 
 
+# After three files, 8 s for two of them: six more take 24 s.
+LONG_LOOK = [
+    "scan: 3 of 9 files, about 24 s left",
+    "scan: 6 of 9 files, about 12 s left",
+    "scan: 9 of 9 files",
+]
+
+
+@pytest.mark.parametrize("seconds_per_call, looked", [(0.01, []), (4.0, LONG_LOOK)])
+def test_a_quick_look_says_nothing_and_a_long_one_the_time_left(capfd, monkeypatch, seconds_per_call, looked):
+    seconds = itertools.count(0.0, seconds_per_call)
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    with progress({"scan": "file", "build": "volume"}, silent_when_quick=["scan"]) as report:
+        for done in range(1, 10):
+            report("scan", done, 9)
+        report("build", 1, 1)
+    assert capfd.readouterr().err.splitlines() == [*looked, "build: 1 of 1 volume"]
+
+
 def test_nothing_goes_to_standard_output(capfd):
     with progress({"a": "file", "b": "volume"}) as report:
         report("a", 1, 1)

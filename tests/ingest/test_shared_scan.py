@@ -39,6 +39,7 @@ class Scans:
         self.place, self.read, self.said = place, [], []
         real = scanning.read_headers
         monkeypatch.setattr(scanning, "read_headers", lambda path: self.read.append(path) or real(path))
+        monkeypatch.setattr("maesil.ingest.shared_scan._WORTH_TELLING", 1)
 
     def on_disk(self, after: int | None = None, **options):
         def progress(stage: str, done: int, total: int | None) -> None:
