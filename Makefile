@@ -41,8 +41,9 @@ gpu-bundle: .venv/.installed-test
 	PYTHONPATH=. $(BIN)/python tests/gpu/bundle.py
 
 # In that folder: nine minutes on the GPU, then gpu.json and gpu.md. Needs python3 (or PYTHON=...) with torch, Triton, numpy.
+# MINUTES=13 gives a slow machine more.
 gpu:
-	$(PYTHON) tests/gpu/run.py
+	$(PYTHON) tests/gpu/run.py $(if $(MINUTES),--minutes $(MINUTES))
 
 clean:
 	rm -rf .venv demo site build gpu-bundle *.egg-info
