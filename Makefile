@@ -41,9 +41,8 @@ gpu-bundle: .venv/.installed-test
 	PYTHONPATH=. $(BIN)/python tests/gpu/bundle.py
 
 # In that folder: nine minutes on the GPU, then gpu.json and gpu.md. Needs python3 (or PYTHON=...) with torch, Triton, numpy.
-# MINUTES=13 gives a slow machine more.
 gpu:
-	$(PYTHON) tests/gpu/run.py $(if $(MINUTES),--minutes $(MINUTES))
+	$(PYTHON) tests/gpu/run.py
 
 clean:
 	rm -rf .venv demo site build gpu-bundle *.egg-info
