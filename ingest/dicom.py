@@ -123,6 +123,8 @@ def _values_are_refused() -> Iterator[None]:
     """Make a refusal of what pydicom raises where a header holds a value that cannot be meant."""
     try:
         yield
+    # pydicom converts a value when it is asked for, and names no error of its own for one that it cannot: a number that
+    # is text, too large or missing, an empty sequence, an unknown kind of value. Each would end the whole run.
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, NotImplementedError) as error:
         raise Refused("bad_header", f"a value of the header cannot be used ({type(error).__name__})") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -39,18 +38,18 @@ def rows_of(header: InstanceHeader) -> Rows:
     key = (header.patient, header.study, header.series)
     said = _said_row(header.acquisition, header.weak)
     shared = _shared_row(tuple(header.technical.items()), *(getattr(header, name) for name in _PLAIN))
-    own = sealed([*(getattr(header, name) for name in _OWN), _sum(key, said, shared)])
+    own = packed([*(getattr(header, name) for name in _OWN), _sum(key, said, shared)])
     return Rows(key, own, said, shared)
 
 
 @functools.lru_cache(maxsize=4096)
 def _said_row(*values: tuple[str, ...]) -> bytes:
-    return sealed(values)
+    return packed(values)
 
 
 @functools.lru_cache(maxsize=4096)
 def _shared_row(technical: tuple[tuple[str, Any], ...], *values: Any) -> bytes:
-    return sealed([dict(technical), *values])
+    return packed([dict(technical), *values])
 
 
 def kind_of(header: InstanceHeader) -> str:
@@ -65,7 +64,7 @@ def _kind(image_type: tuple[str, ...], technical: tuple[tuple[str, Any], ...]) -
 
 def header_of(path: SourcePath, rows: Rows) -> InstanceHeader:
     """Return the header that was written; `DamagedRow` if one of its rows was damaged."""
-    *own, total = unsealed(rows.own)
+    *own, total = unpacked(rows.own)
     if total != _sum(rows.key, rows.said, rows.shared):
         raise DamagedRow("expected the rows that belong to a header, found others")
     values: dict[str, Any] = dict(zip(_OWN, own, strict=True))
@@ -87,24 +86,24 @@ def _sum(key: tuple[str, ...], *rows: bytes) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def _said_of(data: bytes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    acquisition, weak = unsealed(data)
+    acquisition, weak = unpacked(data)
     return tuple(acquisition), tuple(weak)
 
 
 @functools.lru_cache(maxsize=4096)
 def _shared_of(data: bytes) -> dict[str, Any]:
-    values = dict(zip(_SHARED, unsealed(data), strict=True))
+    values = dict(zip(_SHARED, unpacked(data), strict=True))
     return {name: tuple(v) if name in _TUPLES and v is not None else v for name, v in values.items()}
 
 
-def sealed(values: Any) -> bytes:
+def packed(values: Any) -> bytes:
     """Return JSON-ready values as bytes with a checksum before them."""
     data = json.dumps(values, separators=(",", ":")).encode()
     return zlib.crc32(data).to_bytes(4, "big") + data
 
 
-def unsealed(data: bytes, parse: Callable[[bytes], Any] = json.loads) -> Any:
-    """Return the values that `sealed` was given; `DamagedRow` if the checksum does not fit."""
+def unpacked(data: bytes) -> Any:
+    """Return the values that `packed` was given; `DamagedRow` if the checksum does not fit."""
     if zlib.crc32(data[4:]) != int.from_bytes(data[:4], "big"):
         raise DamagedRow("expected rows of headers as they were written, found others")
-    return parse(data[4:])
+    return json.loads(data[4:])

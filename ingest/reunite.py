@@ -258,21 +258,12 @@ def _key(header: InstanceHeader) -> Key:
 # Blanked series UIDs --------------------------------------------------------------------------------
 
 
-def outcomes_of_blank_series(
-    instances: Iterable[InstanceHeader], rules: SeriesRules | None = None
-) -> list[tuple[Key, Outcome]]:
-    """Split and test the instances whose series UID an anonymiser blanked; each outcome with (patient, study, "").
+def _outcomes_of_blank_study(slices: list[InstanceHeader], rules: SeriesRules) -> list[Outcome]:
+    """Split and test the slices of a study whose series UIDs an anonymiser blanked.
 
     A folder stands in for the series, since two scans must never be mixed. But where slices of one folder are refused
     or left over alone, and together with those of other folders they make whole volumes, they belong together.
     """
-    found = []
-    for (patient, study), slices in Listed(list(instances)).blank():
-        found += [((patient, study, ""), outcome) for outcome in _outcomes_of_blank_study(slices, rules)]
-    return found
-
-
-def _outcomes_of_blank_study(slices: list[InstanceHeader], rules: SeriesRules | None) -> list[Outcome]:
     folders: dict[SourcePlace, list[InstanceHeader]] = defaultdict(list)
     for header in slices:
         folders[header.path.parent].append(header)

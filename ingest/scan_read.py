@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from itertools import groupby
 
 from maesil.ingest.header import InstanceHeader
-from maesil.ingest.header_rows import DamagedRow, Rows, header_of, unsealed
+from maesil.ingest.header_rows import DamagedRow, Rows, header_of, unpacked
 from maesil.ingest.reunite import SLICES_WITH_A_COPY, Key, Planned
 from maesil.ingest.source_path import SourcePath
 from maesil.ingest.tables import path_of, text_bytes, text_of
@@ -99,7 +99,7 @@ class OtherFiles(Collection[FileVerdict]):
 
     def __iter__(self) -> Iterator[FileVerdict]:
         for path, row in self._tables.execute(f"SELECT f.path, o.row {_OTHERS}"):
-            status, code, detail = unsealed(row)
+            status, code, detail = unpacked(row)
             yield FileVerdict(path_of(path), status, code, detail=detail)
 
     def __contains__(self, verdict: object) -> bool:

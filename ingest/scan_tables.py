@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from maesil.ingest.failures import MAY_PASS
 from maesil.ingest.header import InstanceHeader
-from maesil.ingest.header_rows import kind_of, rows_of, sealed
+from maesil.ingest.header_rows import kind_of, packed, rows_of
 from maesil.ingest.scan import ScanResult
 from maesil.ingest.source_path import ObjectFile, SourcePath
 from maesil.ingest.tables import paged, path_bytes, path_of, text_bytes
@@ -148,7 +148,7 @@ class ScanTables:
         for seq, path in enumerate(found.niftis):
             self._execute("INSERT INTO scan.niftis VALUES (?, ?, ?)", n, seq, number_of(path))
         for seq, verdict in enumerate(found.verdicts):
-            row = sealed([verdict.status, verdict.code, verdict.detail])
+            row = packed([verdict.status, verdict.code, verdict.detail])
             self._execute("INSERT INTO scan.others VALUES (?, ?, ?, ?)", n, seq, number_of(verdict.path), row)
         passing = any(verdict.code in MAY_PASS for verdict in found.verdicts)
         self._execute("UPDATE scan.files SET state = ? WHERE n = ?", _MAY_PASS if passing else _LOOKED_AT, n)

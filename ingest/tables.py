@@ -34,7 +34,7 @@ def room_for_tables() -> Iterator[None]:
     except sqlite3.OperationalError as error:
         if is_full(error):
             raise ResourceError(
-                f"expected room for the tables of the scan (about 1 kB a file), found none ({error}); "
+                f"expected room for the tables of the scan (about 1 kB per file), found none ({error}); "
                 "set MAESIL_CACHE and TMPDIR to folders with more, and run the same command again"
             ) from error
         raise

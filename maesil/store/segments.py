@@ -65,10 +65,6 @@ class Segment:
         """Return the file."""
         return to_parquet(self.table)
 
-    def generations(self) -> Iterator[tuple[str, int]]:
-        """Yield id and generation of each row, `GONE` for a volume that was taken out."""
-        return zip(self.table["volume_id"].to_pylist(), self.table["generation"].to_pylist(), strict=True)
-
     def volumes(self) -> Iterator[tuple[str, Volume | None]]:
         """Yield id and volume of each row, None for one that was taken out; most fields are read when asked for."""
         columns = (self.table[name].to_pylist() for name in (*_NAMES, "generation"))

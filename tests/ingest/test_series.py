@@ -16,7 +16,7 @@ from maesil.documents import canonical_json
 from maesil.geometry import shear_mm, world_of
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.passes import MIN_SLICES
-from maesil.ingest.reunite import group_series, outcomes_of_blank_series
+from maesil.ingest.reunite import group_series, outcomes_of_all
 from maesil.ingest.series import outcomes_of_series
 from maesil.ingest.stack import Outcome
 
@@ -203,9 +203,9 @@ def blank(slices: list[InstanceHeader], folder: str) -> list[InstanceHeader]:
 
 def test_blank_series_are_told_apart_by_their_folders_and_joined_only_to_become_whole():
     slices = straight(40)
-    apart = outcomes_of_blank_series(blank(straight(20), "/a") + blank(straight(20, start=7.3), "/b"))
-    assert [len(o.stack.slices) for _, o in apart] == [20, 20]
-    joined = outcomes_of_blank_series(blank(slices[0:9], "/a") + blank(slices[9:28], "/b") + blank(slices[28:], "/c"))
-    assert [len(o.stack.slices) for _, o in joined] == [40]
-    holed = outcomes_of_blank_series(blank(slices[0:20], "/a") + blank(slices[21:], "/b"))
-    assert [len(o.stack.slices) for _, o in holed] == [20, 19]
+    apart = outcomes_of_all(blank(straight(20), "/a") + blank(straight(20, start=7.3), "/b"))
+    assert [len(o.stack.slices) for _, o in apart.outcomes] == [20, 20]
+    joined = outcomes_of_all(blank(slices[0:9], "/a") + blank(slices[9:28], "/b") + blank(slices[28:], "/c"))
+    assert [len(o.stack.slices) for _, o in joined.outcomes] == [40]
+    holed = outcomes_of_all(blank(slices[0:20], "/a") + blank(slices[21:], "/b"))
+    assert [len(o.stack.slices) for _, o in holed.outcomes] == [20, 19]
