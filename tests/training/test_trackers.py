@@ -18,6 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from support.lanes import slow_but
 from support.runs import interrupted_after
 from support.stores import make_store
 from support.training import CONFIG, metrics, run, with_train
@@ -26,15 +27,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from maesil.config.schema import TRACKERS
 from maesil.documents import write_json
 from maesil.errors import UsageError
-from maesil.installed import MLFLOW, WANDB, not_installed
+from maesil.installed import not_installed
 from maesil.store.store import Store
 from maesil.training import trackers
 from maesil.training.follow import TRACKER, Follower, _known
 from maesil.training.log import METRICS, NoLog, RunLog
 from maesil.training.train import _log
 
-with_mlflow = pytest.mark.skipif(bool(not_installed(MLFLOW)), reason="the extra mlflow is not installed")
-with_wandb = pytest.mark.skipif(bool(not_installed(WANDB)), reason="the extra wandb is not installed")
 PATIENT = "Mustermann_Erika"
 """Folders bear this name here; no tracker may."""
 
@@ -162,16 +161,10 @@ def _wandb_records(path: Path):
             parts = b""
 
 
-def readers(*fast: str) -> list[object]:
-    """Each tracker that is installed; in the slow lane but for some."""
-    marks = {"tensorboard": [], "mlflow": [with_mlflow], "wandb": [with_wandb]}
-    return [pytest.param(name, marks=own + [pytest.mark.slow] * (name not in fast)) for name, own in marks.items()]
-
-
 READ = {"tensorboard": TensorBoard, "mlflow": MLflow, "wandb": WandB}
 
 
-@pytest.mark.parametrize("name", readers("tensorboard", "wandb"))
+@pytest.mark.parametrize("name", slow_but(READ, ("tensorboard", "wandb")))
 def test_each_tracker_holds_the_metrics_the_options_and_no_name_of_a_folder(store, tmp_path, database, offline, name):
     out = tmp_path / PATIENT / "run-7"
     config = with_train(tracker=name, where="group != 'Mustermann_Erika'", stage=str(tmp_path / PATIENT / "stage"))
@@ -189,7 +182,7 @@ def test_each_tracker_holds_the_metrics_the_options_and_no_name_of_a_folder(stor
     assert "failed" not in printed
 
 
-@pytest.mark.parametrize("name", readers("tensorboard"))
+@pytest.mark.parametrize("name", slow_but(READ, ("tensorboard",)))
 def test_a_resumed_run_goes_on_where_the_tracker_knows_it_and_no_step_is_doubled(
     store, tmp_path, database, offline, name
 ):
@@ -237,7 +230,6 @@ def test_a_folder_of_that_name_is_no_package(tmp_path, monkeypatch):
     assert not_installed(("no_such_package",)) == "no_such_package"
 
 
-@with_mlflow
 def test_a_server_that_is_not_there_costs_one_line(store, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -328,7 +320,6 @@ class Calls(ThreadingTCPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
 
-@with_wandb
 @pytest.mark.slow
 @pytest.mark.parametrize("mode, asked", [("offline", False), ("online", True)])
 def test_wandb_offline_asks_no_server_and_online_one_that_fails_costs_one_line(store, tmp_path, mode, asked):
