@@ -16,7 +16,6 @@ from maesil.ingest.privacy import IdentityKey, without_paths
 from maesil.ingest.source_path import SourcePath
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import OTHER_PARTITION, FileVerdict, Status
-from maesil.ingest.verdict_tables import VerdictsOnDisk
 from maesil.store.recipe import Recipe
 from maesil.store.records import Refusal, Volume
 from maesil.store.store import Store
@@ -28,8 +27,7 @@ class Ledger:
     def __init__(self, store: Store, recipe: Recipe, key: IdentityKey, summary: Summary) -> None:
         self.summary = summary
         self._store, self._recipe, self._key = store, recipe, key
-        self.files = VerdictsOnDisk()
-        summary.files = self.files
+        self.files = summary.files
         self._refused: set[str] = set()
         """Ids of the sources that this run refused, or found refused."""
         self._elsewhere: set[str] = set()

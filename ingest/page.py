@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from maesil.ingest.report_folder import RunRecord, source_text
 from maesil.ingest.source_path import SourcePath
-from maesil.ingest.summary import Summary, ordered_tally
-from maesil.ingest.verdict import FileVerdict
+from maesil.ingest.summary import Summary
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.pages import data_url, rendered
 from maesil.store.explain import note_in_words
 from maesil.store.pictures import grey_png, middle_plane
@@ -61,7 +61,7 @@ def page(
     sources: Mapping[str, Sequence[SourcePath]],
     refused: Sequence[RefusedSource],
     runs: Sequence[Mapping[str, Any]],
-    of_all_parts: Sequence[FileVerdict] | None = None,
+    of_all_parts: Verdicts | None = None,
 ) -> str:
     """Return the page of a store as HTML that needs no other file: this run, all volumes and refusals, all runs.
 
@@ -98,9 +98,9 @@ def _in_order_of_interest(summary: Summary, store: Store) -> list[Volume]:
     return list((met | others).values())
 
 
-def _totals(files: Sequence[FileVerdict], volumes: int, refused: int) -> list[tuple[str, int, str]]:
+def _totals(files: Verdicts, volumes: int, refused: int) -> list[tuple[str, int, str]]:
     boxes = [("files found", len(files), "")]
-    boxes += [(status, count, status) for status, count in Summary(files=files).counts.items()]
+    boxes += [(status, count, status) for status, count in files.counts().items()]
     return [*boxes, ("volumes", volumes, ""), ("refused", refused, "")]
 
 
@@ -109,9 +109,9 @@ def _heads(*names: str) -> list[tuple[str, bool]]:
     return [(name.removesuffix(":n"), name.endswith(":n")) for name in names]
 
 
-def _verdict_rows(files: Sequence[FileVerdict]) -> list[tuple[Any, ...]]:
+def _verdict_rows(files: Verdicts) -> list[tuple[Any, ...]]:
     rows: list[tuple[Any, ...]] = []
-    for status, code, count, example in ordered_tally(files):
+    for status, code, count, example in files.ordered_tally():
         why = "" if status == "used" else printable(f"{example.path.name}: {example.detail}".rstrip(": "))
         told = Markup("<span class='{}'>{}</span>").format(status, status)
         rows.append((told, code, count, why))

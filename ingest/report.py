@@ -18,8 +18,9 @@ from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.phi import PhiScan
 from maesil.ingest.report_folder import Noted, RunRecord
 from maesil.ingest.source_path import SourcePath, SourcePlace
-from maesil.ingest.summary import Summary, tally_of
+from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import OTHER_PARTITION
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.store.remedies import remedy
 from maesil.store.store import Store, is_store
 from maesil.store.urls import StorePlace
@@ -45,8 +46,8 @@ def write_report(folder: Path, summary: Summary, store_path: StorePlace) -> None
         write_whole(folder / report_folder.REFUSED, _quarantine_table(refused), private=True)
         write_json(folder / report_folder.SUMMARY, summary.document_without_files(), private=True)
         sources = report_folder.files_by_volume(rows)
-        is_part = any(code == OTHER_PARTITION for _, code in tally_of(summary.files))
-        of_all_parts = [noted.verdict for noted in rows] if is_part else None
+        is_part = any(code == OTHER_PARTITION for _, code in summary.files.tally())
+        of_all_parts = Verdicts(noted.verdict for noted in rows) if is_part else None
         text = page(summary, store_path, store, sources, refused, runs, of_all_parts)
         write_whole(folder / report_folder.PAGE, text, private=True)
 

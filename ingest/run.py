@@ -28,7 +28,7 @@ from maesil.ingest.source_path import ObjectFile, SourcePlace
 from maesil.ingest.summary import NothingFound, Summary
 from maesil.ingest.tables import path_digest, private_tables, room_for_tables
 from maesil.ingest.verdict import FileVerdict
-from maesil.ingest.verdict_tables import VerdictsOnDisk
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.ingest.volume import BuildOrder, build
 from maesil.progress import Report
 from maesil.store.backends import open_storage
@@ -82,8 +82,7 @@ def ingest(
 
 def _dry_summary(plan: PlanOnDisk, sources: Sequence[SourcePlace], *, dry_run: bool) -> Summary:
     """Return what a plan says before anything is made of it."""
-    files = VerdictsOnDisk()
-    files.extend(plan.verdicts)
+    files = Verdicts(plan.verdicts)
     files.extend(FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths)
     files.settle()
     return Summary(

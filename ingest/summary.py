@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +11,8 @@ from rich.table import Table
 from maesil.errors import NoInputError
 from maesil.ingest.phi import PhiScan
 from maesil.ingest.source_path import SourcePlace
-from maesil.ingest.verdict import STATUSES, FileVerdict, Status
-from maesil.ingest.verdict_tables import VerdictsOnDisk
+from maesil.ingest.verdict import FileVerdict
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.sizes import size_text
 from maesil.store.records import Volume
 from maesil.text import counted, printable
@@ -33,8 +32,7 @@ class NothingFound(NoInputError):
 class Summary:
     """The outcome of one ingest: a verdict for each file found, and the volumes of this run."""
 
-    files: Sequence[FileVerdict] = field(default_factory=list)
-    """Of a run they lie on a disk, and are read whenever they are asked for."""
+    files: Verdicts = field(default_factory=Verdicts)
     committed: list[Volume] = field(default_factory=list)
     """Made by this run."""
     fresh: list[Volume] = field(default_factory=list)
@@ -77,10 +75,7 @@ class Summary:
     @property
     def counts(self) -> dict[str, int]:
         """How many files met each verdict; sums to the files found."""
-        found: dict[str, int] = dict.fromkeys(STATUSES, 0)
-        for (status, _), (count, _) in tally_of(self.files).items():
-            found[status] += count
-        return found
+        return self.files.counts()
 
     def document(self) -> dict[str, Any]:
         """Return everything as JSON-ready values."""
@@ -88,7 +83,7 @@ class Summary:
 
     def document_without_files(self) -> dict[str, Any]:
         """Return the same without the verdicts on files, which may be millions."""
-        tally = tally_of(self.files).items()
+        tally = self.files.tally().items()
         return {
             "sources": [printable(source) for source in self.sources],
             "files_found": len(self.files),
@@ -114,7 +109,7 @@ class Summary:
         table.add_column("code")
         table.add_column("files", justify="right", footer=str(len(self.files)))
         table.add_column("first of them, why", overflow="fold")
-        for status, code, count, example in ordered_tally(self.files):
+        for status, code, count, example in self.files.ordered_tally():
             why = "" if status == "used" else f"{example.path.name}: {example.detail}".rstrip(": ")
             table.add_row(status, code, str(count), printable(why))
         return table
@@ -159,36 +154,12 @@ class Summary:
     def refusals(self) -> list[str]:
         """Return one line for each of the first few refused sources, and how many more there are."""
         lines: dict[str, str] = {}
-        for verdict in of_status(self.files, "quarantined"):
+        for verdict in self.files.of_status("quarantined"):
             lines.setdefault(f"{verdict.path.parent}{verdict.code}{verdict.detail}", _refusal_line(verdict))
         shown = list(lines.values())[:_EXPLANATIONS_SHOWN]
         return shown + (
             [f"... and {len(lines) - len(shown)} more (--json lists all)"] if len(lines) > len(shown) else []
         )
-
-
-def tally_of(files: Sequence[FileVerdict]) -> dict[tuple[str, str], tuple[int, FileVerdict]]:
-    """Return for each status and code how many verdicts there are, and the first of them."""
-    if isinstance(files, VerdictsOnDisk):
-        return files.tally()
-    found: dict[tuple[str, str], tuple[int, FileVerdict]] = {}
-    for verdict in files:
-        count, first = found.get((verdict.status, verdict.code), (0, verdict))
-        found[verdict.status, verdict.code] = count + 1, first
-    return found
-
-
-def ordered_tally(files: Sequence[FileVerdict]) -> list[tuple[Status, str, int, FileVerdict]]:
-    """Return rows of status, code, count and first verdict as tables show them."""
-    rows = [(first.status, code, count, first) for (_, code), (count, first) in tally_of(files).items()]
-    return sorted(rows, key=lambda row: (STATUSES.index(row[0]), row[1]))
-
-
-def of_status(files: Sequence[FileVerdict], status: Status) -> Iterator[FileVerdict]:
-    """Yield the verdicts of one status."""
-    if isinstance(files, VerdictsOnDisk):
-        return files.of_status(status)
-    return (verdict for verdict in files if verdict.status == status)
 
 
 def _refusal_line(verdict: FileVerdict) -> str:

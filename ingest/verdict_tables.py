@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from maesil.ingest.source_path import SourcePath
 from maesil.ingest.tables import path_bytes, path_digest, path_of, private_tables, text_bytes, text_of
-from maesil.ingest.verdict import FileVerdict, one_per_file
+from maesil.ingest.verdict import STATUSES, FileVerdict, Status, one_per_file
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS verdicts (n INTEGER PRIMARY KEY, digest INTEGER, path BLOB, status TEXT, code TEXT,
@@ -18,12 +18,13 @@ CREATE TABLE IF NOT EXISTS verdicts (n INTEGER PRIMARY KEY, digest INTEGER, path
 _COLUMNS = "path, status, code, volume_id, detail, more"
 
 
-class VerdictsOnDisk(Sequence[FileVerdict]):
-    """Verdicts in the order in which they were given."""
+class Verdicts(Sequence[FileVerdict]):
+    """Verdicts in the order in which they were given; by default in tables of their own."""
 
-    def __init__(self, tables: sqlite3.Connection | None = None) -> None:
+    def __init__(self, given: Iterable[FileVerdict] = (), tables: sqlite3.Connection | None = None) -> None:
         self._tables = tables or private_tables()
         self._tables.execute(_TABLE)
+        self.extend(given)
 
     def __len__(self) -> int:
         return int(self._tables.execute("SELECT count(*) FROM verdicts").fetchone()[0])
@@ -62,6 +63,18 @@ class VerdictsOnDisk(Sequence[FileVerdict]):
         """Return for each status and code how many verdicts there are, and the first of them."""
         wanted = "SELECT status, code, count(*), min(n) FROM verdicts GROUP BY status, code"
         return {(s, c): (count, self._at(n)) for s, c, count, n in self._tables.execute(wanted).fetchall()}
+
+    def ordered_tally(self) -> list[tuple[Status, str, int, FileVerdict]]:
+        """Return the same as rows of status, code, count and first verdict, in the order in which tables show them."""
+        rows = [(first.status, code, count, first) for (_, code), (count, first) in self.tally().items()]
+        return sorted(rows, key=lambda row: (STATUSES.index(row[0]), row[1]))
+
+    def counts(self) -> dict[str, int]:
+        """Return how many files met each verdict; sums to the files found once there is one for each (`settle`)."""
+        found: dict[str, int] = dict.fromkeys(STATUSES, 0)
+        for (status, _), (count, _) in self.tally().items():
+            found[status] += count
+        return found
 
     def of_status(self, status: str) -> Iterator[FileVerdict]:
         """Yield the verdicts of one status."""

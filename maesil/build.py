@@ -18,6 +18,7 @@ from maesil.ingest.run import ingest
 from maesil.ingest.scan import find_files
 from maesil.ingest.source_file import known_stamp
 from maesil.ingest.summary import Summary
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.progress import Report
 from maesil.store.index import index_is_current, patients
 from maesil.store.recipe import Recipe
@@ -124,7 +125,7 @@ def _unchanged(entry: Entry, now: str) -> Summary | None:
     except (StoreError, OSError, ValueError, KeyError):
         return None
     return Summary(
-        files=[replace(verdict, code="fresh") if verdict.status == "used" else verdict for verdict in known],
+        files=Verdicts(replace(one, code="fresh") if one.status == "used" else one for one in known),
         fresh=store.volumes(),
         sources=tuple(map(place_of, entry.sources)),
         whole=True,

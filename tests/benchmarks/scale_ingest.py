@@ -35,7 +35,7 @@ from maesil.ingest.options import IngestOptions
 from maesil.ingest.planning import planned_on_disk
 from maesil.ingest.scan import ScanResult
 from maesil.ingest.verdict import FileVerdict
-from maesil.ingest.verdict_tables import VerdictsOnDisk
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.store.nifti import write_nifti
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
@@ -89,7 +89,7 @@ def _drive(number: int, work: Path, kill_at: int, answers: Any) -> None:
 
     options = IngestOptions(workers=0, cache_folder=work / "cache")
     plan, shared = planned_on_disk([work], Recipe(), options, progress, lambda line: None)
-    verdicts = VerdictsOnDisk()
+    verdicts = Verdicts()
     verdicts.extend(FileVerdict(path, "used", "planned") for item in plan.volumes for path in item.source.paths)
     verdicts.settle()
     assert verdicts.are_one_for_each(_files(number))

@@ -23,6 +23,7 @@ from maesil.ingest.page import RefusedSource, page
 from maesil.ingest.report_folder import files_by_volume, known_verdicts, source_text
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES, FileVerdict
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.store.explain import NOTES, explanation, note_in_words
 from maesil.store.recipe import ACCEPTABLE, REFUSABLE
 from maesil.store.remedies import REMEDIES, remedy
@@ -127,7 +128,7 @@ def test_names_are_escaped(ingested):
     sources = {volume.volume_id: [hostile] for volume in store.volumes()}
     refused = [RefusedSource("", "gap", "<i>a & b", (hostile,))]
     runs = [{"run": "2026", "sources": ["<script>"]}]
-    text = page(Summary(files=files), store.path, store, sources, refused, runs)
+    text = page(Summary(files=Verdicts(files)), store.path, store, sources, refused, runs)
     assert "<script" not in text and "<i>" not in text and "\x1b" not in text
     shown = Page()
     shown.feed(text)

@@ -23,7 +23,7 @@ from maesil.ingest.planning import planned_on_disk, scan_and_plan
 from maesil.ingest.report import write_report
 from maesil.ingest.report_folder import FILES, read_noted
 from maesil.ingest.verdict import FileVerdict, one_per_file
-from maesil.ingest.verdict_tables import VerdictsOnDisk
+from maesil.ingest.verdict_tables import Verdicts
 from maesil.store.recipe import Recipe
 from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 
@@ -181,7 +181,7 @@ def test_verdicts_on_a_disk_are_those_of_a_list():
         FileVerdict(Path(f"/x/{rng.integers(40)}"), statuses[rng.integers(4)], f"c{rng.integers(3)}", f"v{number}")
         for number in range(120)
     ]
-    table = VerdictsOnDisk()
+    table = Verdicts()
     table.extend(verdicts)
     assert list(table) == verdicts and table[5] == verdicts[5] and table[-1] == verdicts[-1] and len(table) == 120
     table.settle()

@@ -14,6 +14,7 @@ from support.stores import make_store
 
 from maesil.ingest.summary import Summary
 from maesil.ingest.verdict import STATUSES, FileVerdict
+from maesil.ingest.verdict_tables import Verdicts
 
 verdicts = st.builds(
     FileVerdict,
@@ -34,7 +35,7 @@ def printed(*renderables) -> str:
 @settings(max_examples=40, deadline=None)
 @given(st.lists(verdicts, max_size=30))
 def test_rows_sum_to_the_files_found(files):
-    summary = Summary(files=files)
+    summary = Summary(files=Verdicts(files))
     table = summary.table()
     counts = [int(cell) for cell in table.columns[2]._cells]
     assert sum(counts) == len(files) == int(table.columns[2].footer)
@@ -47,14 +48,14 @@ def test_rows_sum_to_the_files_found(files):
 
 
 def test_brackets_of_names_and_details_are_printed_as_they_are():
-    summary = Summary(files=[FileVerdict(Path("a[bold]b"), "quarantined", "gap", detail="[1] missing")])
+    summary = Summary(files=Verdicts([FileVerdict(Path("a[bold]b"), "quarantined", "gap", detail="[1] missing")]))
     text = printed(summary.table())
     assert "a[bold]b" in text and "[1] missing" in text
 
 
 def test_refusals_are_listed_once_each_and_the_rest_counted():
     files = [FileVerdict(Path(f"/f{n}/{k}"), "quarantined", "gap", detail=f"{n}") for n in range(12) for k in range(3)]
-    lines = Summary(files=files).refusals()
+    lines = Summary(files=Verdicts(files)).refusals()
     assert len(lines) == 9 and "4 more" in lines[-1]
 
 
