@@ -21,7 +21,7 @@ import maesil
 from maesil.config.schema import HEADS, MODEL_KINDS, MaskConfig, ModelConfig, RunConfig, TrainConfig
 from maesil.data.crops import read_crop
 from maesil.data.split import Split
-from maesil.downstream.finetune import Budget, finetune
+from maesil.downstream.finetune import FinetuneBudget, finetune
 from maesil.downstream.monai import load_into_monai_vit
 from maesil.downstream.probe import _features, probe
 from maesil.errors import EXIT_USAGE, UsageError
@@ -256,6 +256,6 @@ def test_probe_and_finetune_take_them(tmp_path):
     report = probe(run_dir, store.path, labels, against=[other], device="cpu", patches=600)
     assert {row["encoder"] for row in report.rows} == {"maesil", "untrained", "ae", "voxels"}
     assert any(row["r2"] is not None for row in report.rows)
-    budget = Budget(steps=2, batch=2, seeds=1)
+    budget = FinetuneBudget(steps=2, batch=2, seeds=1)
     tuned = finetune(run_dir, store.path, labels, tmp_path / "out", budget=budget, device="cpu")
     assert {row["start"] for row in tuned.rows} == {"pretrained", "scratch"}

@@ -191,10 +191,10 @@ def finetune(
 
     Example: maesil finetune run store.zarr --labels labels --out segmentation
     """
-    from maesil.downstream.finetune import Budget
+    from maesil.downstream.finetune import FinetuneBudget
     from maesil.downstream.finetune import finetune as run_finetune
 
-    budget = Budget(steps, batch, lr, seeds=seeds, half_resolution=half_resolution)
+    budget = FinetuneBudget(steps, batch, lr, seeds=seeds, half_resolution=half_resolution)
     report = run_finetune(
         run, found(store), labels, out, budget=budget, classes=classes or (), test=test, seed=seed, device=device,
         include_trained=include_trained,
@@ -246,11 +246,11 @@ def prove(
 
     Example: maesil prove run store.zarr --labels labels --out proof --split split.json
     """
-    from maesil.downstream.prove import Budget
+    from maesil.downstream.prove import ProofBudget
     from maesil.downstream.prove import prove as run_prove
 
     proof = run_prove(
-        run, found(store), labels, out, budget=Budget.load(budget), part=part, split_file=split, also=also or (),
+        run, found(store), labels, out, budget=ProofBudget.load(budget), part=part, split_file=split, also=also or (),
         adapters=adapter or (), classes=classes or (), seed=seed, device=device, include_trained=include_trained,
     )  # fmt: skip
     if as_json:

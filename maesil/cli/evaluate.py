@@ -123,10 +123,10 @@ def experiment_paper(
     Example: maesil experiment paper --store store.zarr --out paper --budget tiny
     """
     from maesil.config.schema import PAPER_KINDS
-    from maesil.evaluation.experiment import TABLES, Budget, run_paper_experiment
+    from maesil.evaluation.experiment import TABLES, ExperimentBudget, run_paper_experiment
     from maesil.evaluation.seeds import run_with_seeds
 
-    given = ([found(store) for store in stores], out, Budget.load(budget))
+    given = ([found(store) for store in stores], out, ExperimentBudget.load(budget))
     options: dict[str, Any] = {
         "device": device,
         "models": models or PAPER_KINDS,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from maesil.downstream.finetune import Budget, segmented, segmenter_on, train_segmenter
+from maesil.downstream.finetune import FinetuneBudget, segmented, segmenter_on, train_segmenter
 from maesil.downstream.labels import UNLABELLED, Labels
 from maesil.downstream.scored import EVERYWHERE, SHUFFLED, Row
 from maesil.downstream.segmenter import DiceSums, Segmenter
@@ -57,7 +57,7 @@ class Course:
     labels: Labels
     learnt: Mapping[str, Sequence[Volume]]
     scored: Mapping[str, Sequence[Volume]]
-    budget: Budget
+    budget: FinetuneBudget
     points: int
     """How often the Dice is taken on the way, the end included."""
     tolerance_mm: float

@@ -51,7 +51,7 @@ SHARE_WITH_CLASS = 1 / 3
 
 
 @dataclass(frozen=True)
-class Budget:
+class FinetuneBudget:
     """How long and how fast; the same for both starts."""
 
     steps: int = 300
@@ -144,7 +144,7 @@ def finetune(
     labels_dir: Path,
     out: Path,
     *,
-    budget: Budget | None = None,
+    budget: FinetuneBudget | None = None,
     classes: Sequence[str] = (),
     test: float = 0.25,
     seed: int = 0,
@@ -158,7 +158,7 @@ def finetune(
     CheckpointError, StoreError, NoInputError (no labels, nothing to train on), UsageError (labels that do not fit,
     nobody to score).
     """
-    budget, on = budget or Budget(), pick_device(device)
+    budget, on = budget or FinetuneBudget(), pick_device(device)
     _require_possible(budget, test)
     run, store = load_run(run_dir, on), Store.open(store_path)
     config = run.config.model
@@ -183,14 +183,14 @@ def finetune(
     return found
 
 
-def _require_possible(budget: Budget, test: float) -> None:
+def _require_possible(budget: FinetuneBudget, test: float) -> None:
     if not 0 < budget.lr < math.inf:
         raise UsageError(f"--lr: expected a number above 0, found {budget.lr:g}")
     if not 0 < test < 1:
         raise UsageError(f"--test: expected a share of the patients between 0 and 1, found {test:g}")
 
 
-def _facts(store: Store, labels: Labels, task: Task, budget: Budget, seed: int) -> FinetuneFacts:
+def _facts(store: Store, labels: Labels, task: Task, budget: FinetuneBudget, seed: int) -> FinetuneFacts:
     return {
         "store_fingerprint": store.fingerprint,
         "classes": list(labels.classes),
@@ -220,7 +220,7 @@ def _rare(rows: Sequence[Dice], classes: Sequence[str]) -> Iterator[str]:
 
 
 def _compare(
-    run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
+    run: Run, reader: SuperpatchReader, labels: Labels, task: Task, budget: FinetuneBudget, seed: int
 ) -> tuple[list[DiceOfStart], bytes]:
     """Train and score both starts for every seed; return the scores, and the weights of the first."""
     device = next(run.model.parameters()).device
@@ -240,7 +240,7 @@ def _compare(
     return rows, first
 
 
-def _start(run: Run, start: str, classes: int, seed: int, budget: Budget) -> Segmenter:
+def _start(run: Run, start: str, classes: int, seed: int, budget: FinetuneBudget) -> Segmenter:
     """Make a segmenter: the decoder by its seed, the encoder as the start says."""
     if start == "pretrained":
         encoder = copy.deepcopy(encoder_of(run.model, run.intensity))
@@ -249,7 +249,7 @@ def _start(run: Run, start: str, classes: int, seed: int, budget: Budget) -> Seg
     return segmenter_on(encoder, classes, seed, budget)
 
 
-def segmenter_on(encoder: Backbone, classes: int, seed: int, budget: Budget) -> Segmenter:
+def segmenter_on(encoder: Backbone, classes: int, seed: int, budget: FinetuneBudget) -> Segmenter:
     """Put a decoder on an encoder, its weights drawn by the seed alone; ``classes`` without the background."""
     state = torch.get_rng_state()
     torch.manual_seed(seed)
@@ -259,7 +259,7 @@ def segmenter_on(encoder: Backbone, classes: int, seed: int, budget: Budget) -> 
 
 
 def train_segmenter(
-    model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
+    model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: FinetuneBudget, seed: int
 ) -> Iterator[int]:
     """Train what is not frozen of encoder and decoder, yielding the number of steps done.
 

@@ -27,8 +27,7 @@ from maesil.downstream.adapters import load_adapter
 from maesil.downstream.cohort import PARTS, Cohort, Part, choose_cohort
 from maesil.downstream.few_shot import Course, Lesson, learn, numbers_of_patients, starts_of
 from maesil.downstream.findings import chance, findings, limits
-from maesil.downstream.finetune import Budget as Learning
-from maesil.downstream.finetune import require_power_of_2
+from maesil.downstream.finetune import FinetuneBudget, require_power_of_2
 from maesil.downstream.labels import Labels, load_labels
 from maesil.downstream.presence import look_at_crops, score_presence
 from maesil.downstream.probe import encoders_of, look_at
@@ -48,7 +47,7 @@ from maesil.training.checkpoint import Run, load_run
 
 
 @dataclass(frozen=True)
-class Budget:
+class ProofBudget:
     """One section of ``prove.toml``."""
 
     name: str
@@ -63,16 +62,16 @@ class Budget:
     half_resolution: bool
 
     @classmethod
-    def load(cls, name: str) -> Budget:
+    def load(cls, name: str) -> ProofBudget:
         """Read a budget; UsageError for a name that is none."""
         budgets = tomllib.loads((files("maesil.downstream") / "prove.toml").read_text("utf-8"))
         require_known(name, list(budgets), "budget")
         return cls(name, **{**budgets[name], "patients": tuple(budgets[name]["patients"])})
 
     @property
-    def learning(self) -> Learning:
+    def learning(self) -> FinetuneBudget:
         """What a segmentation may cost."""
-        return Learning(self.steps, self.batch, self.lr, seeds=self.seeds, half_resolution=self.half_resolution)
+        return FinetuneBudget(self.steps, self.batch, self.lr, seeds=self.seeds, half_resolution=self.half_resolution)
 
 
 def prove(
@@ -81,7 +80,7 @@ def prove(
     labels_dir: Path,
     out: Path,
     *,
-    budget: Budget | None = None,
+    budget: ProofBudget | None = None,
     part: str = "validation",
     split_file: Path | None = None,
     also: Sequence[Path] = (),
@@ -99,7 +98,7 @@ def prove(
     """
     require_known(part, list(PARTS), "part")
     chosen: Part = "test" if part == "test" else "validation"
-    budget, on, store = budget or Budget.load("tiny"), pick_device(device), Store.open(store_path)
+    budget, on, store = budget or ProofBudget.load("tiny"), pick_device(device), Store.open(store_path)
     runs = {path: load_run(path, on) for path in (run_dir, *also)}
     run = runs[run_dir]
     require_tile(run.config.model, store.superpatch, store.path)
@@ -172,7 +171,7 @@ class _Work:
     labels: Labels
     cohort: Cohort
     encoders: dict[str, Backbone]
-    budget: Budget
+    budget: ProofBudget
     seed: int
     device: torch.device
 

@@ -53,14 +53,14 @@ TABLES: dict[PaperTable, str] = {"A": "dual", "B": "none"}
 
 
 @dataclass(frozen=True)
-class Budget:
+class ExperimentBudget:
     """One section of ``paper.toml``."""
 
     name: str
     document: dict[str, Any]
 
     @classmethod
-    def load(cls, name: str, file: Path | None = None) -> Budget:
+    def load(cls, name: str, file: Path | None = None) -> ExperimentBudget:
         """Read a budget; UsageError for a name that the file does not hold."""
         text = (
             file.read_text(encoding="utf-8") if file else (files("maesil.evaluation") / "paper.toml").read_text("utf-8")
@@ -87,7 +87,7 @@ class Budget:
 def run_paper_experiment(
     stores: Sequence[StorePlace],
     out: Path,
-    budget: Budget,
+    budget: ExperimentBudget,
     *,
     seed: int = 0,
     device: str = "auto",
@@ -186,7 +186,7 @@ class _TestSet:
         return [row for part in parts for row in part]
 
 
-def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, console: Console) -> None:
+def _announce(data: _Stores, split: Split, test: _TestSet, budget: ExperimentBudget, console: Console) -> None:
     console.print(
         f"{counted(len(split.train), 'patient')} to train on, {len(split.validation)} for curves, "
         f"{len(split.test)} to score ({counted(len(test.volumes), 'volume')}); budget {budget.name}, seed {test.seed}",
@@ -198,7 +198,7 @@ def _announce(data: _Stores, split: Split, test: _TestSet, budget: Budget, conso
         console.print(f"{told} where the scan is the same", highlight=False)
 
 
-def _split(budget: Budget, groups: Mapping[str, str], seed: int, split_file: Path | None) -> Split:
+def _split(budget: ExperimentBudget, groups: Mapping[str, str], seed: int, split_file: Path | None) -> Split:
     """Return the split of a file, or draw one; UsageError for a file without patients for curves or for scores."""
     if split_file is None:
         return split_for(budget, groups, seed)
@@ -211,7 +211,7 @@ def _split(budget: Budget, groups: Mapping[str, str], seed: int, split_file: Pat
     return split
 
 
-def split_for(budget: Budget, groups: Mapping[str, str], seed: int) -> Split:
+def split_for(budget: ExperimentBudget, groups: Mapping[str, str], seed: int) -> Split:
     """Set patients aside for scores and for curves; ``groups`` as of `maesil.store.index.patients`.
 
     UsageError with fewer than three patients.

@@ -12,14 +12,14 @@ import numpy as np
 from rich.console import Console
 
 from maesil.errors import UsageError
-from maesil.evaluation.experiment import Budget, run_paper_experiment
+from maesil.evaluation.experiment import ExperimentBudget, run_paper_experiment
 from maesil.evaluation.report import Experiment, Trained, write_report
 from maesil.evaluation.scores import VolumeRow
 from maesil.store.urls import StorePlace
 
 
 def run_with_seeds(
-    stores: Sequence[StorePlace], out: Path, budget: Budget, seeds: Sequence[int], **options: Any
+    stores: Sequence[StorePlace], out: Path, budget: ExperimentBudget, seeds: Sequence[int], **options: Any
 ) -> Experiment:
     """Run the experiment once per seed, in ``out/seed-N``; write the tables of their means to ``out``.
 

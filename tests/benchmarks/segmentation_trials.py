@@ -22,7 +22,7 @@ import torch
 
 from maesil.config.schema import require_tile
 from maesil.data.split import read_split
-from maesil.downstream.finetune import Budget, score_segmenter, segmenter_on, train_segmenter
+from maesil.downstream.finetune import FinetuneBudget, score_segmenter, segmenter_on, train_segmenter
 from maesil.downstream.labels import Labels, load_labels
 from maesil.downstream.segmenter import Segmenter
 from maesil.downstream.tasks import Task, task_of
@@ -35,7 +35,7 @@ from maesil.training.checkpoint import Run, load_run
 STARTS = ("pretrained", "scratch", "frozen")
 
 
-def started(run: Run, start: str, classes: int, seed: int, budget: Budget) -> Segmenter:
+def started(run: Run, start: str, classes: int, seed: int, budget: FinetuneBudget) -> Segmenter:
     """Return a segmenter whose encoder is as the start says."""
     scratch = start == "scratch"
     encoder = (
@@ -47,7 +47,7 @@ def started(run: Run, start: str, classes: int, seed: int, budget: Budget) -> Se
 
 
 def trial(
-    model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: Budget, seed: int
+    model: Segmenter, reader: SuperpatchReader, labels: Labels, task: Task, budget: FinetuneBudget, seed: int
 ) -> Iterator[float]:
     """Train; yield the mean Dice at half of the steps and at their end, then the seconds of the fastest step."""
     fastest, begun = float("inf"), time.process_time()
@@ -92,7 +92,7 @@ def main() -> None:
         for resolution in asked.resolution:
             for start in asked.starts:
                 for lr in asked.lr:
-                    budget = Budget(asked.steps, asked.batch, lr, half_resolution=resolution == "half")
+                    budget = FinetuneBudget(asked.steps, asked.batch, lr, half_resolution=resolution == "half")
                     # A run of its own for each: training changes the encoder.
                     model = started(load_run(asked.run), start, len(labels.classes), asked.seed, budget)
                     half, end, seconds = trial(model, reader, labels, task, budget, asked.seed)

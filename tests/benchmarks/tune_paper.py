@@ -20,7 +20,7 @@ from method_trials import QUIET, TIMED, WARM_UP, taken
 
 from maesil.config.schema import PAPER_KINDS, RunConfig
 from maesil.data.split import Split, read_split
-from maesil.evaluation.experiment import TABLES, Budget, split_for
+from maesil.evaluation.experiment import TABLES, ExperimentBudget, split_for
 from maesil.evaluation.scores import PaperTable
 from maesil.store.index import patients
 from maesil.store.store import Store
@@ -28,7 +28,7 @@ from maesil.training.setup import prepare
 from maesil.training.train import train
 
 
-def print_steps(store: Path, budget: Budget, split: Split, models: Sequence[str], seconds: float) -> None:
+def print_steps(store: Path, budget: ExperimentBudget, split: Split, models: Sequence[str], seconds: float) -> None:
     """Print how many steps of each model fit into a time of one core (s)."""
     torch.set_num_threads(1)
     for model in models:
@@ -36,7 +36,7 @@ def print_steps(store: Path, budget: Budget, split: Split, models: Sequence[str]
         print(f"{model}: {{ {', '.join(fit)} }}", flush=True)
 
 
-def step_seconds(store: Path, budget: Budget, split: Split, model: str, table: PaperTable) -> float:
+def step_seconds(store: Path, budget: ExperimentBudget, split: Split, model: str, table: PaperTable) -> float:
     """Return what a step of a model takes on one core (s)."""
     settings = budget.config(model, table, 0, "cpu")
     few = replace(settings.train, threads=1, minutes=0.0, steps=WARM_UP + TIMED)
@@ -48,7 +48,13 @@ def step_seconds(store: Path, budget: Budget, split: Split, model: str, table: P
 
 
 def print_trials(
-    store: Path, budget: Budget, split: Split, models: Sequence[str], table: str, rates: Sequence[float], share: float
+    store: Path,
+    budget: ExperimentBudget,
+    split: Split,
+    models: Sequence[str],
+    table: str,
+    rates: Sequence[float],
+    share: float,
 ) -> None:
     """Print the validation PSNR after a share of the budget's steps, for each learning rate."""
     print("| model | learning rate | batch | steps | PSNR, validation (dB) | seconds |\n|" + " --- |" * 6)
@@ -77,7 +83,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, nargs="+", default=[1e-3, 3e-3, 6e-3])
     parser.add_argument("--share", type=float, default=0.5, help="of the budget's steps, for one trial")
     given = parser.parse_args()
-    budget, store = Budget.load(given.budget), Store.open(given.store)
+    budget, store = ExperimentBudget.load(given.budget), Store.open(given.store)
     groups = patients([store])
     split = read_split(given.split, groups)[0] if given.split else split_for(budget, groups, seed=0)
     if given.what == "steps":

@@ -97,7 +97,7 @@ def test_prove_refuses_in_one_line_before_anything_is_scored(tmp_path):
 @pytest.mark.slow
 def test_prove_as_tables_as_json_and_as_a_page(tmp_path, monkeypatch):
     store, labels, _, run, split = make_world(tmp_path)
-    monkeypatch.setattr("maesil.downstream.prove.Budget.load", lambda name: TINY)
+    monkeypatch.setattr("maesil.downstream.prove.ProofBudget.load", lambda name: TINY)
     given = ("prove", run, store.path, "--labels", labels, "--out", tmp_path / "proof", "--split", split)
     code, out, _ = maesil(*given, "--device", "cpu", "--classes", "lung")
     assert code == 0 and "Frozen encoders" in out and "comparisons: helps in 0, harms in 0" in out

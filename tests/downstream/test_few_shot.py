@@ -16,7 +16,7 @@ from maesil.data.split import Split
 from maesil.downstream import few_shot
 from maesil.downstream.adapters import AdaptedEncoder
 from maesil.downstream.few_shot import Course, Lesson, first_patients, learn, numbers_of_patients, starts_of
-from maesil.downstream.finetune import Budget
+from maesil.downstream.finetune import FinetuneBudget
 from maesil.downstream.labels import load_labels
 from maesil.downstream.segmenter import Segmenter
 from maesil.store.reader import SuperpatchReader
@@ -32,7 +32,7 @@ def world(tmp_path_factory):
     labels = load_labels(labels_dir, volumes, folder / "scratch")
     learnt = {volume.group: (volume,) for volume in volumes[:2]}
     scored = {volumes[2].group: (volumes[2],)}
-    budget = Budget(steps=4, batch=1, lr=1e-3)
+    budget = FinetuneBudget(steps=4, batch=1, lr=1e-3)
     course = Course(SuperpatchReader(store), labels, learnt, scored, budget, 2, 8.0, torch.device("cpu"))
     model = replace(SMALL, crop=16)  # a step on crops of 32^3 takes eight times as long
     run = load_run(save_run(folder / "run", Split((), ()), model))

@@ -22,7 +22,7 @@ from maesil.data.known_scans import record_scans
 from maesil.data.split import Split
 from maesil.documents import read_json
 from maesil.downstream.finetune import (
-    Budget,
+    FinetuneBudget,
     _batch,
     _draw,
     _holds_class,
@@ -105,7 +105,9 @@ def test_a_batch_holds_the_labels_of_its_own_voxels_and_none_outside_the_scan(wo
 def test_both_starts_share_the_decoder_and_the_crops_and_differ_in_the_encoder(world):
     _, _, volumes, run_dir, *_ = world
     run = load_run(run_dir)
-    pretrained, scratch, again = (_start(run, start, 4, 7, Budget()) for start in ("pretrained", "scratch", "scratch"))
+    pretrained, scratch, again = (
+        _start(run, start, 4, 7, FinetuneBudget()) for start in ("pretrained", "scratch", "scratch")
+    )
     for name, value in scratch.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])
         if not name.startswith("encoder."):
@@ -141,10 +143,10 @@ def test_crops_hold_a_class_where_a_label_says_so(world):
 
 def test_it_learns_a_crop_by_heart(world):
     _, _, volumes, run_dir, reader, labels = world
-    model = _start(load_run(run_dir), "pretrained", len(ORGANS), 0, Budget())
+    model = _start(load_run(run_dir), "pretrained", len(ORGANS), 0, FinetuneBudget())
     place = Place(volumes[1], INSIDE)
     before = score_segmenter(model, reader, labels, [place])
-    task, budget = Task((place,), (place,), ""), Budget(steps=25, batch=1, lr=5e-3)
+    task, budget = Task((place,), (place,), ""), FinetuneBudget(steps=25, batch=1, lr=5e-3)
     assert list(train_segmenter(model, reader, labels, task, budget, 0)) == list(range(1, 26))
     after = {row["class"]: row["dice"] for row in score_segmenter(model, reader, labels, [place])}
     assert after["lung"] > 0.8 > 0.5 > next(row["dice"] for row in before if row["class"] == "lung")
@@ -152,10 +154,11 @@ def test_it_learns_a_crop_by_heart(world):
 
 def test_the_rate_is_that_of_training_and_reaches_its_peak(world):
     _, _, volumes, run_dir, reader, labels = world
-    model = _start(load_run(run_dir), "scratch", len(ORGANS), 0, Budget())
+    model = _start(load_run(run_dir), "scratch", len(ORGANS), 0, FinetuneBudget())
     place, rates = Place(volumes[1], (0, 0, 0)), []
     watch = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
-    list(train_segmenter(model, reader, labels, Task((place,), (place,), ""), Budget(steps=20, batch=1, lr=3e-3), 0))
+    task, budget = Task((place,), (place,), ""), FinetuneBudget(steps=20, batch=1, lr=3e-3)
+    list(train_segmenter(model, reader, labels, task, budget, 0))
     watch.remove()
     training = TrainConfig(steps=20, lr=3e-3, warmup=0.1)
     assert rates == [learning_rate(step, training) for step in range(20)]
@@ -164,7 +167,7 @@ def test_the_rate_is_that_of_training_and_reaches_its_peak(world):
 
 def test_the_whole_command_writes_what_it_found(world, tmp_path):
     store, labels_dir, volumes, run, *_ = world
-    budget = Budget(steps=2, batch=1, seeds=2)
+    budget = FinetuneBudget(steps=2, batch=1, seeds=2)
     report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
     document = read_json(tmp_path / "out" / "finetune.json")
     assert document == json.loads(json.dumps(report.document()))
@@ -180,8 +183,8 @@ def test_the_whole_command_writes_what_it_found(world, tmp_path):
     }
     assert report.table()[0].row_count == len(ORGANS) + 1 and set(document["mean"]) == {"pretrained", "scratch"}
     state = load_file(tmp_path / "out" / "segmenter.safetensors")
-    assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, Budget()).state_dict())
-    once = Budget(steps=2, batch=1, seeds=1)
+    assert set(state) == set(_start(load_run(run), "scratch", len(ORGANS), 0, FinetuneBudget()).state_dict())
+    once = FinetuneBudget(steps=2, batch=1, seeds=1)
     again = finetune(run, store.path, labels_dir, tmp_path / "again", budget=once, device="cpu")
     assert again.rows == [row for row in report.rows if row["seed"] == 0]
 
@@ -192,7 +195,7 @@ def test_a_patient_that_was_trained_on_is_not_scored_unasked(world, tmp_path):
     shutil.copy(labels_dir / f"{volumes[0].volume_id}.nii.gz", tmp_path / "one")
     with pytest.raises(UsageError, match="--include-trained"):
         finetune(run, store.path, tmp_path / "one", tmp_path / "out", device="cpu")
-    budget = Budget(steps=1, batch=1, seeds=1)
+    budget = FinetuneBudget(steps=1, batch=1, seeds=1)
     report = finetune(
         run, store.path, tmp_path / "one", tmp_path / "out", budget=budget, device="cpu", include_trained=True
     )
@@ -207,7 +210,7 @@ def test_a_copy_of_another_store_s_training_scan_is_not_scored(world, tmp_path):
     split = Split(("copy", "patient-0", "patient-2"), ())
     run = save_run(tmp_path / "run", split, replace(SMALL, crop=CROP))
     record_scans(run, [elsewhere], split)
-    budget = Budget(steps=1, batch=1, seeds=1)
+    budget = FinetuneBudget(steps=1, batch=1, seeds=1)
     report = finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
     assert {row["volume_id"] for row in report.rows} == {volumes[3].volume_id}
 
@@ -229,8 +232,9 @@ def test_outside_the_scan_and_beyond_the_volume_nothing_is_labelled(tmp_path):
 def test_steps_of_fine_tuning_are_those_of_their_definition(world):
     """AdamW, the rate of this very step, gradients clipped to 1."""
     _, _, volumes, run, reader, labels = world
-    places, budget = (Place(volumes[1], INSIDE), Place(volumes[1], (16, 16, 16))), Budget(steps=20, batch=1, lr=0.01)
-    ours = _start(load_run(run), "scratch", len(ORGANS), 0, Budget())
+    places = (Place(volumes[1], INSIDE), Place(volumes[1], (16, 16, 16)))
+    budget = FinetuneBudget(steps=20, batch=1, lr=0.01)
+    ours = _start(load_run(run), "scratch", len(ORGANS), 0, FinetuneBudget())
     torch.nn.init.normal_(ours.classify[-1].weight, generator=torch.Generator().manual_seed(0))  # steep
     theirs = copy.deepcopy(ours)
     for _ in islice(train_segmenter(ours, reader, labels, Task(places, (), ""), budget, 3), 4):
@@ -270,6 +274,7 @@ def test_what_is_cut_off_leaves_no_results(world, tmp_path, monkeypatch):
         return score_segmenter(*given)
 
     monkeypatch.setattr("maesil.downstream.finetune.score_segmenter", second_is_interrupted)
+    budget = FinetuneBudget(steps=1, batch=1, seeds=1)
     with pytest.raises(KeyboardInterrupt):
-        finetune(run, store.path, labels_dir, tmp_path / "out", budget=Budget(steps=1, batch=1, seeds=1), device="cpu")
+        finetune(run, store.path, labels_dir, tmp_path / "out", budget=budget, device="cpu")
     assert list((tmp_path / "out").iterdir()) == []

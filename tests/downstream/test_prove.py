@@ -13,7 +13,7 @@ from support.proofs import SPLIT, TINY, make_world
 from maesil.data.split import Split, write_split
 from maesil.documents import read_json
 from maesil.downstream import few_shot
-from maesil.downstream.prove import Budget, prove
+from maesil.downstream.prove import ProofBudget, prove
 from maesil.downstream.scored import EVERYWHERE, SHUFFLED
 from maesil.errors import DamagedError, UsageError
 
@@ -104,11 +104,11 @@ def test_a_scored_patient_that_was_trained_on_is_found_before_anything_is_scored
 
 def test_budgets_are_read_and_a_wrong_one_is_named():
     for name in ("tiny", "cpu-2h", "gpu"):
-        budget = Budget.load(name)
+        budget = ProofBudget.load(name)
         assert budget.seeds >= 3 and 0 in budget.patients and 1 in budget.patients
-    assert Budget.load("frozen").patients == ()
+    assert ProofBudget.load("frozen").patients == ()
     with pytest.raises(UsageError, match="budget"):
-        Budget.load("huge")
+        ProofBudget.load("huge")
 
 
 def test_without_segmentations_the_frozen_scores_are_the_same_and_nothing_is_learnt(world, tmp_path):

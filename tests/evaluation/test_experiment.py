@@ -23,7 +23,7 @@ from maesil.data.crops import validation_crops
 from maesil.data.sources import Sources
 from maesil.documents import read_json
 from maesil.errors import DamagedError, UsageError
-from maesil.evaluation.experiment import TABLES, Budget, run_paper_experiment
+from maesil.evaluation.experiment import TABLES, ExperimentBudget, run_paper_experiment
 from maesil.evaluation.predict import model_predictors, psnr_of_crops
 from maesil.evaluation.report import NAMES
 from maesil.evaluation.scores import SCORES
@@ -239,8 +239,8 @@ def test_every_budget_of_the_file_makes_configurations():
     for name in names:
         for model in PAPER_KINDS:
             for table in TABLES:
-                config = Budget.load(name).config(model, table, 3, "cpu")
+                config = ExperimentBudget.load(name).config(model, table, 3, "cpu")
                 assert isinstance(config, RunConfig)
                 assert (config.model.kind, config.mask.kind, config.train.seed) == (model, TABLES[table], 3)
     with pytest.raises(UsageError, match="there are tiny"):
-        Budget.load("huge")
+        ExperimentBudget.load("huge")

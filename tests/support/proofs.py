@@ -11,10 +11,12 @@ from support.runs import save_run
 
 from maesil.data.known_scans import record_scans
 from maesil.data.split import Split, write_split
-from maesil.downstream.prove import Budget
+from maesil.downstream.prove import ProofBudget
 
 SPLIT = Split(("patient-0", "patient-1", "patient-2"), ("patient-3", "patient-4"), ("patient-5",))
-TINY = replace(Budget.load("tiny"), name="smallest", patches=1200, patients=(2,), steps=2, batch=1, seeds=1, points=1)
+TINY = replace(
+    ProofBudget.load("tiny"), name="smallest", patches=1200, patients=(2,), steps=2, batch=1, seeds=1, points=1
+)
 
 
 def make_world(folder: Path, shape=(48, 34, 48)):

@@ -25,7 +25,7 @@ from maesil.cli.program import app
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
 from maesil.data.split import Split
 from maesil.downstream.features import write_features
-from maesil.downstream.finetune import Budget, finetune
+from maesil.downstream.finetune import FinetuneBudget, finetune
 from maesil.downstream.probe import probe
 from maesil.errors import MaesilError, ResourceError
 from maesil.evaluation.evaluate import evaluate
@@ -134,7 +134,7 @@ def test_every_command_runs_on_a_gpu(labelled, tmp_path, name):
             assert write_features(path, store.path, tmp_path / "f.parquet", device=GPU).rows > 0
             assert reconstruct_volume(path, store.path, volumes[1].volume_id, device=GPU).psnr > 0
             assert probe(path, store.path, labels, patches=300, device=GPU).rows
-            budget = Budget(steps=2, batch=1, seeds=1)
+            budget = FinetuneBudget(steps=2, batch=1, seeds=1)
             assert finetune(path, store.path, labels, tmp_path / "tuned", budget=budget, device=GPU).rows
 
 
