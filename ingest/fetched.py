@@ -6,6 +6,7 @@ goes when the next one begins.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import stat
@@ -71,7 +72,7 @@ def _folder(size: int) -> Iterator[Path]:
     root = _root()
     with ExitStack() as held:
         with locked(root / _LOCK):
-            _remove_what_is_left(root)
+            _remove_what_is_left(root, os.getpid())
             free = shutil.disk_usage(root).free
             if free < size:
                 raise ResourceError(
@@ -97,8 +98,9 @@ def _root() -> Path:
     return root
 
 
-def _remove_what_is_left(root: Path) -> None:
-    """Remove the folders of processes that are gone."""
+@functools.lru_cache(maxsize=16)
+def _remove_what_is_left(root: Path, process: int) -> None:
+    """Remove the folders of processes that are gone: once in each process, before its first folder."""
     for folder in root.iterdir():
         if folder.is_dir() and holder_of(folder / _LOCK) is None:
             shutil.rmtree(folder, ignore_errors=True)

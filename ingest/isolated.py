@@ -16,12 +16,14 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from maesil.errors import Refused
+from maesil.ingest.failures import MAY_PASS, as_refusal
 from maesil.ingest.fetched import brought_here
 from maesil.ingest.messages import (
     Answer,
@@ -53,6 +55,8 @@ SECONDS = 120.0
 SECONDS_PER_BYTE = 1e-6
 CPU_SHARE = 0.5
 """Of the wall-clock limit."""
+PAUSE_SECONDS = 0.5
+"""Until a source is asked for again."""
 
 
 def read(source: Source) -> Scanned:
@@ -65,9 +69,7 @@ def read_hashed(source: Source, known: str = "", folder: Path | None = None) -> 
 
     The voxels of a long source lie in a temporary file in ``folder``, those of others in memory.
     """
-    file = _file_for(source, folder)
-    with brought_here(source) as here:
-        answer, descriptor = _child().ask(ReadSource(here, known), source, file)
+    answer, descriptor, file = _asked(lambda here: ReadSource(here, known), source, folder)
     assert isinstance(answer, Decoded)
     received = _received(descriptor, answer.shape) if file is None else scanned_on_disk(file, folder, answer.shape)
     return Scanned(*received, answer.affine, answer.notes, answer.source), answer.hash
@@ -75,8 +77,7 @@ def read_hashed(source: Source, known: str = "", folder: Path | None = None) -> 
 
 def source_hash(source: Source, folder: Path | None = None) -> str:
     """Return the hash of a source, as `maesil.ingest.decode.source_hash`."""
-    with brought_here(source) as here:
-        answer, _ = _child().ask(HashSource(here), source, _file_for(source, folder))
+    answer, _, _ = _asked(HashSource, source, folder)
     assert isinstance(answer, Hash)
     return answer.hash
 
@@ -84,10 +85,28 @@ def source_hash(source: Source, folder: Path | None = None) -> str:
 def hu_digests(path: SourcePath, frames: Sequence[int | None], decoded_bytes: int) -> list[bytes]:
     """Return the digests of slices of one file, as `maesil.ingest.dicom.hu_digests`."""
     file = Source("slices", (path,), decoded_bytes=decoded_bytes)
-    with brought_here(file) as here:
-        answer, _ = _child().ask(DigestSlices(here.paths[0], tuple(frames)), file)
+    answer, _, _ = _asked(lambda here: DigestSlices(here.paths[0], tuple(frames)), file)
     assert isinstance(answer, Digests)
     return list(answer.digests)
+
+
+def _asked(
+    make: Callable[[Source], Request], source: Source, folder: Path | None = None
+) -> tuple[Answer, int | None, TemporaryFile | None]:
+    """Return what the child answers to a request, a descriptor it may have sent, and the file that took the voxels.
+
+    Where it fails for a reason that may pass, it is asked once more: a fault of a moment must cost no volume.
+    """
+    for last in (False, True):
+        try:
+            file = _file_for(source, folder)
+            with brought_here(source) as here:
+                return *_child().ask(make(here), source, file), file
+        except Exception as error:
+            if last or as_refusal(error).code not in MAY_PASS:
+                raise
+        time.sleep(PAUSE_SECONDS)
+    raise AssertionError("the last try returns or raises")
 
 
 def _file_for(source: Source, folder: Path | None) -> TemporaryFile | None:

@@ -112,6 +112,16 @@ class ScanTables:
             self._execute(f"DELETE FROM scan.{table} WHERE listed = ?", n)
         self._execute("UPDATE scan.files SET stamp = ?, state = ? WHERE n = ?", stamp, _LISTED, n)
 
+    def forget_what_may_pass(self) -> int:
+        """Drop what is known of the files that could not be read, and may be another time; return how many."""
+        wanted = f"SELECT n, stamp FROM scan.files WHERE state = {_MAY_PASS}"
+        doomed = self.tables.execute(wanted).fetchall()
+        with self.in_transactions() as done_with_one:
+            for n, stamp in doomed:
+                self._forget(n, stamp)
+                done_with_one()
+        return len(doomed)
+
     def _drop_from(self, n: int) -> None:
         self._execute("DELETE FROM scan.files WHERE n >= ?", n)
         for table in _CONTENTS:

@@ -157,6 +157,16 @@ class SharedScan:
         if todo < listed:
             told = f"going on with an earlier scan: {listed - todo} of {counted(listed, 'file')} were looked at"
             self._tell(found, told)
+        for _ in self._each_looked_at(found):
+            todo -= 1
+            self.progress("scan", listed - todo, listed)
+        if found.forget_what_may_pass():  # a fault of a moment costs no file: after all others they are read again
+            for _ in self._each_looked_at(found):
+                pass
+        found.finish()
+
+    def _each_looked_at(self, found: ScanTables) -> Iterator[SourcePath]:
+        """Look at each file that was not looked at before, and yield it."""
         with found.in_transactions() as one_more:
             numbers: list[int] = []
             for path in with_heads(_numbered(found, numbers)):
@@ -164,9 +174,7 @@ class SharedScan:
                 look_at_listed(path, result, follow_links=self.options.follow_links)
                 found.put(numbers.pop(0), path, result)
                 one_more()
-                todo -= 1
-                self.progress("scan", listed - todo, listed)
-        found.finish()
+                yield path
 
     def _tell(self, found: ScanTables, line: str) -> None:
         if found.listed() >= _WORTH_TELLING:

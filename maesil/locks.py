@@ -48,10 +48,12 @@ def locked_now(path: Path, what: str) -> Iterator[None]:
 
 
 def holder_of(path: Path) -> str | None:
-    """Return which process holds a lock, None if none does."""
-    if not path.exists():
+    """Return which process holds a lock, None if none does; the file may be gone, and is not made."""
+    try:
+        file = path.open("r+")
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    with path.open("a+") as file:
+    with file:
         return None if _taken(file, wait=False) else _holder(file)
 
 

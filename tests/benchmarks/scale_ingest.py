@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -117,16 +118,14 @@ def headers(number: int) -> Iterator[dict[str, Any]]:
 
 
 def parts(series: int, count: int, *, bucket: bool) -> dict[str, Any]:
-    """Return what it took to ingest tiny volumes by several processes of the command at once."""
+    """Return what it took to ingest tiny volumes by several processes of the command at once.
+
+    Where a volume is missing, all that was made stays: the log of each process, report, store and cache.
+    """
+    work = Path(tempfile.mkdtemp(prefix="scale-ingest-"))
+    server_before = _of_children()
     with ExitStack() as held:
-        work = Path(held.enter_context(tempfile.TemporaryDirectory()))
-        for number in range(series):
-            hu = np.full((16, 16, 16), -1000, dtype=np.int16)
-            # Noise makes each a scan of its own. Without it, a constant block would be taken for filling.
-            hu[:, 4:12, 4:12] = np.random.default_rng(number).normal(40, 15, (16, 8, 8))
-            folder = work / "in" / f"{number // 1000:03d}"
-            folder.mkdir(parents=True, exist_ok=True)
-            write_nifti(folder / f"{number:06d}.nii.gz", hu, np.diag([5.0, 5.0, 5.0, 1.0]))
+        _write_series(work / "in", series)
         source, environment = str(work / "in"), {**os.environ, "MAESIL_CACHE": str(work / "cache")}
         if bucket:
             source, more = _uploaded(work / "in", held)
@@ -135,13 +134,44 @@ def parts(series: int, count: int, *, bucket: bool) -> dict[str, Any]:
         command = [sys.executable, "-m", "maesil", "ingest", source, "--out", str(work / "store.zarr")]
         command += ["--workers", "0", "--spacing", "native", "--superpatch", "16", "--key-file", str(work / "key")]
         started = time.perf_counter()
-        running = [subprocess.Popen([*command, "--partition", f"{n}/{count}"], env=environment) for n in range(count)]
-        codes = [process.wait() for process in running]
+        running = []
+        for n in range(count):
+            with (work / f"part{n}.log").open("wb") as log:
+                running.append(
+                    subprocess.Popen([*command, "--partition", f"{n}/{count}"], env=environment, stdout=log, stderr=log)
+                )
+        ended = [os.wait4(process.pid, 0)[1:] for process in running]
         seconds = round(time.perf_counter() - started, 1)
-        made = len(Store.open(work / "store.zarr").volumes())
-        left = sorted(path.suffix for path in (work / "cache" / "scans").iterdir())
-        return {"series": series, "parts": count, "bucket": bucket, "exit codes": codes, "seconds": seconds,
-                "volumes": made, "left in the cache": left}  # fmt: skip
+    made = len(Store.open(work / "store.zarr").volumes())
+    codes = [os.waitstatus_to_exitcode(status) for status, _ in ended]
+    used = [usage.ru_utime + usage.ru_stime for _, usage in ended]
+    found = {
+        "series": series, "parts": count, "bucket": bucket, "exit codes": codes, "seconds": seconds, "volumes": made,
+        "of the processor": [round(one, 1) for one in used], "per series": round(sum(used) / series, 4),
+        "of the server": round(_of_children() - server_before - sum(used), 1),
+        "peak MB": [usage.ru_maxrss >> 10 for _, usage in ended],
+        "left in the cache": sorted(path.suffix for path in (work / "cache" / "scans").iterdir()),
+    }  # fmt: skip
+    if made == series and not any(codes):
+        shutil.rmtree(work)
+        return found
+    return found | {"logs and reports are in": str(work)}
+
+
+def _of_children() -> float:
+    """Return the processor's seconds of all processes that this one has waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def _write_series(into: Path, series: int) -> None:
+    for number in range(series):
+        hu = np.full((16, 16, 16), -1000, dtype=np.int16)
+        # Noise makes each a scan of its own. Without it, a constant block would be taken for filling.
+        hu[:, 4:12, 4:12] = np.random.default_rng(number).normal(40, 15, (16, 8, 8))
+        folder = into / f"{number // 1000:03d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_nifti(folder / f"{number:06d}.nii.gz", hu, np.diag([5.0, 5.0, 5.0, 1.0]))
 
 
 def _uploaded(folder: Path, held: ExitStack) -> tuple[str, dict[str, str]]:

@@ -138,6 +138,20 @@ def test_an_object_that_fails_while_pixels_are_read_costs_its_volume(sources, un
     assert run(*ingest(url_of(bucket), here / "store.zarr", "--key-file", key, *SMALL))[0] == 0, "it is tried again"
 
 
+def test_a_fault_of_a_moment_costs_no_volume(sources, undisturbed, bucket, proxy, here):
+    """The server refuses one object, once as its header and once as a whole: no request is made again for that."""
+    local, key = undisturbed
+    upload(sources / "export", bucket, "dicom")
+    bad = next(path.name for path in slices_of(sources, PATIENTS[0]))
+    asked = iter(range(10**9))
+    proxy.faults = lambda request: "denied" if bad in request.path and next(asked) in (0, 2) else None
+    code, out, stderr = run(*ingest(url_of(bucket), here / "store.zarr", "--key-file", key, *SMALL))
+    assert code == 0 and next(asked) >= 4, out + stderr
+    made = contents(Store.open("store.zarr"))
+    assert len(made) == 2 and made.items() <= contents(local).items()
+    assert left_behind(here) == []
+
+
 @pytest.mark.slow
 def test_workers_fetch_what_they_decode(sources, undisturbed, bucket, here):
     """Nothing but names and geometry goes to other processes, which have the credentials of their environment."""

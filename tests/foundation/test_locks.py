@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,3 +59,24 @@ def test_who_waits_says_for_whom_and_goes_on_when_the_holder_is_killed(tmp_path,
     assert got.wait(10)
     thread.join()
     assert len(said) == 1 and str(holder.pid) in said[0]
+
+
+def test_who_holds_a_lock_may_be_asked_while_its_folder_goes(tmp_path):
+    """One process looks whether a folder is in use, and its owner removes it just then: nobody fails for that."""
+    folder, ended = tmp_path / "f", threading.Event()
+
+    def make_and_remove() -> None:
+        while not ended.is_set():
+            with locked(folder / "l"):
+                pass
+            shutil.rmtree(folder)
+
+    thread = threading.Thread(target=make_and_remove)
+    thread.start()
+    try:
+        for _ in range(5000):
+            holder_of(folder / "l")
+    finally:
+        ended.set()
+        thread.join()
+    assert not folder.exists(), "to ask makes no file, which would have kept the folder"

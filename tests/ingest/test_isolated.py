@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -85,8 +86,28 @@ def endless(tmp_path) -> Source:
 def test_a_crash_costs_one_source_and_the_next_is_read(source, endless, number, code):
     isolated.source_hash(source)
     before = child_pid()
-    threading.Timer(0.3, os.kill, (before, number)).start()
+    ended = threading.Event()
+    killer = threading.Thread(target=_kill_each_child, args=(number, ended))
+    killer.start()
     assert refused_by(endless).code == code
+    ended.set()
+    killer.join()
+    np.testing.assert_array_equal(isolated.read(source).hu, phantom_hu())
+    assert child_pid() != before
+
+
+def _kill_each_child(number: int, ended: threading.Event) -> None:
+    """What was killed from outside is asked for once more: the second child goes, too."""
+    while not ended.wait(0.3):
+        with contextlib.suppress(ProcessLookupError, AssertionError):
+            os.kill(child_pid(), number)
+
+
+def test_a_child_that_is_killed_once_costs_no_source(source):
+    isolated.source_hash(source)
+    before = child_pid()
+    os.kill(before, signal.SIGSTOP)  # it must not be done before it is killed
+    threading.Timer(0.2, os.kill, (before, signal.SIGKILL)).start()
     np.testing.assert_array_equal(isolated.read(source).hu, phantom_hu())
     assert child_pid() != before
 
