@@ -213,6 +213,14 @@ def prove(
             metavar="frozen|tiny|cpu-2h|gpu", help="How much is learnt, and how often (maesil/downstream/prove.toml)."
         ),
     ] = "tiny",
+    patients: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Learn segmentations from N patients, 0: all; may be repeated (default: the budget's).",
+        ),
+    ] = None,
     part: Annotated[
         str,
         typer.Option(
@@ -249,8 +257,9 @@ def prove(
     from maesil.downstream.prove import ProofBudget
     from maesil.downstream.prove import prove as run_prove
 
+    chosen = ProofBudget.load(budget).learnt_from(patients or ())
     proof = run_prove(
-        run, found(store), labels, out, budget=ProofBudget.load(budget), part=part, split_file=split, also=also or (),
+        run, found(store), labels, out, budget=chosen, part=part, split_file=split, also=also or (),
         adapters=adapter or (), classes=classes or (), seed=seed, device=device, include_trained=include_trained,
     )  # fmt: skip
     if as_json:

@@ -10,7 +10,7 @@ import hashlib
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,12 @@ class ProofBudget:
         budgets = tomllib.loads((files("maesil.downstream") / "prove.toml").read_text("utf-8"))
         require_known(name, list(budgets), "budget")
         return cls(name, **{**budgets[name], "patients": tuple(budgets[name]["patients"])})
+
+    def learnt_from(self, patients: Sequence[int]) -> ProofBudget:
+        """Return the budget with other numbers of patients (0: all); UsageError for one that learns nothing."""
+        if patients and not self.steps:
+            raise UsageError(f"--patients: the budget {self.name} learns no segmentation; name another --budget")
+        return replace(self, patients=tuple(patients) or self.patients)
 
     @property
     def learning(self) -> FinetuneBudget:
@@ -155,11 +161,16 @@ def _claim(out: Path, made_from: Mapping[str, Any]) -> None:
     """Make ``out`` the folder of this proof, or find that it is already."""
     marker, document = out / "made_from.json", as_json(dict(made_from))
     if marker.exists():
-        found = read_json(marker)
-        if changed := [name for name in document if found.get(name) != document[name]]:
+        before, now = _settings_of_parts(read_json(marker)), _settings_of_parts(document)
+        if changed := [name for name in now if before.get(name) != now[name]]:
             raise UsageError(f"{out}: holds a proof with another {', '.join(changed)}; name another --out")
-    else:
-        write_json(marker, document)
+    write_json(marker, document)
+
+
+def _settings_of_parts(made_from: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the parts of a proof depend on: a segmentation of four patients says nothing of one of eight."""
+    budget = {name: value for name, value in made_from.get("budget", {}).items() if name != "patients"}
+    return {**made_from, "budget": budget}
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,17 @@ def test_killed_and_started_again_it_gives_the_same_rows_and_makes_nothing_twice
     assert len(list((tmp_path / "out" / "parts").iterdir())) == 2 + 6
 
 
+def test_a_proof_grows_by_segmentations_of_more_patients(world, tmp_path):
+    made, out, proof = world
+    shutil.copytree(out, tmp_path / "out")
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "parts").iterdir()}
+    grown = run(made, tmp_path / "out", adapters=[THEIRS], budget=TINY.learnt_from([2, 1]))
+    assert grown.rows.shots() == [1, 2] and {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert [row for row in grown.rows.rows if row.shots != 1] == list(proof.rows.rows)
+    again = run(made, tmp_path / "out", adapters=[THEIRS])
+    assert again.document() == proof.document(), "what is not asked for is left out"
+
+
 def test_another_proof_or_an_altered_part_is_refused(world, tmp_path):
     made, out, _ = world
     shutil.copytree(out, tmp_path / "out")
@@ -107,8 +118,12 @@ def test_budgets_are_read_and_a_wrong_one_is_named():
         budget = ProofBudget.load(name)
         assert budget.seeds >= 3 and 0 in budget.patients and 1 in budget.patients
     assert ProofBudget.load("frozen").patients == ()
+    assert ProofBudget.load("tiny").learnt_from([4, 0]).patients == (4, 0)
+    assert ProofBudget.load("tiny").learnt_from([]) == ProofBudget.load("tiny")
     with pytest.raises(UsageError, match="budget"):
         ProofBudget.load("huge")
+    with pytest.raises(UsageError, match="--patients: the budget frozen learns no segmentation"):
+        ProofBudget.load("frozen").learnt_from([1])
 
 
 def test_without_segmentations_the_frozen_scores_are_the_same_and_nothing_is_learnt(world, tmp_path):
