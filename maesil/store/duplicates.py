@@ -8,7 +8,7 @@ fingerprints agree, the cells that show tissue in both are correlated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -49,8 +49,11 @@ _TISSUE_STEPS = 4
 """A cell shows tissue that lies this far above the least value which both thumbnails can hold."""
 _NO_SPREAD = 1e-2
 """Values are whole numbers, their halves and quarters: what spreads less is one value, and rounding."""
-_AT_ONCE = 1024
-"""Volumes compared with one at a time: their agreements are held in memory."""
+_AT_ONCE = 256
+"""Volumes compared with one at a time: their agreements, 7 MB, mostly stay in the processor's cache."""
+
+NEW = -1
+"""Number of a thumbnail that was compared with no other one yet."""
 
 Field = NDArray[np.float32]
 Cells = tuple[int, int, int]
@@ -58,13 +61,21 @@ MIRRORS: tuple[Cells, ...] = tuple(product((1, -1), repeat=3))  # type: ignore[a
 """Steps along z, y and x: -1 mirrors an axis."""
 
 
-def merge_groups(groups: Sequence[str], found: Sequence[Thumbnail]) -> dict[str, str]:
+def merge_groups(
+    groups: Sequence[str],
+    found: Sequence[Thumbnail],
+    compared: Sequence[int] = (),
+    joined: Iterable[tuple[str, str]] = (),
+) -> dict[str, str]:
     """Return the leader of each patient group; ``groups`` and ``found`` have an entry per volume.
 
     A scan that a group holds twice is compared once: a run keeps the thumbnails of the very store that is scored.
+    ``compared`` is as in `copies`; ``joined`` are the groups that came out as one patient when those were compared.
     """
-    distinct = {(group, one.shape, one.tobytes()): one for group, one in zip(groups, found, strict=True)}
-    groups, found = [group for group, *_ in distinct], list(distinct.values())
+    numbers = compared or [NEW] * len(found)
+    distinct: dict[tuple[object, ...], tuple[Thumbnail, int]] = {}
+    for group, one, number in zip(groups, found, numbers, strict=True):
+        distinct.setdefault((group, one.shape, one.tobytes(), number), (one, number))
     leader = {group: group for group in groups}
 
     def lead(group: str) -> str:
@@ -72,15 +83,28 @@ def merge_groups(groups: Sequence[str], found: Sequence[Thumbnail]) -> dict[str,
             group = leader[group]
         return group
 
-    for i, j in copies(found, lambda i, j: lead(groups[i]) != lead(groups[j])):
-        first, second = sorted((lead(groups[i]), lead(groups[j])))
+    def join(one: str, other: str) -> None:
+        first, second = sorted((lead(one), lead(other)))
         leader[second] = first
+
+    for group, patient in joined:
+        join(group, patient)
+    owners = [str(group) for group, *_ in distinct]
+    thumbnails, numbers = [one for one, _ in distinct.values()], [number for _, number in distinct.values()]
+    for i, j in copies(thumbnails, lambda i, j: lead(owners[i]) != lead(owners[j]), numbers):
+        join(owners[i], owners[j])
     return {group: lead(group) for group in leader}
 
 
-def copies(found: Sequence[Thumbnail], asked: Callable[[int, int], bool]) -> Iterator[tuple[int, int]]:
-    """Yield the numbers of each two thumbnails that are of one scan; ``asked`` says whether a pair matters."""
-    for guess in _guesses(found):
+def copies(
+    found: Sequence[Thumbnail], asked: Callable[[int, int], bool], compared: Sequence[int] = ()
+) -> Iterator[tuple[int, int]]:
+    """Yield the numbers of each two thumbnails that are of one scan; ``asked`` says whether a pair matters.
+
+    Thumbnails with the same number in ``compared`` were compared with each other before, and are not again; those with
+    `NEW` were compared with none.
+    """
+    for guess in _guesses(found, np.array(compared or [NEW] * len(found), dtype=np.int64)):
         if asked(guess.larger, guess.smaller):
             larger, smaller = found[guess.larger], found[guess.smaller]
             if _correlation_near(larger, smaller, guess) > _enough(larger, smaller):
@@ -111,28 +135,41 @@ class _Guess:
     """Cell of the larger thumbnail at which the first cell of the mirrored smaller one lies."""
 
 
-def _guesses(found: Sequence[Thumbnail]) -> Iterator[_Guess]:
+def _guesses(found: Sequence[Thumbnail], compared: NDArray[np.int64]) -> Iterator[_Guess]:
     """Yield the pairs whose fingerprints agree, each with the mirror and the shift at which they agree best."""
     numbers = sorted((n for n, thumbnail in enumerate(found) if thumbnail.size), key=lambda n: (found[n].size, n))
     centres = [_fingerprints(found[n], 0.0) for n in numbers]
     if not centres:
         return
-    lengths = np.array([found[n].shape for n in numbers])
     signs = np.stack([_mirror_signs(mirror) for mirror in MIRRORS])
     mirrored = np.stack([prints[0] * signs for _, prints in centres])  # [volume, mirror, value]
-    for rank, larger in enumerate(numbers):
-        starts, prints = _fingerprints(found[larger], _LOST / 2)
-        for first in range(0, rank, _AT_ONCE):
-            others = mirrored[first : min(rank, first + _AT_ONCE)]
-            agree = np.einsum("pv,nmv->pnm", prints, others, optimize=True)
-            enough = lengths[first : first + len(others)] + 1 >= _LEAST_LENGTH * lengths[rank]
-            alike = agree.max(axis=(0, 2)) > _FINGERPRINTS_ABOVE
-            for n in np.flatnonzero(alike & enough.all(axis=1)):
-                place, mirror = np.unravel_index(agree[:, n].argmax(), agree[:, n].shape)
-                smaller = numbers[first + n]
-                centre = _mirrored_start(centres[first + n][0][0], found[smaller].shape, MIRRORS[mirror])
+    for rank, ranks in _to_compare(np.array([found[n].shape for n in numbers]), compared[numbers]):
+        starts, prints = _fingerprints(found[numbers[rank]], _LOST / 2)
+        for first in range(0, len(ranks), _AT_ONCE):
+            others = ranks[first : first + _AT_ONCE]
+            agree = prints @ mirrored[others].reshape(-1, prints.shape[1]).T  # [place, volume and mirror]
+            best = agree.max(axis=0).reshape(-1, len(MIRRORS))
+            for n in np.flatnonzero(best.max(axis=1) > _FINGERPRINTS_ABOVE):
+                mirror = int(best[n].argmax())
+                place = agree[:, n * len(MIRRORS) + mirror].argmax()
+                smaller = numbers[others[n]]
+                centre = _mirrored_start(centres[others[n]][0][0], found[smaller].shape, MIRRORS[mirror])
                 shift = tuple(int(s) for s in np.subtract(starts[place], centre))
-                yield _Guess(larger, smaller, MIRRORS[mirror], shift)  # type: ignore[arg-type]
+                yield _Guess(numbers[rank], smaller, MIRRORS[mirror], shift)  # type: ignore[arg-type]
+
+
+def _to_compare(lengths: NDArray[np.int64], compared: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.intp]]]:
+    """Yield each thumbnail that has smaller ones to be compared with, and those, by their places in order of size.
+
+    ``lengths`` are of all thumbnails along each axis, ``[n, 3]``.
+    """
+    elsewhere = {number: np.flatnonzero((compared != number) | (compared == NEW)) for number in set(compared.tolist())}
+    for rank, number in enumerate(compared.tolist()):
+        others = elsewhere[number]
+        others = others[: np.searchsorted(others, rank)]
+        others = others[(lengths[others] + 1 >= _LEAST_LENGTH * lengths[rank]).all(axis=1)]
+        if len(others):
+            yield rank, others
 
 
 def _fingerprints(thumbnail: Thumbnail, reach: float) -> tuple[NDArray[np.int64], Field]:
@@ -140,13 +177,14 @@ def _fingerprints(thumbnail: Thumbnail, reach: float) -> tuple[NDArray[np.int64]
 
     Blocks lie up to ``reach`` of the body's length away from the centre, the only one where that is 0.
     """
-    values = np.clip(thumbnail, *_SOFT_TISSUE).astype(np.float32)
     lacks = [max(0, block - n) for block, n in zip(_BLOCK, thumbnail.shape, strict=True)]
-    values = np.pad(values, [(lack // 2, lack - lack // 2) for lack in lacks], mode="edge")
-    ranges = [_around_middle(n - block, reach * n) for block, n in zip(_BLOCK, values.shape, strict=True)]
-    blocks = sliding_window_view(values, _BLOCK)[np.ix_(*ranges)].reshape(-1, *_BLOCK)
-    cosines = [_cosines(block) for block in _BLOCK]
-    waves = np.einsum("nzyx,za,yb,xc->nabc", blocks, *cosines, optimize=True).reshape(len(blocks), -1)[:, 1:]
+    padded = np.pad(thumbnail, [(lack // 2, lack - lack // 2) for lack in lacks], mode="edge")
+    ranges = [_around_middle(n - block, reach * n) for block, n in zip(_BLOCK, padded.shape, strict=True)]
+    near = padded[tuple(slice(at[0], at[-1] + block) for at, block in zip(ranges, _BLOCK, strict=True))]
+    waves = np.clip(near, *_SOFT_TISSUE).astype(np.float32)
+    for axis, block in enumerate(_BLOCK):  # one axis at a time: blocks beside each other share most of the work
+        waves = np.tensordot(sliding_window_view(waves, block, axis), _cosines(block), 1)
+    waves = waves.reshape(-1, _WAVES**3)[:, 1:]
     starts = np.stack(np.meshgrid(*ranges, indexing="ij"), axis=-1).reshape(-1, 3) - [lack // 2 for lack in lacks]
     return starts, waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), 1e-6)
 

@@ -13,16 +13,19 @@ import pyarrow as pa
 from maesil.documents import sealed, unsealed
 from maesil.errors import StoreError
 from maesil.parquet import parquet_metadata, read_parquet, to_parquet
-from maesil.store.duplicates import merge_groups
+from maesil.store.duplicates import NEW, merge_groups
 from maesil.store.records import Volume
 from maesil.store.store import Store
-from maesil.store.thumbnails import THUMBNAILS_KEY, thumbnails, thumbnails_table
+from maesil.store.thumbnails import THUMBNAILS_KEY, Thumbnail, thumbnails, thumbnails_table
 
 VOLUMES_KEY = "index/volumes.parquet"
 SUPERPATCHES_KEY = "index/superpatches.parquet"
 CHECKSUMS_KEY = "index/checksums.json"
 _ANEW = "make the index anew with `maesil store index`"
 _STATE = b"maesil.live_commits"
+_COPIES = b"maesil.copies"
+_COPIES_VERSION = b"1"
+"""Of the way in which copies are found: what was found in another way is found out anew."""
 _OF_SUPERPATCH = ("iz", "iy", "ix", "offset", "length", "crc32c", "valid", "body", "air")
 _VOLUMES_AT_ONCE = 4096
 
@@ -34,10 +37,9 @@ def write_index(store: Store) -> tuple[int, int]:
     while True:
         found = thumbnails(store)
         seen = [volume for volume in volumes if volume.volume_id in found]
-        merged = merge_groups([v.group for v in seen], [found[v.volume_id] for v in seen])
-        leaders = {volume.group: volume.group for volume in volumes} | merged
+        leaders = {volume.group: volume.group for volume in volumes} | _merged([(store, seen, found)])
         superpatches = _superpatch_rows(volumes, leaders)
-        state = {_STATE: _state(volumes)}
+        state = {_STATE: _state(volumes), _COPIES: _COPIES_VERSION}
         volume_rows = [_volume_row(volume, leaders[volume.group]) for volume in volumes]
         tables = {
             THUMBNAILS_KEY: thumbnails_table(volumes, found),
@@ -76,9 +78,44 @@ def patients(stores: Sequence[Store]) -> dict[str, str]:
     if len(stores) == 1 and index_is_current(stores[0]):
         table = read_parquet(stores[0].storage.read(VOLUMES_KEY)).select(["group", "patient"]).to_pylist()
         return {row["group"]: row["patient"] for row in table}
-    volumes = [volume for store in stores for volume in store.volumes()]
-    found = [thumbnail for store in stores for thumbnail in thumbnails(store).values()]
-    return merge_groups([volume.group for volume in volumes], found)
+    return _merged([(store, store.volumes(), thumbnails(store)) for store in stores])
+
+
+def _merged(stores: Sequence[tuple[Store, Sequence[Volume], Mapping[str, Thumbnail]]]) -> dict[str, str]:
+    """Return the leader of each patient group of stores, given the volumes and thumbnails of each.
+
+    What the index of a store says is not found out again: volumes are compared with those that came since.
+    """
+    groups: list[str] = []
+    found: list[Thumbnail] = []
+    compared: list[int] = []
+    joined: set[tuple[str, str]] = set()
+    for number, (store, volumes, of_volume) in enumerate(stores):
+        before = _compared_before(store, volumes)
+        joined |= {(volume.group, before[volume.volume_id]) for volume in volumes if volume.volume_id in before}
+        for volume in volumes:
+            groups.append(volume.group)
+            found.append(of_volume[volume.volume_id])
+            compared.append(number if volume.volume_id in before else NEW)
+    return merge_groups(groups, found, compared, joined)
+
+
+def _compared_before(store: Store, volumes: Sequence[Volume]) -> dict[str, str]:
+    """Return the patients of those volumes that were compared with each other, by volume id, as the index says.
+
+    Not of a patient who had a volume that is gone or made anew: that one may have been what joined the others.
+    """
+    try:
+        data = store.storage.read(VOLUMES_KEY)
+        whole = unsealed(store.storage.read(CHECKSUMS_KEY))[VOLUMES_KEY] == google_crc32c.value(data)
+        if not whole or parquet_metadata(data).get(_COPIES) != _COPIES_VERSION:
+            return {}
+        rows = read_parquet(data, ["volume_id", "prefix", "group", "patient"]).to_pylist()
+    except (StoreError, pa.ArrowException, OSError, ValueError, KeyError):
+        return {}
+    known = {(volume.volume_id, volume.prefix, volume.group) for volume in volumes}
+    changed = {row["patient"] for row in rows if (row["volume_id"], row["prefix"], row["group"]) not in known}
+    return {row["volume_id"]: row["patient"] for row in rows if row["patient"] not in changed}
 
 
 def superpatch_table(store: Store) -> pa.Table:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import subprocess
@@ -26,11 +27,12 @@ import numpy as np
 from support.many_volumes import fake_store, fake_volume
 
 from maesil.data.split import split_patients
-from maesil.store.duplicates import copies
+from maesil.store.duplicates import NEW, copies
 from maesil.store.filters import select
 from maesil.store.index import _superpatch_rows
 from maesil.store.reader import SuperpatchReader
 from maesil.store.store import Store
+from maesil.store.thumbnails import Thumbnail
 
 Figures = dict[str, Any]
 
@@ -105,14 +107,24 @@ def tables(place: str) -> Figures:
     return figures
 
 
-def duplicates(count: str) -> Figures:
-    """Compare thumbnails of so many different bodies, all of about one size: the worst that can be."""
+def duplicates(counts: str) -> Figures:
+    """Compare thumbnails of ``OLD+NEW`` different bodies, all of about one size: the new ones with all, and each other.
+
+    Noise is the worst for fingerprints, which look at every pair of such bodies. No pair of them needs more.
+    """
+    old, new = map(int, counts.split("+"))
     rng = np.random.default_rng(0)
-    shapes = rng.integers((30, 30, 40), (40, 36, 48), (int(count), 3))
-    found = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in shapes]
+    noise = rng.integers(0, 255, 80_000_000, dtype=np.uint8)  # 60,000 bodies of their own would take 3 GB
+
+    def body() -> Thumbnail:
+        shape = rng.integers((30, 30, 40), (40, 36, 48)).tolist()
+        first = int(rng.integers(len(noise) - 80_000))
+        return noise[first : first + math.prod(shape)].reshape(shape)
+
+    found = [body() for _ in range(old + new)]
     figures: Figures = {}
     with seconds(figures, "seconds"):
-        figures["copies"] = len(list(copies(found, lambda i, j: True)))
+        figures["copies"] = len(list(copies(found, lambda i, j: True, [0] * old + [NEW] * new)))
     return figures
 
 
@@ -170,8 +182,8 @@ def measure(folder: Path, volumes: int, superpatches: int) -> Iterator[tuple[str
     yield "opened from disk after that", apart("opened", str(path))
     yield "tables", apart("tables", str(path))
     yield "opened from its commits", apart("from_commits", str(path))
-    for count in (500, 1000, 2000):
-        yield f"copies among {count} thumbnails", apart("duplicates", str(count))
+    for counts in ("0+2000", f"{volumes}+1", f"{volumes}+64"):
+        yield f"copies among thumbnails, {counts}", apart("duplicates", counts)
 
 
 def main() -> None:
@@ -181,7 +193,9 @@ def main() -> None:
     parser.add_argument("--volumes", type=int, default=60_000)
     parser.add_argument("--superpatches", type=int, default=17)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--part", choices=PARTS, help="one part alone, of the store or number FOLDER")
+    parser.add_argument(
+        "--part", choices=PARTS, help="one part alone, of the store FOLDER (duplicates: of OLD+NEW thumbnails)"
+    )
     options = parser.parse_args()
     if options.part:
         found = PARTS[options.part](options.folder)

@@ -20,7 +20,7 @@ from support.stores import add_volume, make_store
 from maesil.ingest.maps import body_map
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.store import duplicates
-from maesil.store.duplicates import merge_groups, same_scan
+from maesil.store.duplicates import NEW, copies, merge_groups, same_scan
 from maesil.store.index import VOLUMES_KEY, patients, write_index
 from maesil.store.nifti import write_nifti
 from maesil.store.recipe import Recipe
@@ -105,7 +105,7 @@ def test_a_scan_that_a_group_holds_twice_is_compared_once(monkeypatch):
     """A run keeps the thumbnails of the very store that is scored."""
     found = [np.full((2, 2, 2), value, np.uint8) for value in range(3)]
     compared = []
-    monkeypatch.setattr(duplicates, "_guesses", lambda found: compared.append(len(found)) or iter(()))
+    monkeypatch.setattr(duplicates, "_guesses", lambda found, _: compared.append(len(found)) or iter(()))
     merge_groups(["a", "b", "c"] * 2, found * 2)
     merge_groups(["a", "b", "c", "d"], [*found, found[0]])
     assert compared == [3, 4]
@@ -150,6 +150,36 @@ def test_changed_scans_of_others_are_not_taken_for_a_copy():
     merged = merge_groups([f"{seed} {name}" for seed in (4, 5) for name in names], found)
     assert all(group[0] == leader[0] for group, leader in merged.items())
     assert len(set(merged.values())) == 2
+
+
+@cache
+def mixed() -> tuple[list[np.ndarray], set[tuple[int, int]]]:
+    """Scans, changed copies of them, and noise; and which two are one scan, each two compared alone."""
+    scans = [patient(seed, (6.0, 6.0, 6.0)) for seed in (1, 2)]
+    copies = [COPIES[name](scans[n % 2]) for n, name in enumerate(list(COPIES)[::2])]
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 255, shape, np.uint8) for shape in rng.integers((16, 14, 18), (26, 22, 26), (2, 3))]
+    found = [*(thumbnail_of(one, (6.0, 6.0, 6.0)) for one in (*scans, *copies)), *noise, noise[0].copy()]
+    same = {(i, j) for j in range(len(found)) for i in range(j) if same_scan(found[i], found[j])}
+    return found, same
+
+
+def test_the_pairs_are_those_of_comparing_each_two_alone():
+    found, same = mixed()
+    assert {tuple(sorted(pair)) for pair in copies(found, lambda i, j: True)} == same
+    assert len(same) > 6  # else there is nothing to find
+
+
+def test_what_was_compared_before_is_not_compared_again():
+    """Whatever was compared with each other: the pairs of the rest are found, and no other."""
+    found, same = mixed()
+    numbers = np.random.default_rng(4).choice([NEW, 0, 1], len(found)).tolist()
+    before = {(i, j) for i, j in same if numbers[i] == numbers[j] != NEW}
+    assert {tuple(sorted(pair)) for pair in copies(found, lambda i, j: True, numbers)} == same - before
+    names = [str(n) for n in range(len(found))]
+    joined = [(names[i], names[j]) for i, j in before]
+    assert 0 < len(before) < len(same)
+    assert merge_groups(names, found, numbers, joined) == merge_groups(names, found)
 
 
 @pytest.mark.parametrize("patients", [pytest.param(range(14), marks=pytest.mark.slow, id="14"), range(7)])
