@@ -80,6 +80,17 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def plain_runs():
+    """Runs of a few steps, half of whose time is no training: they draw no pictures, as where matplotlib is missing,
+    and the operations of equal models are counted once.
+    """
+    from support.training import plainly
+
+    with plainly():
+        yield
+
+
 @pytest.fixture(scope="session")
 def object_server():
     """A real server of objects on loopback, one for all tests of a process."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from numpy.typing import ArrayLike, NDArray
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.tag import BaseTag
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import DSfloat
 
@@ -52,24 +55,30 @@ def ct_slice(
     ``position`` is the centre of the first pixel; ``row_step`` and ``column_step`` lead from one row and one
     column to the next (LPS mm). Pixels are stored as 16 bit signed integers by the identity's rescale.
     """
-    slope, intercept = who.rescale
-    stored = np.round((np.asarray(hu_yx, np.float64) - intercept) / slope)
-    if stored.min() < -32768 or stored.max() > 32767:
-        raise ValueError(f"HU {hu_yx.min():.0f}..{hu_yx.max():.0f} do not fit 16 bits at slope {slope}")
+    stored = _stored(hu_yx, who)
     data = _empty_ct(who, number)
     data.ImagePositionPatient = _decimal(position)
     row, column = np.asarray(row_step, np.float64), np.asarray(column_step, np.float64)
     row_mm, column_mm = float(np.linalg.norm(row)), float(np.linalg.norm(column))
     data.ImageOrientationPatient = _decimal([*(column / column_mm), *(row / row_mm)])
     data.PixelSpacing = _decimal([row_mm, column_mm])
-    data.RescaleSlope, data.RescaleIntercept = _decimal([slope, intercept])
+    data.RescaleSlope, data.RescaleIntercept = _decimal(who.rescale)
     data.RescaleType = "HU"
-    set_pixels(data, stored.astype(np.int16))
+    set_pixels(data, stored)
     if who.padding is not None:
         data.add_new("PixelPaddingValue", "SS", who.padding)
     for keyword, value in who.extra.items():
         setattr(data, keyword, value)
     return data
+
+
+def _stored(hu_yx: FloatArray, who: SeriesIdentity) -> NDArray[np.int16]:
+    """Return the stored values of HU by the identity's rescale."""
+    slope, intercept = who.rescale
+    stored = np.round((np.asarray(hu_yx, np.float64) - intercept) / slope)
+    if stored.min() < -32768 or stored.max() > 32767:
+        raise ValueError(f"HU {hu_yx.min():.0f}..{hu_yx.max():.0f} do not fit 16 bits at slope {slope}")
+    return stored.astype("<i2")
 
 
 def set_pixels(data: FileDataset, stored: NDArray[np.integer]) -> None:  # type: ignore[type-arg]
@@ -91,12 +100,52 @@ def ct_series(hu_zyx: FloatArray, affine: ArrayLike, who: SeriesIdentity) -> lis
     matrix = np.asarray(affine, np.float64)
     step, row, column, origin = matrix[:3].T
     thickness = abs(float(np.cross(column, row) @ step) / float(np.linalg.norm(np.cross(column, row))))
-    slices = []
+    slices: list[FileDataset] = []
+    shared: dict[BaseTag, DataElement | RawDataElement] = {}
     for k, hu_yx in enumerate(hu_zyx):
-        data = ct_slice(hu_yx, origin + k * step, row, column, k + 1, who)
-        data.SliceThickness = DSfloat(thickness, auto_format=True)
-        slices.append(data)
+        if k == 0:
+            first = ct_slice(hu_yx, origin, row, column, 1, who)
+            first.SliceThickness = DSfloat(thickness, auto_format=True)
+            shared = _encoded(first)
+            slices.append(first)
+        else:
+            slices.append(_next_slice(slices[0], shared, hu_yx, origin + k * step, k + 1, who))
     return slices
+
+
+def _encoded(data: FileDataset) -> dict[BaseTag, DataElement | RawDataElement]:
+    """Return all elements but the pixels as the bytes of a file, which many data sets can share: none can change them.
+
+    Most of what a slice costs is turning values into elements, and these into bytes. A series does it once.
+    """
+    file = BytesIO()
+    data.save_as(file, enforce_file_format=True)
+    read = pydicom.dcmread(BytesIO(file.getvalue()), stop_before_pixels=True)
+    return {tag: read.get_item(tag) for tag in iter(read.keys())}
+
+
+def _next_slice(
+    first: FileDataset,
+    shared: dict[BaseTag, DataElement | RawDataElement],
+    hu_yx: FloatArray,
+    position: ArrayLike,
+    number: int,
+    who: SeriesIdentity,
+) -> FileDataset:
+    """Return a further slice of the series of ``first``, whose encoded elements it shares where they do not differ."""
+    meta = _meta(who, number)
+    data = FileDataset("", dict(shared), file_meta=meta, preamble=b"\0" * 128)
+    data.set_original_encoding(False, True, data._character_set)
+    own = {
+        "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+        "InstanceNumber": number,
+        "ImagePositionPatient": _decimal(position),
+    }
+    for keyword, value in own.items():
+        setattr(data, keyword, who.extra.get(keyword, value))
+    data.PixelData = _stored(hu_yx, who).tobytes()
+    data["PixelData"].VR = "OW"
+    return data
 
 
 def write_dicom_series(
@@ -165,11 +214,16 @@ def _mean_power(gain: NDArray[np.float64], columns: int) -> float:
     return float((gain**2 * weight).sum() / (gain.shape[0] * columns))
 
 
-def _empty_ct(who: SeriesIdentity, number: int) -> FileDataset:
+def _meta(who: SeriesIdentity, number: int) -> FileMetaDataset:
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = UID(who.uid(who.study, who.series, number))
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return meta
+
+
+def _empty_ct(who: SeriesIdentity, number: int) -> FileDataset:
+    meta = _meta(who, number)
     data = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
     data.SOPClassUID, data.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
     data.PatientID = who.patient

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 from support.stores import make_store
-from support.training import run
+from support.training import pictured, run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def plain(plain_runs):
+    """Nearly all tests here train, and few look at a picture."""
 
 
 @pytest.fixture(scope="session")
@@ -17,4 +22,5 @@ def store(tmp_path_factory):
 @pytest.fixture(scope="session")
 def undisturbed(store, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "undisturbed"
-    return out, *run(store, out)
+    with pictured():
+        return out, *run(store, out)

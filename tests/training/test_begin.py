@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from rich.console import Console
+from support.lanes import slow_but
 from support.stores import make_store
 
 import maesil
@@ -78,7 +79,7 @@ def test_an_encoder_fits_other_decoders_and_says_nothing_of_its_scans(place, tmp
     assert "does not say which scans it has seen" in said
 
 
-@pytest.mark.parametrize("source", ["first", "encoder"])
+@pytest.mark.parametrize("source", slow_but(("first", "encoder"), ("first",)))
 def test_a_requeued_job_goes_on_from_its_checkpoint_and_not_from_the_first_weights(place, tmp_path, source):
     root, (one, _, three) = place
     config = replace(CONFIG, train=replace(CONFIG.train, lr=5e-3, steps=4))

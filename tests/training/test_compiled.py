@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch._dynamo
 from rich.console import Console
+from support.lanes import slow_but
 from support.stores import make_store
 from torch._dynamo.utils import counters
 
@@ -71,14 +72,17 @@ def graphs_after(store, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "model",
-    [
-        SMALL,
-        replace(SMALL, decoder="subset"),
-        replace(SMALL, decoder="cross"),
-        replace(SMALL, head="refine"),
-        replace(SMALL, picture_head="none"),
-        *(replace(SMALL, kind=kind, **CONVOLUTIONAL) for kind in ("mae2d", "ae", "vae", "vqvae")),
-    ],
+    slow_but(
+        [
+            SMALL,
+            replace(SMALL, decoder="subset"),
+            replace(SMALL, decoder="cross"),
+            replace(SMALL, head="refine"),
+            replace(SMALL, picture_head="none"),
+            *(replace(SMALL, kind=kind, **CONVOLUTIONAL) for kind in ("mae2d", "ae", "vae", "vqvae")),
+        ],
+        (SMALL,),
+    ),
     ids=lambda model: f"{model.kind}, {model.decoder}, {model.head}, {model.picture_head}",
 )
 def test_a_step_is_one_graph_compiled_once(graphs_after, model):
@@ -92,7 +96,8 @@ def test_scans_on_the_device_are_one_graph_too(graphs_after):
 @pytest.mark.parametrize(
     ("batch", "accumulate", "every", "graphs"),
     [
-        (8, 4, 4, 2),
+        (4, 2, 4, 2),
+        pytest.param(8, 4, 4, 2, marks=pytest.mark.slow),
         pytest.param(12, 4, 4, 4, marks=pytest.mark.slow),
         pytest.param(90, 10, 10, 10, marks=pytest.mark.slow),
     ],  # the first pictured crop lies at 0, or at 0, 1, 2 ..

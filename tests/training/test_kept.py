@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from support.lanes import slow_but
 from support.runs import interrupted_after
 from support.stores import make_store
 
@@ -52,7 +53,7 @@ def test_the_best_is_a_run_of_its_own(store, tmp_path, scored):
     export_encoder(tmp_path / "r" / "best", tmp_path / "e")
 
 
-@pytest.mark.parametrize("cut", [1, 3, 5])
+@pytest.mark.parametrize("cut", slow_but((1, 3, 5), (3,)))
 def test_a_resumed_run_knows_what_was_best(store, tmp_path, scored, cut):
     interrupted_after(cut, [store], CONFIG, tmp_path / "r")
     assert load_run(tmp_path / "r" / "best").step == {1: 1, 3: 2, 5: 4}[cut]

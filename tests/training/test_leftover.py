@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from support.lanes import slow_but
 from support.stores import make_store
 
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
@@ -85,7 +86,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", slow_but(OTHERS, ("preset", "seed", "store")))
 def test_another_one_is_refused_with_auto_and_told_without(place, tmp_path, name):
     options, expected = OTHERS[name]
     with pytest.raises(CheckpointError, match=f"{BEGUN}, with .*{expected}") as refused:

@@ -100,7 +100,7 @@ def test_only_the_files_of_a_run_are_brought_back(store, tmp_path):
 
 
 def test_the_command_takes_the_configuration_from_the_mirror(store, bucket, tmp_path):
-    settings = ("--device", "cpu", "--set", "model.crop=32", "--batch", 2, "--validation", 0)
+    settings = ("--device", "cpu", "--set", "model.crop=16", "--batch", 2, "--validation", 0)
     words = (*settings, "--mirror", f"s3://{bucket}/r")
     code, _, stderr = run("train", store, "--preset", "tiny", "--out", tmp_path / "a", "--steps", 1, *words)
     assert code == 0, stderr

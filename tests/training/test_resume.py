@@ -6,13 +6,16 @@ import inspect
 import io
 import re
 import shutil
+from contextlib import nullcontext
 from dataclasses import fields, replace
 
 import pytest
 import torch
 from rich.console import Console
+from support.lanes import slow_but
 from support.runs import interrupted_after
 from support.stores import make_store
+from support.training import pictured
 
 from maesil.config.schema import ModelConfig, RunConfig, TrainConfig
 from maesil.data.split import write_split
@@ -69,7 +72,8 @@ def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("resume")
     make_store(root / "store", [(32, 40, 36), (40, 32, 33), (32, 32, 48)], superpatch=32)
     interrupted_after(DONE, [root / "store"], CONFIG, root / "began")
-    train([root / "store"], CONFIG, root / "whole", console=quiet())  # without a break
+    with pictured():
+        train([root / "store"], CONFIG, root / "whole", console=quiet())  # without a break
     return root
 
 
@@ -98,7 +102,11 @@ def test_another_value_is_refused_by_name(place, tmp_path, name):
         assert content_sha256(load_run(tmp_path / "run").last_weights) == weights(place / "began")
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if ON_RESUME[name] == "free" and name not in LEFT_OUT])
+FREE = [name for name in OPTIONS if ON_RESUME[name] == "free" and name not in LEFT_OUT]
+APPLIED = [name for name in OPTIONS if ON_RESUME[name] == "applied"]
+
+
+@pytest.mark.parametrize("name", slow_but(FREE, ("train.ram", "train.readers")))
 def test_what_is_free_leaves_the_losses(place, tmp_path, name):
     out, _ = resumed(place, tmp_path, changed(name))
     for column in ("loss", "validation_psnr"):
@@ -119,7 +127,9 @@ EFFECTS = {
 """Where the effect of an option shows; else in the weights."""
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIONS if ON_RESUME[name] == "applied"])
+@pytest.mark.parametrize(
+    "name", slow_but(APPLIED, ("train.lr", "train.validate_every", "train.checkpoint_every", "train.picture_every"))
+)
 def test_what_is_applied_has_an_effect_and_is_announced(place, tmp_path, name):
     if name in ("train.checkpoint_every", "train.checkpoint_minutes"):
         saved = []
@@ -128,7 +138,8 @@ def test_what_is_applied_has_an_effect_and_is_announced(place, tmp_path, name):
             _, told = resumed(place, tmp_path, changed(name))
         assert saved == [4, 5, 6]
     else:
-        out, told = resumed(place, tmp_path, changed(name))
+        with pictured() if name == "train.picture_every" else nullcontext():
+            out, told = resumed(place, tmp_path, changed(name))
         effect = EFFECTS.get(name.removeprefix("train."), weights)
         assert effect(out) != effect(place / "whole")
     assert f"changed from step {DONE + 1} on: {name}=" in told
