@@ -10,11 +10,10 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
+from support.command_line import COMMAND
 from support.pages import commands
 
 import maesil
-from maesil.cli import app
 from maesil.config.schema import MASK_KINDS, MaskConfig
 from maesil.models.masking import make_masks
 
@@ -43,7 +42,7 @@ def test_pages_of_options_are_made_from_the_code(name):
 def test_the_page_of_commands_has_every_option_of_every_command():
     page = script("reference/make_cli.py").page()
     sections = {part.splitlines()[0]: part for part in page.split("\n## ")[1:]}
-    for path, command in leaves(typer.main.get_command(app), []):
+    for path, command in leaves(COMMAND, []):
         section = sections.pop(" ".join(["maesil", *path]))
         for parameter in command.params:
             if parameter.param_type_name == "option":
@@ -68,7 +67,7 @@ def test_the_picture_of_masks_is_drawn_from_the_masks():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_in_the_docs_exists_with_its_options(page):
     for words in commands(page):
-        command = typer.main.get_command(app)
+        command = COMMAND
         rest = words[1:]
         while hasattr(command, "commands"):
             assert rest and rest[0] in command.commands, shlex.join(words)
@@ -96,7 +95,7 @@ def leaves(command, path: list[str]):
 
 
 def test_every_command_has_help_with_an_example():
-    for path, command in leaves(typer.main.get_command(app), []):
+    for path, command in leaves(COMMAND, []):
         assert f"Example: maesil {' '.join(path)}" in command.help, path
 
 

@@ -78,7 +78,7 @@ def test_finetune(world, tmp_path):
 
 
 def test_prove_refuses_in_one_line_before_anything_is_scored(tmp_path):
-    store, labels, _, run, split = make_world(tmp_path)
+    store, labels, _, run, split = make_world(tmp_path, (28, 34, 44))
     given = ("prove", run, store.path, "--labels", labels, "--out", tmp_path / "proof", "--split", split)
     trained = Split(("patient-3",), ("patient-0",), ("patient-1",))
     write_split(tmp_path / "trained.json", trained, [store.fingerprint])

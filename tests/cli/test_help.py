@@ -8,10 +8,7 @@ import subprocess
 import sys
 
 import pytest
-import typer
-from support.command_line import run
-
-from maesil.cli import app
+from support.command_line import COMMAND, run
 
 HEAVY = (
     "torch",
@@ -29,7 +26,7 @@ HEAVY = (
 
 
 def commands(group=None, path=()) -> list[tuple[str, ...]]:
-    group = typer.main.get_command(app) if group is None else group
+    group = COMMAND if group is None else group
     found = []
     for name, command in group.commands.items():
         here = (*path, name)

@@ -15,6 +15,7 @@ import obstore
 import pytest
 from support.command_line import SMALL, fails, ingest, run
 from support.ct_phantom import base_affine
+from support.lanes import slow_but
 from support.object_server import KEY_ID, SECRET, TRANSIENT
 from support.objects import bucket_store, bytes_asked, gets_of, upload
 from support.sources import PATIENTS, contents, edit_pixel, phantom_hu, slices_of
@@ -102,7 +103,7 @@ def test_behind_a_bad_network_the_store_is_the_same(sources, undisturbed, bucket
     assert left_behind(here) == []
 
 
-@pytest.mark.parametrize("wrong", ["corrupt", "refused by the server"])
+@pytest.mark.parametrize("wrong", slow_but(("corrupt", "refused by the server"), ("refused by the server",)))
 def test_one_bad_object_costs_one_verdict(sources, undisturbed, bucket, proxy, here, wrong):
     local, key = undisturbed
     upload(sources, bucket, "dicom")
@@ -282,6 +283,7 @@ def test_without_out_the_store_of_a_url_is_made_in_the_cache_and_found_again(sou
     assert "built in the cache" in run(*words)[2]
 
 
+@pytest.mark.slow
 def test_the_interface_takes_urls(sources, undisturbed, bucket, here):
     import maesil
 

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 import pytest
 from support.command_line import fails
+from support.lanes import slow_but
 
 from maesil import errors
 from maesil.cli import store as commands
 from maesil.store.store import Store
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_but((signal.SIGINT, signal.SIGTERM), (signal.SIGINT,)))
 def test_it_answers_until_ctrl_c_which_is_no_error(store, home, number):
     volume_id = Store.open(store).volumes()[0].volume_id
     command = [sys.executable, "-m", "maesil", "store", "view", str(store), volume_id[:8], "--no-browser"]

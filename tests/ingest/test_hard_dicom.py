@@ -1,8 +1,9 @@
-"""Every twist of `support.ct_cases` in one source tree, ingested once and scored in world space."""
+"""The twists of `support.ct_cases` in one source tree, ingested once and scored in world space."""
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from support.ct_cases import CASES, Case, everything
 from support.ct_encodings import outside_circle
 from support.ct_phantom import SHAPE, score_world, valid_voxels
+from support.lanes import slow_but
 
 from maesil.ingest.run import IngestOptions, ingest
 from maesil.ingest.verdict import STATUSES
@@ -17,13 +19,37 @@ from maesil.store.reader import SuperpatchReader
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 
+REPEATED = (
+    "instance_numbers_absent", "instance_numbers_constant", "no_ImageOrientationPatient", "no_PixelSpacing",
+    "slope_differs", "no_rescale_values_plus_1024", "padding_of_several_values", "jpeg_2000_signed",
+    "cut_jpeg_ls", "cut_jpeg_2000", "cut_htj2k", "cut_jpeg_lossless",
+    "shortened_rle", "shortened_jpeg_ls", "shortened_htj2k", "shortened_jpeg_lossless",
+    "last_slices_empty", "last_slices_are_links_to_nowhere", "last_slice_cut_within_its_header",
+    "last_slices_left_in_the_cloud", "last_slices_are_web_pages",
+    "uids_blanked_and_spread_over_folders", "uids_blanked_in_two_folders",
+    "two_phases_half_a_step_apart", "two_phases_by_their_time", "two_phases_and_a_number_for_every_slice",
+    "series_uid_of_its_own_for_each_slice_and_a_gap", "all_uids_of_their_own_for_each_slice",
+    "two_phases_with_series_uids_of_their_own_for_each_slice", "frame_of_reference_of_its_own_for_each_slice",
+    "frame_of_reference_absent_from_half_of_the_slices", "two_acquisitions_60_mm_apart",
+    "positions_of_one_decimal_and_a_slice_missing", "one_slice_aside_by_a_fifth_of_a_millimetre",
+    "metal_in_more_bits_than_the_header_says_in_rle", "enhanced_monochrome1_compressed", "enhanced_in_two_parts",
+)  # fmt: skip
+"""Cases of the slow lane: another one, of the fast lane, has the same fault in other slices or in another encoding."""
+ALWAYS = ("clean", "two_patients", "two_patients_one_series_uid", "two_series_same_name")
+"""What tests of no one case look at."""
+
+
+def in_lanes(names: Iterable[str]) -> list:
+    names = list(names)
+    return slow_but(names, [name for name in names if name not in REPEATED])
+
 
 class Ingested:
-    """The result of one ingest over all cases."""
+    """The result of one ingest over the cases that are asked for."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.sources = root / "sources"
-        for name in everything():
+        for name in names:
             CASES[name].build(self.sources / name, f"PATIENT-{name}")
         options = IngestOptions(workers=0, key_file=root / "key", cache_folder=root / "cache")
         out = root / "store.zarr"
@@ -49,11 +75,14 @@ class Ingested:
 
 
 @pytest.fixture(scope="module")
-def ingested(tmp_path_factory) -> Ingested:
-    return Ingested(tmp_path_factory.mktemp("hard_dicom"))
+def ingested(request, tmp_path_factory) -> Ingested:
+    """All cases of the tests that will run."""
+    here = [item for item in request.session.items if item.path == request.path]
+    asked = {item.callspec.params["name"] for item in here if hasattr(item, "callspec")} | {*ALWAYS}
+    return Ingested(tmp_path_factory.mktemp("hard_dicom"), [name for name in everything() if name in asked])
 
 
-@pytest.mark.parametrize("name", everything())
+@pytest.mark.parametrize("name", in_lanes(everything()))
 def test_volumes_are_right_or_refused(ingested: Ingested, name: str) -> None:
     expected: Case = CASES[name]
     verdicts, volumes = ingested.verdicts(name), ingested.volumes_of(name)
@@ -73,7 +102,7 @@ def test_volumes_are_right_or_refused(ingested: Ingested, name: str) -> None:
             assert volume.shape == expected.shape
 
 
-@pytest.mark.parametrize("name", everything())
+@pytest.mark.parametrize("name", in_lanes(everything()))
 def test_every_file_has_one_verdict(ingested: Ingested, name: str) -> None:
     folder = ingested.sources / name
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
@@ -82,7 +111,7 @@ def test_every_file_has_one_verdict(ingested: Ingested, name: str) -> None:
     assert all(verdict.status in STATUSES and verdict.code for verdict in verdicts)
 
 
-@pytest.mark.parametrize("name", [name for name in everything() if CASES[name].status or CASES[name].code])
+@pytest.mark.parametrize("name", in_lanes(name for name in everything() if CASES[name].status or CASES[name].code))
 def test_refusals_carry_their_code(ingested: Ingested, name: str) -> None:
     left = [verdict for verdict in ingested.verdicts(name) if verdict.status != "used"]
     assert left
@@ -99,7 +128,7 @@ OTHERWISE_SAMPLED = (*PADDED, "acquired_sagittal")
 UNTOUCHED = [name for name in everything() if CASES[name].clean and name not in OTHERWISE_SAMPLED]
 
 
-@pytest.mark.parametrize("name", UNTOUCHED)
+@pytest.mark.parametrize("name", in_lanes(UNTOUCHED))
 def test_equals_the_clean_series(ingested: Ingested, name: str) -> None:
     np.testing.assert_array_equal(ingested.hu(name), ingested.hu("clean"))
     (volume,), (clean,) = ingested.volumes_of(name), ingested.volumes_of("clean")
@@ -148,6 +177,7 @@ def test_no_identity_reaches_the_store(ingested: Ingested) -> None:
             assert not [uid for uid in uids if uid in data], path
 
 
+@pytest.mark.slow
 def test_a_second_run_does_nothing(ingested: Ingested) -> None:
     before = {path: path.stat().st_mtime_ns for path in ingested.store.path.rglob("*.json")}
     root = ingested.sources.parent

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from support.command_line import fails, run
+from support.lanes import slow_but
 from support.sources import Workplace, write_sources
 
 from maesil import errors
@@ -42,7 +43,7 @@ def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
+@pytest.mark.parametrize("kind", slow_but(("tmpfs", "overlay"), ("tmpfs",)))
 def test_file_systems_with_hard_links_hold_stores(mount, source, tmp_path, kind):
     place = mount("mount", "-t", "tmpfs", "none", "PLACE")
     if kind == "overlay":
@@ -66,7 +67,9 @@ def test_a_file_system_without_hard_links_is_told_before_the_work(mount, source,
     assert line.startswith("error: --out: ") and "no hard links" in line and files_in(place) == []
 
 
-@pytest.mark.parametrize(("size", "inodes"), [("200k", "0"), ("40k", "0"), ("10m", "25")])
+@pytest.mark.parametrize(
+    ("size", "inodes"), [("200k", "0"), pytest.param("40k", "0", marks=pytest.mark.slow), ("10m", "25")]
+)
 def test_a_full_disk_ends_with_its_code_in_one_line(mount, source, size, inodes):
     place = mount("mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes}", "none", "PLACE")
     if size == "40k":
@@ -78,7 +81,7 @@ def test_a_full_disk_ends_with_its_code_in_one_line(mount, source, size, inodes)
     assert all(line.startswith(("scan: ", "hash: ", "build: ")) for line in progress)
 
 
-@pytest.mark.parametrize("size", ["60k", "200k", "300k"])
+@pytest.mark.parametrize("size", slow_but(("60k", "200k", "300k"), ("200k",)))
 def test_a_disk_too_small_for_the_voxels_of_a_long_scan(mount, source, monkeypatch, size):
     """While they are decoded, marked, or made ready to be written."""
     monkeypatch.setattr(limits, "WHOLE_VOXELS", 1000)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.lanes import slow_but
 from support.sources import (
     FILES,
     PATIENTS,
@@ -88,9 +89,10 @@ def test_a_source_that_vanishes_costs_its_volume_and_leaks_no_path(first, tmp_pa
     assert_anonymous(place, ["SMITH", "DOE", path.name, str(place.root)])
 
 
-@pytest.mark.parametrize(
-    "failure", [MemoryError(), OSError(5, "Input/output error"), type("KilledWorker", (Exception,), {})()]
-)
+FAILURES = [MemoryError(), OSError(5, "Input/output error"), type("KilledWorker", (Exception,), {})()]
+
+
+@pytest.mark.parametrize("failure", slow_but(FAILURES, FAILURES[2:]))
 def test_what_may_pass_is_tried_again(first, tmp_path, monkeypatch, failure):
     """Memory, a disk's hiccup, a dead worker: the source is not to blame, and the next run must not believe it is."""
     import maesil.ingest.run
@@ -106,7 +108,7 @@ def test_what_may_pass_is_tried_again(first, tmp_path, monkeypatch, failure):
     assert place.store.quarantined() == []
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("value", slow_but(("nan", "inf", "-inf"), ("nan",)))
 def test_numbers_that_json_does_not_know_end_no_run(first, tmp_path, value):
     place = first.copy(tmp_path)
     for path in slices_of(place.sources, PATIENTS[0]):

@@ -13,6 +13,7 @@ import pytest
 from pydicom.uid import generate_uid
 from support.ct_phantom import base_affine
 from support.headers import straight
+from support.lanes import slow_but
 from support.sources import PATIENTS, SLICES, Workplace, contents, phantom_hu, slices_of
 
 from maesil.cli.ingest import _into_store
@@ -126,7 +127,7 @@ def test_the_plan_on_a_disk_is_that_in_memory(scans):
     assert len(volumes) == 5 and damaged == 1 and {v.code for v in verdicts} >= {"not_medical"}, verdicts
 
 
-@pytest.mark.parametrize("after", [1, 40, 90])
+@pytest.mark.parametrize("after", slow_but((1, 40, 90), (40,)))
 def test_a_killed_scan_goes_on_where_it_stopped(scans, after, monkeypatch):
     monkeypatch.setattr("maesil.ingest.scan_tables._FILES_A_TRANSACTION", 5)
     whole = scans.in_memory()
@@ -158,7 +159,7 @@ def test_what_changed_is_read_again_and_nothing_else(scans):
     assert found == scans.in_memory()
 
 
-@pytest.mark.parametrize("part", ["whole file", "one page", "one byte"])
+@pytest.mark.parametrize("part", slow_but(("whole file", "one page", "one byte"), ("one byte",)))
 def test_damaged_tables_are_found_and_said(scans, part):
     whole = scans.on_disk()
     data = bytearray(scans.tables.read_bytes())

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
+from typer import testing
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from maesil.cli import app
+
+# typer makes all commands anew for each call, which takes longer than most calls.
+testing._get_command = cache(get_command)
+COMMAND = testing._get_command(app)
 
 SMALL = ("--superpatch", 32, "--spacing", 4)
 """Options of an ingest that make several superpatches of a small phantom."""

@@ -32,9 +32,11 @@ def _children(process: int) -> list[int]:
     """Return the processes that a process started and that are still there; none where the system does not tell."""
     found: list[int] = []
     with suppress(OSError):  # it ended meanwhile
-        for thread in Path(f"/proc/{process}/task").iterdir():
-            with suppress(OSError):
-                found += map(int, (thread / "children").read_text().split())
+        # Three times for each test: pathlib takes twice as long.
+        for thread in os.listdir(f"/proc/{process}/task"):  # noqa: PTH208
+            place = f"/proc/{process}/task/{thread}/children"
+            with suppress(OSError), open(place, "rb", buffering=0) as children:  # noqa: PTH123
+                found += map(int, children.read().split())
     return found
 
 
