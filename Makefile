@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Two to four processes. Each takes whole files, in the order of tests/conftest.py: the long ones first.
-SHARED := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Each process takes whole files, in the order of tests/conftest.py: the long ones first.
+SHARED := --dist loadfile --no-loadscope-reorder
+# One process more than there are cores, at most four: tests wait for disks, for servers and for other processes.
+ONE_MORE = $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
 
 .PHONY: demo test test-slow planted-bugs lint types imports docs check gpu gpu-bundle clean
 
@@ -11,11 +13,11 @@ demo: .venv/.installed
 	$(BIN)/maesil demo --out demo
 
 test: .venv/.installed-test
-	$(BIN)/python -m pytest $(SHARED) -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SHARED) --numprocesses $(ONE_MORE) -m "not slow"
 
 # The slow lane: tests that take long, and repetitions of what a test of the fast lane sees, too. CI runs both lanes.
 test-slow: .venv/.installed-test
-	$(BIN)/python -m pytest $(SHARED) -m slow
+	$(BIN)/python -m pytest $(SHARED) --numprocesses auto --maxprocesses 4 -m slow
 
 # Bugs planted in copies of the source, one at a time: a test must see each.
 planted-bugs: .venv/.installed-test

@@ -58,6 +58,12 @@ LONG_FILES = (
     "foundation/test_distributed.py",
     "test_commands_of_pages.py",
     "downstream/test_prove.py",
+    "evaluation/test_evaluate.py",
+    "cli/test_object_sources.py",
+    "cli/test_downstream.py",
+    "data/test_loader.py",
+    "kernels/test_library.py",
+    "training/test_begin.py",
 )
 """What takes longest comes first: two processes share the files, and at the end none is to wait for the other."""
 

@@ -168,8 +168,8 @@ def test_what_github_reads_is_whole():
 
 
 def test_this_installation_is_the_tree(tmp_path):
-    code = "import maesil, maesil.ingest, maesil.kernels, maesil.store.reader as r\n"
-    code += "print(maesil.__file__, maesil.ingest.__file__, maesil.kernels.__file__, r.__file__, sep='\\n')"
+    names = ("maesil", "maesil.ingest", "maesil.kernels", "maesil.store.reader")
+    code = f"from importlib.util import find_spec\nprint(*[find_spec(name).origin for name in {names}], sep='\\n')"
     found = [Path(line).resolve() for line in run(sys.executable, "-c", code, cwd=tmp_path).splitlines()]
     wanted = ("maesil/__init__.py", "ingest/__init__.py", "kernels/__init__.py", "maesil/store/reader.py")
     assert found == [ROOT / name for name in wanted]

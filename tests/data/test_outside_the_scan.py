@@ -28,7 +28,7 @@ from maesil.training.checkpoint import load_run
 from maesil.training.setup import prepare
 from maesil.training.train import train
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "plain_runs")
 
 SHAPES = ((48, 44, 40), (40, 48, 56), (48, 40, 48))
 TRAIN = TrainConfig(

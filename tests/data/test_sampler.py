@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from support.lanes import slow_but
 from support.stores import add_volume, make_store
 
 from maesil.config.schema import ModelConfig, TrainConfig
@@ -69,7 +70,7 @@ def test_a_draw_is_a_function_of_seed_step_and_sample(sources, offsets):
     assert draws(make_sampler(sources, offsets=offsets, seed=1), 40) != found
 
 
-@BOTH
+@pytest.mark.parametrize("offsets", slow_but(("across", "inside"), ("across",)))
 @pytest.mark.parametrize("crop", [16, 32])
 def test_every_crop_with_enough_body_is_drawn_by_its_body_and_no_other(sources, offsets, crop):
     sampler = make_sampler(sources, crop, offsets=offsets)
@@ -85,7 +86,7 @@ def test_every_crop_with_enough_body_is_drawn_by_its_body_and_no_other(sources, 
         assert abs(found - share) < 5 * np.sqrt(share * (1 - share) / count * sampler.crops_per_visit)
 
 
-@BOTH
+@pytest.mark.parametrize("offsets", slow_but(("across", "inside"), ("across",)))
 def test_the_crops_of_a_visit_are_drawn_by_their_body(tmp_path, offsets):
     """One block, whose body grows from one side to the other."""
     store, hu = make_store(tmp_path / "s", []), np.full((32, 32, 32), 40, np.int16)

@@ -22,7 +22,7 @@ from maesil.store.recipe import Recipe
 from maesil.types import Intensity
 
 SPLIT = Split(("a" * 32,), ("b" * 32,))
-OBLONG = replace(SMALL, kind="primus", crop=(16, 32, 24), patch=(4, 8, 8))
+OBLONG = replace(SMALL, kind="primus", depth=1, crop=(16, 32, 24), patch=(4, 8, 8))
 MANDATORY = (
     "version", "monai_version", "pytorch_version", "numpy_version", "task", "description", "authors", "copyright",
     "network_data_format",

@@ -165,6 +165,7 @@ def test_the_rate_is_that_of_training_and_reaches_its_peak(world):
     assert max(rates) == 3e-3 == rates[1] and 0 < rates[-1] < 0.01 * 3e-3
 
 
+@pytest.mark.slow
 def test_the_whole_command_writes_what_it_found(world, tmp_path):
     store, labels_dir, volumes, run, *_ = world
     budget = FinetuneBudget(steps=2, batch=1, seeds=2)

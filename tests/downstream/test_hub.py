@@ -54,6 +54,7 @@ def test_a_folder_needs_no_hub(exported, tmp_path):
         assert (tmp_path / "again" / name).read_bytes() == (folder / "encoder" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_without_the_package_a_folder_is_loaded_and_saved_all_the_same(exported, tmp_path):
     folder, tokens = exported
     code = f"""

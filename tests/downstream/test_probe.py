@@ -97,7 +97,7 @@ def test_tokens_that_know_the_answer_score_1_and_tokens_of_other_patches_0():
 
 def test_the_same_seed_gives_the_same_scores_and_another_one_does_not(world, tmp_path):
     folder, store, labels, *_ = world
-    few = {"patches": 800, "device": "cpu", "out": tmp_path}
+    few = {"patches": 200, "device": "cpu", "out": tmp_path}
     one, again = (probe(folder / "run", store.path, labels, **few).rows for _ in range(2))
     assert one == again
     assert probe(folder / "run", store.path, labels, seed=1, **few).rows != one
@@ -281,7 +281,7 @@ def test_a_copy_of_another_store_s_training_scan_is_learnt_from_and_not_scored(w
         save_run(path, split, replace(SMALL, kind="mae2d") if path.name == "other" else SMALL)
     record_scans(tmp_path / "run", [elsewhere], split)
     shutil.rmtree(tmp_path / "elsewhere")
-    few = {"patches": 400, "device": "cpu"}
+    few = {"patches": 150, "device": "cpu"}
     facts = probe(tmp_path / "run", store.path, labels, **few).document()
     assert (facts["patients_scored"], facts["patients_learnt_from_only"]) == (3, 1)
     assert not any("recognise" in note for note in facts["notes"])

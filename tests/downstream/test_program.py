@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,10 +16,8 @@ from support.runs import SMALL, save_run
 import maesil
 from maesil.data.split import Split
 from maesil.downstream.export import export_encoder, load_net
-from maesil.downstream.program import PROGRAM, program_files, require_same
+from maesil.downstream.program import PROGRAM, require_same
 from maesil.errors import UsageError
-from maesil.models.encoders import untrained_encoder
-from maesil.types import Intensity
 
 SPLIT = Split(("a" * 32,), ("b" * 32,))
 OBLONG = replace(SMALL, crop=(16, 32, 32), patch=(4, 8, 8), depth=2)
@@ -75,22 +73,33 @@ def test_the_lines_of_the_page_run(tmp_path):
     _tokens(script.replace("64, 64, 64", "32, 32, 32") + "\nassert tokens.shape == (1, 64, 48)\n", tmp_path)
 
 
-def test_what_a_program_does_not_take_is_refused_by_it():
-    encoder = untrained_encoder(SMALL, Intensity(mean=0.4, std=0.3), seed=0)
-    program = torch.export.load(io.BytesIO(program_files(encoder)[PROGRAM])).module()
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An encoder and its program, which takes seconds to make."""
+    folder = tmp_path_factory.mktemp("program")
+    export_encoder(save_run(folder / "run", SPLIT), folder / "encoder", kind="pt2")
+    return folder / "encoder"
+
+
+def test_what_a_program_does_not_take_is_refused_by_it(exported):
+    program = torch.export.load(exported / PROGRAM).module()
     with pytest.raises((AssertionError, RuntimeError)):
         program(torch.zeros(1, 32, 32, 20, dtype=torch.int16))
     with pytest.raises((AssertionError, RuntimeError)):
         program(torch.zeros(1, 32, 32, 32))
 
 
-def test_other_tokens_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
+def test_other_tokens_are_refused():
     given = [torch.zeros(1, 2, 3)]
     require_same(lambda one: one + 9e-6, given, given)
     with pytest.raises(UsageError, match="within 1e-05, found 3"):
         require_same(lambda one: one + 3.0, given, given)
     with pytest.raises(UsageError, match=r"found \[2, 2, 3\]"):
         require_same(lambda one: one.expand(2, -1, -1), given, given)
+
+
+@pytest.mark.slow
+def test_a_program_of_other_tokens_is_not_written(tmp_path, monkeypatch):
     wrong = lambda volume, intensity: volume.float() / 1000  # noqa: E731 - HU without their window
     monkeypatch.setattr("maesil.downstream.program.normalised", wrong)
     with pytest.raises(UsageError, match="nothing was written"):
@@ -98,9 +107,8 @@ def test_other_tokens_are_refused_and_nothing_is_written(tmp_path, monkeypatch):
     assert not (tmp_path / "encoder").exists()
 
 
-def test_another_export_or_other_weights_leave_no_program_behind(tmp_path):
-    run = save_run(tmp_path / "run", SPLIT)
-    export_encoder(run, tmp_path / "encoder", kind="pt2")
+def test_another_export_or_other_weights_leave_no_program_behind(exported, tmp_path):
+    shutil.copytree(exported, tmp_path / "encoder")
     encoder = maesil.load_encoder(tmp_path / "encoder")
     encoder.save_pretrained(tmp_path / "encoder")
     assert not (tmp_path / "encoder" / PROGRAM).exists()

@@ -12,6 +12,7 @@ import torch
 from support.runs import save_run
 from support.slow_scores import volume_rows
 from support.stores import add_volume, make_store, synthetic_hu
+from support.training import plainly
 
 from maesil.config.schema import MaskConfig
 from maesil.data.crops import grid_crops
@@ -38,6 +39,13 @@ ROW_KEYS = {
     "encoder_gain_db", "encoder_gain_shuffled_db", "effective_rank",
 }  # fmt: skip
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def undrawn():
+    """Pictures are half of what an evaluation of small volumes takes."""
+    with plainly():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +174,7 @@ def test_pictures_and_table(world):
     assert shown in text
 
 
-def test_equal_seeds_give_equal_scores_and_voxels_outside_the_scan_do_not_count(world, tmp_path):
+def test_equal_seeds_give_equal_scores_and_voxels_outside_the_scan_do_not_count(undrawn, world, tmp_path):
     _, _, run, report, _ = world
     again = make_store(tmp_path / "store", [(40, 48, 45), (33, 40, 64)], superpatch=32)
     hu = synthetic_hu((40, 40, 40), 6)
@@ -229,7 +237,7 @@ def test_model_predictor_agrees_with_the_loss(world):
     assert in_units.square().mean().item() == pytest.approx(loss.item(), rel=0.02)  # but for clipping to the window
 
 
-def test_training_volumes_are_never_scored_silently(world, tmp_path):
+def test_training_volumes_are_never_scored_silently(undrawn, world, tmp_path):
     folder, store, run, _, trained = world
     everybody = save_run(tmp_path / "run", Split(train=tuple(v.group for v in store.volumes()), validation=()))
     with pytest.raises(UsageError, match="--volumes all"):
@@ -273,14 +281,14 @@ def test_a_copy_of_a_training_scan_under_another_group_is_not_scored(tmp_path):
         taken(store, [chosen], "body > 1")
 
 
-def test_copies_are_not_scored_though_the_training_store_is_gone(tmp_path):
+def test_copies_are_not_scored_though_the_training_store_is_gone(tmp_path, undrawn):
     """The run alone is asked; what it cannot know is said."""
-    store = make_store(tmp_path / "s", [(64, 64, 64)], superpatch=32)
+    store = make_store(tmp_path / "s", [(40, 48, 40)], superpatch=32)
     (trained,) = store.volumes()
     run = save_run(tmp_path / "run", Split((trained.group,), ()))
     other = make_store(tmp_path / "other", [], superpatch=32)
-    add_volume(other, synthetic_hu((64, 64, 64)), name="copy", group="copy")
-    add_volume(other, synthetic_hu((40, 64, 40), seed=8), name="new", group="new")
+    add_volume(other, synthetic_hu((40, 48, 40)), name="copy", group="copy")
+    add_volume(other, synthetic_hu((40, 40, 48), seed=8), name="new", group="new")
     record_scans(run, [store], Split((trained.group,), ()))
     shutil.rmtree(tmp_path / "s")
     report = evaluate(run, tmp_path / "other", device="cpu")

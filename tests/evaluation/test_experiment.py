@@ -31,9 +31,9 @@ from maesil.models.registry import _KINDS
 from maesil.training.checkpoint import load_run
 from maesil.training.log import METRICS, read_metrics
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "plain_runs")
 
-BUDGET = small_budget(PAPER_KINDS, steps=4, test=0.3)
+BUDGET = small_budget(PAPER_KINDS, steps=2, test=0.3)
 
 
 def run(stores, out, **options):

@@ -85,6 +85,7 @@ def test_default_iterations_have_converged_for_ct_like_fields():
     assert error == pytest.approx(settled_error, rel=0.02)  # 0.2 dB
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SCANS, reason="MAESIL_TEST_DATA names no folder with scans")
 def test_more_iterations_move_the_score_by_what_the_page_says():
     errors = torch.zeros(len(SCANS), 2, dtype=torch.float64)

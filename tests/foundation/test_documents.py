@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maesil.documents import CHECKSUM, as_json, canonical_json, fields_of, parsed_json, read_json, reason, write_json
@@ -39,6 +39,7 @@ def test_reasons_speak_of_fields():
     assert reason(ValueError("too large")) == "too large"
 
 
+@settings(max_examples=40)
 @given(st.dictionaries(st.text().filter(lambda name: name != CHECKSUM), VALUES, max_size=4))
 def test_what_was_written_comes_back_and_nothing_that_was_cut_does(tmp_path_factory, document):
     path = tmp_path_factory.mktemp("d") / "d.json"

@@ -11,6 +11,7 @@ import pytest
 from conformance.public import ARCHIVE, Case, names, unpack
 from support.ct_cases import CASES, everything
 from support.ct_phantom import base_affine
+from support.lanes import slow_but
 from support.sources import PATIENTS, Workplace, edit_pixel, incomplete, phantom_hu, slices_of
 
 import maesil
@@ -103,9 +104,7 @@ FEW = ("clean", "gantry_tilt", "two_phases_told_apart", "one_slice_missing", "fi
 
 
 @pytest.mark.filterwarnings("ignore:.*beside the volume that is read")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in everything()]
-)
+@pytest.mark.parametrize("name", slow_but(everything(), FEW))
 def test_every_shared_case_is_read_or_refused_as_by_ingest(name, tmp_path):
     CASES[name].build(tmp_path / "in", f"PATIENT-{name}")
     check(tmp_path / "in", tmp_path)
@@ -118,7 +117,7 @@ def public(tmp_path_factory) -> dict[str, Case]:
 
 @pytest.mark.filterwarnings("ignore:.*beside the volume that is read")
 @pytest.mark.skipif(not ARCHIVE.is_file(), reason="MAESIL_TEST_DATA holds no public_cases.tar.gz")
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", slow_but(names(), names()[::6]))
 def test_every_public_case_is_read_or_refused_as_by_ingest(public, name, tmp_path):
     check(public[name].source, tmp_path)
 

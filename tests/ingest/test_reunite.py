@@ -29,7 +29,7 @@ def all_files_once(planned: Planned, slices: list[InstanceHeader]) -> bool:
     return sorted(paths) == sorted(h.path for h in slices)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     count=st.integers(20, 60), names=st.lists(st.sampled_from("ab"), min_size=60, max_size=60), end_to_end=st.booleans()
 )

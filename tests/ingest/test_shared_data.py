@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from support.ct_phantom import valid_voxels
+from support.lanes import slow_but
 
 from maesil.ingest.plain_file import read_plain
 from maesil.ingest.run import IngestOptions, ingest
@@ -142,20 +143,15 @@ def stored_hu_equal_the_source(real: Real, name: str) -> None:
     assert (stored[(differs > 0)] == -1024).all()
 
 
-@pytest.fixture(scope="module")
-def edge_dicom(tmp_path_factory):
-    return {name: _edge(tmp_path_factory.mktemp(name), DATA / "edge_dicom" / name) for name in EDGE_DICOM}
-
-
 def _edge(root: Path, source: Path):
     """One edge case in a store of its own: the cases share their UIDs."""
     summary = ingest_native([source], root, root / "store.zarr")
     return summary, Store.open(root / "store.zarr")
 
 
-@pytest.mark.parametrize("name", EDGE_DICOM)
-def test_edge_dicom(edge_dicom, name: str) -> None:
-    summary, store = edge_dicom[name]
+@pytest.mark.parametrize("name", slow_but(EDGE_DICOM, EDGE_DICOM[::3]))
+def test_edge_dicom(tmp_path, name: str) -> None:
+    summary, store = _edge(tmp_path, DATA / "edge_dicom" / name)
     expected = json.loads((DATA / "edge_dicom" / name / "EXPECT.json").read_text())
     volumes = store.volumes()
     if expected["outcome"] == "detect_gap":
@@ -182,15 +178,10 @@ def test_edge_dicom(edge_dicom, name: str) -> None:
         np.testing.assert_array_equal(stored, reference)
 
 
-@pytest.fixture(scope="module")
-def edge_nifti(tmp_path_factory):
-    return {name: _edge(tmp_path_factory.mktemp("edge"), DATA / "edge_nifti" / name) for name in EDGE_NIFTI}
-
-
-@pytest.mark.parametrize("name", EDGE_NIFTI)
-def test_edge_nifti(edge_nifti, name: str) -> None:
+@pytest.mark.parametrize("name", slow_but(EDGE_NIFTI, EDGE_NIFTI[::3]))
+def test_edge_nifti(tmp_path, name: str) -> None:
     """What each file is says EXPECT.json in words."""
-    summary, store = edge_nifti[name]
+    summary, store = _edge(tmp_path, DATA / "edge_nifti" / name)
     (verdict,) = summary.files
     if name in ("22_truncated.nii.gz", "23_not_gzip.nii.gz"):
         assert not store.volumes() and verdict.status == "quarantined"

@@ -130,7 +130,13 @@ def test_registers_stay_within_the_golden_file(codes):
 
 
 @pytest.mark.parametrize(
-    ("patch", "dtype"), [(4, torch.float32), (6, torch.bfloat16), (16, torch.float32), ((4, 8, 8), torch.bfloat16)]
+    ("patch", "dtype"),
+    [
+        pytest.param(4, torch.float32, marks=pytest.mark.slow),
+        pytest.param(6, torch.bfloat16, marks=pytest.mark.slow),
+        pytest.param(16, torch.float32, marks=pytest.mark.slow),
+        ((4, 8, 8), torch.bfloat16),
+    ],
 )
 def test_other_patches_do_not_spill_either(patch, dtype):
     calls = patch_calls(patch, dtype, edge=96 if patch == 16 else 48)
@@ -141,9 +147,9 @@ def test_other_patches_do_not_spill_either(patch, dtype):
 @pytest.mark.parametrize(
     ("width", "dtype"),
     [
-        (384, torch.bfloat16),
+        pytest.param(384, torch.bfloat16, marks=pytest.mark.slow),
+        (33, torch.float16),
         pytest.param(768, torch.float32, marks=pytest.mark.slow),
-        pytest.param(33, torch.float16, marks=pytest.mark.slow),
     ],
 )
 def test_other_widths_do_not_spill_either(width, dtype):

@@ -21,6 +21,10 @@ sys.exit(run([Bug("maesil/sums.py", *words.split("|")) for words in sys.argv[2:]
 """
 
 
+FEW_PLUGINS = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "-p pytest_timeout"}
+"""All that are installed take a second in each child."""
+
+
 @pytest.fixture
 def root(tmp_path):
     """A tree as the lane copies it."""
@@ -38,7 +42,7 @@ def root(tmp_path):
 
 def run(root, *bugs):
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(root), *bugs], env={**os.environ, "PYTHONPATH": str(TESTS)},
+        [sys.executable, "-c", RUN, str(root), *bugs], env={**os.environ, "PYTHONPATH": str(TESTS), **FEW_PLUGINS},
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert not done.stderr, done.stderr

@@ -15,6 +15,7 @@ import SimpleITK as sitk
 from support.copies import COPIES
 from support.labelled import SPACING as LABELLED_SPACING
 from support.labelled import affine_of, phantom
+from support.lanes import slow_but
 from support.stores import add_volume, make_store
 
 from maesil.ingest.maps import body_map
@@ -137,7 +138,7 @@ def thumbnail_of(hu: np.ndarray, spacing: tuple[float, float, float] = SPACING) 
 
 
 @pytest.mark.parametrize("change", COPIES.values(), ids=list(COPIES))
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", slow_but((1, 2, 3), (1,)))
 def test_a_changed_copy_is_known_again(seed, change):
     hu = patient(seed, SPACING)
     one, copy = thumbnail_of(hu), thumbnail_of(change(hu))
@@ -182,7 +183,7 @@ def test_what_was_compared_before_is_not_compared_again():
     assert merge_groups(names, found, numbers, joined) == merge_groups(names, found)
 
 
-@pytest.mark.parametrize("patients", [pytest.param(range(14), marks=pytest.mark.slow, id="14"), range(7)])
+@pytest.mark.parametrize("patients", [pytest.param(range(14), marks=pytest.mark.slow, id="14"), range(4)])
 def test_phantoms_of_one_design_are_not_taken_for_one_patient(patients):
     """They are more alike than patients."""
     found = [thumbnail_of(phantom(seed, (48, 34, 48), affine_of())[0], LABELLED_SPACING) for seed in patients]
@@ -246,6 +247,7 @@ def test_copies_through_ingest_are_one_patient(turned, tmp_path):
 DATA = Path(os.environ.get("MAESIL_TEST_DATA", "no such folder"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="MAESIL_TEST_DATA names no folder")
 @pytest.mark.parametrize("mm", [4.0])
 def test_the_dicom_and_nifti_copies_of_a_real_scan_are_one_patient(tmp_path, mm):

@@ -38,7 +38,7 @@ def test_a_level_is_the_mean_of_the_valid_voxels_of_each_block(shape, halved, se
     np.testing.assert_array_equal(mean_of_valid(hu, None, halved)[0], everything[0])
 
 
-@pytest.mark.parametrize("slab", slow_but((0, 8, 16, 64), (0, 16)))
+@pytest.mark.parametrize("slab", slow_but((0, 8, 16, 64), (16,)))
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0)])
 def test_padding_is_left_out_and_slabs_change_nothing(slab, spacing):
     rng = np.random.default_rng(1)

@@ -13,6 +13,7 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import blosc
+from support.lanes import slow_but
 from support.stores import add_volume, make_store, synthetic_hu
 
 from maesil.errors import StoreError
@@ -201,7 +202,7 @@ def test_unknown_map_is_refused(box_store):
         reader.read_map(volume_id, "lungs")
 
 
-@pytest.mark.parametrize("codec", ["fast", "compact"])
+@pytest.mark.parametrize("codec", slow_but(("fast", "compact"), ("fast",)))
 def test_many_threads_share_a_reader(tmp_path, codec):
     store = make_store(tmp_path / "s", [(40, 40, 40), (33, 20, 40)], superpatch=16, codec=codec)
     reader = SuperpatchReader(store)

@@ -10,6 +10,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.lanes import slow_but
 
 from maesil.errors import ResourceError, StoreError
 from maesil.store.backends import open_storage
@@ -43,7 +44,7 @@ def _content(writer: int) -> bytes:
     return f"{writer}:".encode() + bytes([writer]) * 200_000
 
 
-@pytest.mark.parametrize("pool", ["threads", "processes"])
+@pytest.mark.parametrize("pool", slow_but(("threads", "processes"), ("threads",)))
 def test_one_of_eight_writers_wins_each_record(place, pool):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["maesil.store.backends"])

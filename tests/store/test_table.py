@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.lanes import slow_but
 from support.many_volumes import fake_store, fake_volume
 
 from maesil.store import store as store_module
@@ -122,9 +123,10 @@ def test_after_any_steps_the_table_is_what_the_commits_say(tmp_path_factory, ste
     assert not list(table_problems(store))
 
 
-@pytest.mark.parametrize(
-    "ends", ["before the mark", "after the mark", "after the commit", "before it is published", "before marks go"]
-)
+ENDS = ("before the mark", "after the mark", "after the commit", "before it is published", "before marks go")
+
+
+@pytest.mark.parametrize("ends", slow_but(ENDS, ("after the commit", "before it is published")))
 def test_a_writer_that_is_killed_loses_no_volume(store, monkeypatch, ends):
     new = fake_volume(COUNT, store.recipe_hash, 3)
     puts = store.storage.put_new
@@ -199,6 +201,7 @@ def test_a_manifest_of_an_old_number_counts_for_nothing(store):
     check(store)
 
 
+@pytest.mark.parametrize("place", slow_but(("disk", "objects"), ("disk",)), indirect=True)
 def test_eight_writers_at_once_lose_nothing(place):
     store = fake_store(place, 3)
     store.keep_table()
@@ -224,7 +227,7 @@ def test_eight_writers_at_once_lose_nothing(place):
 
 
 @pytest.mark.parametrize("what", ["segments", "manifests"])
-@pytest.mark.parametrize("how", ["flipped", "missing", "empty"])
+@pytest.mark.parametrize("how", slow_but(("flipped", "missing", "empty"), ("flipped",)))
 def test_damage_is_said_in_one_line_and_the_commits_are_read(store, what, how, caplog):
     key = table_keys(store, what)[-1]
     if how == "flipped":
@@ -265,6 +268,7 @@ def test_commits_removed_by_hand_are_noticed_on_a_disk(tmp_path):
     assert len(check(store).volumes()) == COUNT - 1
 
 
+@pytest.mark.parametrize("place", slow_but(("disk", "objects"), ("disk",)), indirect=True)
 def test_adding_a_volume_rewrites_a_small_segment_alone(place, monkeypatch):
     monkeypatch.setattr(table_module, "SMALL", 4)
     store = fake_store(place, 60)
@@ -307,7 +311,9 @@ def test_few_requests_open_a_store_in_a_bucket(proxy, bucket):
     assert len(proxy.of("GET", "commits/")[-1:]) == 1, "that of the mark"
 
 
-@pytest.mark.parametrize("fault", ["slow down", "internal error", "lost answer", "cut body"])
+@pytest.mark.parametrize(
+    "fault", slow_but(("slow down", "internal error", "lost answer", "cut body"), ("lost answer", "cut body"))
+)
 def test_a_bad_network_changes_nothing(proxy, bucket, fault):
     asked = iter(range(10**6))
     store = fake_store(f"s3://{bucket}/store.zarr", 5)
@@ -335,6 +341,7 @@ for number in range(1000, 2000):
 """
 
 
+@pytest.mark.slow
 def test_writers_killed_at_any_moment_leave_a_table_that_is_true(tmp_path):
     store = fake_store(tmp_path / "s", COUNT)
     store.keep_table()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.lanes import slow_but
 from support.ome_reader import OmeImage
 from support.stores import make_store
 from typer.testing import CliRunner
@@ -170,7 +171,7 @@ upgrade(Store.open(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("writes", [1, 2, 9, 14, 20])
+@pytest.mark.parametrize("writes", slow_but((1, 2, 9, 14, 20), (9,)))
 def test_killed_anywhere_the_store_is_whole_and_the_upgrade_goes_on(archive, writes):
     """The process ends without a word before one of its writes."""
     store = Store.open(archive / "raw.zarr")

@@ -26,7 +26,7 @@ def image_of(hu: np.ndarray) -> Image:
     return Image(hu, np.diag([2.0, 2.0, 2.0, 1.0]), cells(np.ones(hu.shape, bool)), cells(hu > -950))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(SHAPES, st.sampled_from([8, 16, 32]), st.sampled_from(CODECS), st.integers(1, 4))
 def test_zarr_reads_what_was_written(shape, tile, codec, threads):
     hu = synthetic_hu(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,16 @@ def affine_of(start: tuple[float, float, float] = (-20.0, -120.0, -168.0), spaci
 
 def phantom(seed: int, shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """HU and organ numbers, int16, of a patient on a grid."""
-    patient = ChestPhantom(seed)
-    hu = np.clip(np.rint(sample_on_grid(patient.hu, shape, affine)), -1024, 3071)
-    return hu.astype(np.int16), sample_on_grid(patient.organs, shape, affine).astype(np.int16)
+    hu, organs = _sampled(seed, tuple(shape), affine.tobytes())
+    return hu.copy(), organs.copy()
+
+
+@cache
+def _sampled(seed: int, shape: tuple[int, int, int], affine: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """Once in a process: many modules have the same patients."""
+    patient, grid = ChestPhantom(seed), np.frombuffer(affine).reshape(4, 4)
+    hu = np.clip(np.rint(sample_on_grid(patient.hu, shape, grid)), -1024, 3071)
+    return hu.astype(np.int16), sample_on_grid(patient.organs, shape, grid).astype(np.int16)
 
 
 def labelled_store(

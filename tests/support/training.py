@@ -47,7 +47,7 @@ _COUNTED: dict[object, int] = {}
 
 @contextmanager
 def plainly() -> Iterator[None]:
-    """Draw no pictures of runs, as where their package is missing; count the operations of equal models once."""
+    """Draw no pictures of runs and scores, as where their package is missing; count operations of equal models once."""
 
     def counted(learner, crop):
         config, pictured = learner.config, crop.inputs.pictured is not None
@@ -57,7 +57,8 @@ def plainly() -> Iterator[None]:
         return _COUNTED[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("maesil.training.train.PICTURES", ("no_such_package",))
+        for module in ("training.train", "evaluation.evaluate"):
+            patch.setattr(f"maesil.{module}.PICTURES", ("no_such_package",))
         patch.setattr(setup, "flops_per_crop", counted)
         yield
 

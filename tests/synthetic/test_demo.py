@@ -14,6 +14,7 @@ import numpy as np
 import pydicom
 import pytest
 from rich.console import Console
+from support.lanes import slow_but
 
 from maesil.documents import write_json
 from maesil.errors import UsageError
@@ -151,7 +152,7 @@ def test_a_failing_command_ends_the_demo_with_its_code(tmp_path: Path, capfd: py
     assert "$ maesil store info" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_but((signal.SIGINT, signal.SIGTERM), (signal.SIGINT,)))
 def test_an_interrupt_ends_the_demo_and_its_command(tmp_path: Path, number: signal.Signals) -> None:
     """The signal reaches the outer program alone, which hands it on; nothing is left running.
 

@@ -66,12 +66,12 @@ def test_patients_differ_and_repeat() -> None:
 def test_hu_is_a_function_of_position_alone() -> None:
     """Any grid, block size or order of points gives the same HU at the same place."""
     phantom = ChestPhantom(3)
-    points = np.random.default_rng(0).uniform([-150, -90, 0], [150, 90, 250], (40_000, 3)).astype(np.float32)
+    points = np.random.default_rng(0).uniform([-150, -90, 0], [150, 90, 250], (10_000, 3)).astype(np.float32)
     together = phantom.hu(points)
     order = np.random.default_rng(1).permutation(len(points))
     np.testing.assert_allclose(phantom.hu(points[order]), together[order], atol=0.05)
     np.testing.assert_allclose(phantom.hu(points[:50]), together[:50], atol=0.05)
-    assert phantom.hu(points.reshape(200, 200, 3)).shape == (200, 200)
+    assert phantom.hu(points.reshape(100, 100, 3)).shape == (100, 100)
 
 
 def test_sampling_follows_an_oblique_affine() -> None:
