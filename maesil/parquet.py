@@ -17,7 +17,7 @@ def to_parquet(table: pa.Table) -> bytes:
     return buffer.getvalue()
 
 
-def read_parquet(source: bytes | Path, columns: Sequence[str] | None = None) -> pa.Table:
+def read_parquet(source: bytes | pa.Buffer | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a table, or some columns of it; OSError or `pyarrow.ArrowException` for what is none.
 
     Not by ``pyarrow.parquet.read_table``, which reads through Arrow's data sets (apache/arrow issue 34314).
@@ -32,10 +32,15 @@ def parquet_metadata(source: bytes) -> dict[bytes, bytes]:
         return file.schema_arrow.metadata or {}
 
 
-def _opened(source: bytes | Path) -> pq.ParquetFile:
+def _opened(source: bytes | pa.Buffer | Path) -> pq.ParquetFile:
     """Open a file that is read here and now: no reading ahead, and no memory of Python's for a thread to let go of."""
-    if isinstance(source, bytes):
-        copy = pa.allocate_buffer(len(source))
-        memoryview(copy).cast("B")[:] = source
-        source = pa.BufferReader(copy)
+    source = buffer_of(source) if isinstance(source, bytes) else source
+    source = pa.BufferReader(source) if isinstance(source, pa.Buffer) else source
     return pq.ParquetFile(source, pre_buffer=False)
+
+
+def buffer_of(data: bytes) -> pa.Buffer:
+    """Return a copy of bytes in Arrow's own memory, for who reads columns of one file at several times."""
+    copy = pa.allocate_buffer(len(data))
+    memoryview(copy).cast("B")[:] = data
+    return copy

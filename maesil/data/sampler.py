@@ -10,6 +10,7 @@ Shapes: c crop edges (voxels; a cube has one), k = c / 8 cells of the maps, T su
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from maesil.config.schema import TrainConfig
 from maesil.data.crops import least_body
-from maesil.data.sources import Sources
+from maesil.data.sources import Sources, reading_threads
 from maesil.errors import NoInputError
 from maesil.store.grid import tile_start
 from maesil.store.reader import SuperpatchReader
@@ -73,22 +74,21 @@ class CropSampler:
         self.crops_per_visit = config.crops_per_visit if self.across else 1
         self._config, self.flips = config, tuple(axis in config.flips for axis in "zyx")
         self.readers = sources.readers
-        self._blocks: list[_Block] = []
-        weights = []
-        for reader, volume in sources.volumes(groups):
-            for patch in volume.superpatches:
-                block = _Block(self.readers.index(reader), volume, patch.index)
-                if weight := int(self._crops(block)[1].sum()):
-                    self._blocks.append(block)
-                    weights.append(weight)
-        if not self._blocks:
+        self._owners = [(self.readers.index(reader), volume) for reader, volume in sources.volumes(groups)]
+        with ThreadPoolExecutor(reading_threads(self.readers, config.readers)) as pool:
+            weights = list(pool.map(self._weights_of, *zip(*self._owners, strict=True))) if self._owners else []
+        taken = [np.flatnonzero(of_volume) for of_volume in weights]
+        self._owner = np.repeat(np.arange(len(taken), dtype=np.int32), list(map(len, taken)))
+        """Of each block its volume, a place in ``_owners``: a large store has more blocks than Python objects bear."""
+        self._which = np.concatenate([*taken, np.empty(0, np.intp)]).astype(np.int32)
+        """Of each block its superpatch, counted in its volume."""
+        if not len(self._owner):
             raise NoInputError(
                 f"no crop of {edges_told(crop)} voxels in the training volumes has a body share of {config.min_body}; "
                 "lower train.min_body, set train.thin=pad where scans are thinner than a crop, or train on other stores"
             )
-        self._weights = sources.by_weight(
-            [(self.readers[block.store], weight) for block, weight in zip(self._blocks, weights, strict=True)]
-        )
+        stores = np.array([store for store, _ in self._owners])[self._owner]
+        self._weights = sources.by_weight(stores, np.concatenate([w[t] for w, t in zip(weights, taken, strict=True)]))
         # A few epochs and visits are in use at any time; drawing one anew gives the same.
         self._epoch = lru_cache(maxsize=4)(self._draw_epoch)
         self._origins = lru_cache(maxsize=4 * self.batch)(self._draw_origins)
@@ -102,14 +102,13 @@ class CropSampler:
     @property
     def volumes(self) -> list[tuple[SuperpatchReader, Volume]]:
         """The volumes that crops come from."""
-        return list(
-            {block.volume.volume_id: (self.readers[block.store], block.volume) for block in self._blocks}.values()
-        )
+        giving = (self._owners[owner] for owner in np.unique(self._owner))
+        return list({volume.volume_id: (self.readers[store], volume) for store, volume in giving}.values())
 
     @property
     def epoch_steps(self) -> float:
         """Steps in which as many visits end as there are blocks."""
-        return len(self._blocks) * self.crops_per_visit / self.batch
+        return len(self._owner) * self.crops_per_visit / self.batch
 
     def draw(self, step: int, sample: int) -> Draw:
         """Draw sample number ``sample`` of step ``step``: the same for equal seeds, whatever came before."""
@@ -128,12 +127,15 @@ class CropSampler:
         return round_ * self.batch + sample, turn
 
     def _block(self, visit: int) -> _Block:
-        epoch, place = divmod(visit, len(self._blocks))
-        return self._blocks[int(self._epoch(epoch)[place])]
+        epoch, place = divmod(visit, len(self._owner))
+        number = int(self._epoch(epoch)[place])
+        store, volume = self._owners[self._owner[number]]
+        z, y, x = (int(volume.column(name)[self._which[number]]) for name in ("iz", "iy", "ix"))
+        return _Block(store, volume, (z, y, x))
 
     def _draw_epoch(self, epoch: int) -> NDArray[np.int64]:
         """Order the visits of an epoch: systematic sampling by weight over shuffled blocks, then shuffled."""
-        n = len(self._blocks)
+        n = len(self._owner)
         raw = self._random(2 * n + 1, _EPOCH, epoch)
         shuffled = np.argsort(raw[:n], kind="stable")
         ends = np.cumsum(self._weights[shuffled])
@@ -152,6 +154,29 @@ class CropSampler:
         marks = [raw * int(ends[-1]) // 2**64 for raw in self._random(self.crops_per_visit, _VISIT, visit).tolist()]
         chosen = cells[np.searchsorted(ends, marks, side="right")] * MAP_CELL + tile_start(block.volume, block.index)
         return [(z, y, x) for z, y, x in chosen.tolist()]
+
+    def _weights_of(self, store: int, volume: Volume) -> NDArray[np.int64]:
+        """Return the weight of the block of each superpatch of a volume, ``[n]``: the body of all its crops together.
+
+        The sum over `_crops` of each. Each crop of the volume begins in one block, so all are summed up at once.
+        """
+        tile, grid = volume.tile // MAP_CELL, volume.grid
+        reach = self.reach(volume)
+        if any(e < edge for e, edge in zip(reach, self.crop, strict=True)):
+            return np.zeros(volume.count, dtype=np.int64)
+        cells = self.readers[store].read_map_region(volume.volume_id, "body", (0, 0, 0), reach)
+        sums = window_sums(cells, self.cells)
+        sums[sums < least_body(volume, self.crop, self._config)] = 0
+        if not self.across:  # a crop that reaches into the next superpatch is none
+            for axis, edge in enumerate(self.cells):
+                crossing = np.arange(sums.shape[axis]) % tile > tile - edge
+                sums[(slice(None),) * axis + (crossing,)] = 0
+        z, y, x = grid
+        blocks = np.zeros((z * tile, y * tile, x * tile), dtype=np.int64)
+        blocks[tuple(map(slice, sums.shape))] = sums
+        of_block = blocks.reshape(z, tile, y, tile, x, tile).sum(axis=(1, 3, 5))
+        found: NDArray[np.int64] = of_block[tuple(volume.column(name) for name in ("iz", "iy", "ix"))]
+        return found
 
     def _crops(self, block: _Block) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """List a block's crops with enough body: first cells in the block ``[n, 3]``, body (sum of cells) ``[n]``."""

@@ -18,7 +18,7 @@ from maesil.cache.ram import ram_readers
 from maesil.cache.stage import Stage
 from maesil.config.schema import ModelConfig, require_tile
 from maesil.errors import NoInputError
-from maesil.store.filters import parse, select
+from maesil.store.filters import Taken, parse, select
 from maesil.store.index import patients, superpatch_table
 from maesil.store.reader import SuperpatchReader
 from maesil.store.records import Volume
@@ -46,8 +46,8 @@ class Sources:
     """Relative share of the crops that each store gives; empty: by the body it holds."""
     patients: Mapping[str, str] = field(default_factory=dict)
     """For each patient group the one that stands for it: groups that share a scan are one patient."""
-    selected: tuple[Set[tuple[str, Zyx]] | None, ...] = ()
-    """Of each store the superpatches that a filter takes, by volume and index; None takes all."""
+    selected: tuple[Taken | None, ...] = ()
+    """Of each store the superpatches that a filter takes; None takes all."""
     uses: tuple[StoreUse, ...] = ()
     """What the run is to note of its stores."""
     only: tuple[Set[str] | None, ...] = ()
@@ -139,15 +139,19 @@ class Sources:
             if only is not None and volume.volume_id not in only:
                 continue
             if selected is not None:
-                kept = tuple(patch for patch in volume.superpatches if (volume.volume_id, patch.index) in selected)
-                volume = replace(volume, superpatches=kept)
+                if volume.volume_id not in selected.volumes:
+                    continue
+                volume = selected.part(volume)
             if volume.count:
                 yield volume
 
-    def by_weight(self, tiles: Sequence[tuple[SuperpatchReader, float]]) -> NDArray[np.float64]:
-        """Return the weights of superpatches, scaled so that each store has its own share where shares are given."""
-        scaled = np.array([weight for _, weight in tiles], dtype=np.float64)
-        for reader, weight in zip(self.readers, self.weights, strict=False):
-            of_store = np.array([owner is reader for owner, _ in tiles])
-            scaled[of_store] *= weight / (scaled[of_store].sum() or 1)
+    def by_weight(self, stores: NDArray[np.intp], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the weights of superpatches, scaled so that each store has its own share where shares are given.
+
+        ``stores`` are the numbers of their readers.
+        """
+        scaled = weights.astype(np.float64)
+        for number, share in enumerate(self.weights):
+            of_store = stores == number
+            scaled[of_store] *= share / (scaled[of_store].sum() or 1)
         return scaled

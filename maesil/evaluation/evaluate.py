@@ -108,7 +108,7 @@ def taken(store: Store, volumes: list[Volume], where: str) -> list[Volume]:
     """Return the volumes of which a filter takes any superpatch; UsageError where there is none."""
     if not where:
         return volumes
-    ids = {volume_id for volume_id, _ in select(superpatch_table(store), where)}
+    ids = select(superpatch_table(store), where).volumes
     kept = [volume for volume in volumes if volume.volume_id in ids]
     if not kept:
         raise UsageError(f"--where: {where!r} takes none of {counted(len(volumes), 'volume')} to score; change it")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import ast
 import difflib
 import re
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+from numpy.typing import NDArray
 
 from maesil.errors import UsageError
+from maesil.store.records import Volume
 from maesil.types import Zyx
 
 COLUMNS = {
@@ -65,13 +68,61 @@ def parse(text: str) -> pc.Expression:
         raise UsageError(f"--where: expected a filter such as {_EXAMPLE}, found {text[:80]!r} ({reason})") from None
 
 
-def select(table: pa.Table, text: str) -> set[tuple[str, Zyx]]:
-    """Return (volume id, index z y x) of the superpatches of a table that a filter takes; every one for no text."""
-    if text:
-        table = filtered(table, parse(text))
-    ids = table["volume_id"].to_pylist()
-    places = np.stack([table[name].to_numpy() for name in ("iz", "iy", "ix")], axis=1).tolist()
-    return {(volume_id, (z, y, x)) for volume_id, (z, y, x) in zip(ids, places, strict=True)}
+class Taken(Set[tuple[str, Zyx]]):
+    """The superpatches that a filter takes, as a set of (volume id, index z y x): an array of each volume's."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Of the rows of a table with the columns ``volume_id``, ``iz``, ``iy`` and ``ix``."""
+        self._places: dict[str, NDArray[np.int64]] = {}
+        """Of each volume the places ``[n, 3]``."""
+        if not table.num_rows:
+            return
+        coded = table["volume_id"].combine_chunks().dictionary_encode()
+        coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
+        owners = coded.indices.to_numpy(zero_copy_only=False)
+        places = np.stack([table[name].to_numpy() for name in ("iz", "iy", "ix")], axis=1).astype(np.int64)
+        order = np.argsort(owners, kind="stable")
+        ends = np.cumsum(np.bincount(owners, minlength=len(coded.dictionary)))
+        of_volume = np.split(places[order], ends[:-1])
+        self._places = dict(zip(coded.dictionary.to_pylist(), of_volume, strict=True))
+
+    @property
+    def volumes(self) -> Set[str]:
+        """The ids of the volumes that it takes any superpatch of."""
+        return self._places.keys()
+
+    def part(self, volume: Volume) -> Volume:
+        """Return a volume with those of its superpatches alone that are taken."""
+        places = self._places.get(volume.volume_id, np.empty((0, 3), np.int64))
+        own = np.stack([volume.column(name) for name in ("iz", "iy", "ix")], axis=1)
+        return volume.taking(np.isin(_numbered(own), _numbered(places)))
+
+    def __contains__(self, one: object) -> bool:
+        if not isinstance(one, tuple) or one[0] not in self._places:
+            return False
+        return bool((self._places[one[0]] == one[1]).all(axis=1).any())
+
+    def __iter__(self) -> Iterator[tuple[str, Zyx]]:
+        for volume_id, places in self._places.items():
+            yield from ((volume_id, (z, y, x)) for z, y, x in places.tolist())
+
+    def __len__(self) -> int:
+        return sum(map(len, self._places.values()))
+
+    @classmethod
+    def _from_iterable(cls, it: Iterable[Any]) -> Any:  # what `Set` makes of two of them
+        return set(it)
+
+
+def _numbered(places: NDArray[Any]) -> NDArray[np.int64]:
+    """Return a number for each place on a grid, ``[n, 3]`` to ``[n]``."""
+    numbers: NDArray[np.int64] = places.astype(np.int64) @ np.array([1 << 40, 1 << 20, 1])
+    return numbers
+
+
+def select(table: pa.Table, text: str) -> Taken:
+    """Return the superpatches of a table that a filter takes; every one for no text."""
+    return Taken(filtered(table, parse(text)) if text else table)
 
 
 def filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:

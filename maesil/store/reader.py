@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from maesil.store.store import Store
 from maesil.types import AIR_HU, MAP_CELL, HuArray, MapArray, Zyx
 
 MAPS = ("valid", "body")
+_MAPS_KEPT = 4096
+"""Maps that a reader keeps in memory, 0.1 to 0.2 MB each; the oldest makes room for the next."""
 ReadInto = Callable[[str, int, memoryview], None]
 """What fills a buffer with the bytes of a file from an offset, as `Storage.read_into` does."""
 
@@ -110,6 +113,9 @@ class SuperpatchReader:
         if cells is None:  # two threads may load it at once; one result stays
             cells = load_map(self.storage, self.volumes[volume_id], name)
             cells = self._maps.setdefault((volume_id, name), cells)
+            if len(self._maps) > _MAPS_KEPT:
+                with suppress(RuntimeError):  # another thread took one away at this very moment
+                    self._maps.pop(next(iter(self._maps)), None)
         return cells
 
     def read_map_region(

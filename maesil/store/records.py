@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -112,7 +113,7 @@ class Volume:
     def read_later(cls, known: Mapping[str, Any], rows: Rows, row: int) -> Volume:
         """Return the volume of a row of a table, some fields of which are known; all others are read when asked for."""
         volume = object.__new__(cls)
-        volume.__dict__.update(known, _rows=rows, _row=row)
+        object.__setattr__(volume, "__dict__", {**known, "_rows": rows, "_row": row})
         return volume
 
     @property
@@ -140,6 +141,14 @@ class Volume:
             found: list[str] = known["_rows"].paths(known["_row"])
             return found
         return [patch.path for patch in self.superpatches]
+
+    def taking(self, which: NDArray[np.bool_]) -> Volume:
+        """Return this volume with some of its superpatches alone, ``[n]``: those of a table stay in their columns."""
+        known = dict(self.__dict__)
+        if "superpatches" in known:
+            return replace(self, superpatches=tuple(compress(self.superpatches, which)))
+        rows = known.pop("_rows")
+        return Volume.read_later(known, _Some(rows, which), known.pop("_row"))
 
     def __repr__(self) -> str:
         z, y, x = self.shape
@@ -226,6 +235,30 @@ class Volume:
     def at_generation(self, generation: int) -> Volume:
         """Return the same record under another generation number."""
         return replace(self, generation=generation)
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some superpatches of the volume of a row (`Rows`)."""
+
+    rows: Rows
+    which: NDArray[np.bool_]
+
+    def fields(self, row: int, name: str) -> dict[str, Any]:
+        found = self.rows.fields(row, name)
+        if "superpatches" in found:
+            found["superpatches"] = tuple(compress(found["superpatches"], self.which))
+        return found
+
+    def count(self, row: int) -> int:
+        return int(np.count_nonzero(self.which))
+
+    def column(self, row: int, name: str) -> NDArray[Any]:
+        found: NDArray[Any] = self.rows.column(row, name)[self.which]
+        return found
+
+    def paths(self, row: int) -> list[str]:
+        return list(compress(self.rows.paths(row), self.which))
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from maesil.documents import canonical_json
-from maesil.parquet import read_parquet, to_parquet
+from maesil.parquet import buffer_of, read_parquet, to_parquet
 from maesil.store.commit import attempt_prefix
 from maesil.store.records import Superpatch, Volume
 
@@ -43,12 +43,32 @@ GONE = 0
 class Segment:
     """Rows of the table, one a volume; a later segment overrides an earlier one."""
 
-    def __init__(self, table: pa.Table) -> None:
-        self.table = table
+    def __init__(self, table: pa.Table, file: pa.Buffer | None = None) -> None:
+        """``file`` holds what ``table`` lacks: columns that are read when somebody asks for them."""
+        self._rows, self._file = int(table.num_rows), file
+        self._fields: dict[str, pa.Field] = {}
+        self._columns: dict[str, pa.ChunkedArray] = {}
         self._lists: dict[str, tuple[NDArray[np.int32], Any]] = {}
+        self._keep(table)
 
     def __len__(self) -> int:
-        return int(self.table.num_rows)
+        return self._rows
+
+    @property
+    def table(self) -> pa.Table:
+        """All columns."""
+        columns = [self._column(name) for name in _SCHEMA.names]
+        return pa.table(columns, schema=pa.schema([self._fields[name] for name in _SCHEMA.names]))
+
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """Return a column, read from the file where it was not yet; two threads may do so at once."""
+        if name not in self._columns:
+            self._keep(read_parquet(self._file, [name]).combine_chunks())
+        return self._columns[name]
+
+    def _keep(self, table: pa.Table) -> None:
+        for field, column in zip(table.schema, table.columns, strict=True):
+            self._fields[field.name], self._columns[field.name] = field, column
 
     @classmethod
     def of(cls, volumes: Sequence[Volume], gone: Iterable[str] = ()) -> Segment:
@@ -58,8 +78,12 @@ class Segment:
 
     @classmethod
     def read(cls, data: bytes) -> Segment:
-        """Return the segment of a file; `pyarrow.ArrowException` or OSError for what is none."""
-        return cls(read_parquet(data).combine_chunks())
+        """Return the segment of a file; `pyarrow.ArrowException` or OSError for what is none.
+
+        To open a large store takes the names of its volumes alone; all else would take three times as long.
+        """
+        file = buffer_of(data)
+        return cls(read_parquet(file, (*_NAMES, "generation")).combine_chunks(), file)
 
     def to_bytes(self) -> bytes:
         """Return the file."""
@@ -67,7 +91,7 @@ class Segment:
 
     def volumes(self) -> Iterator[tuple[str, Volume | None]]:
         """Yield id and volume of each row, None for one that was taken out; most fields are read when asked for."""
-        columns = (self.table[name].to_pylist() for name in (*_NAMES, "generation"))
+        columns = (self._column(name).to_pylist() for name in (*_NAMES, "generation"))
         for row, values in enumerate(zip(*columns, strict=True)):
             first = dict(zip((*_NAMES, "generation"), values, strict=True))
             there = first["generation"] != GONE
@@ -77,7 +101,7 @@ class Segment:
         """Return a field of the volume of a row that it does not know yet, and others that come with it."""
         if name == "superpatches":
             return {name: tuple(self._superpatches(row))}
-        return Volume.fields_of(json.loads(self.table["record"][row].as_py()))
+        return Volume.fields_of(json.loads(self._column("record")[row].as_py()))
 
     def count(self, row: int) -> int:
         """Return how many superpatches the volume of a row has."""
@@ -92,9 +116,9 @@ class Segment:
 
     def paths(self, row: int) -> list[str]:
         """Return the shard file of each superpatch of a row."""
-        volume_id, attempt = (self.table[name][row].as_py() for name in ("volume_id", "attempt"))
+        volume_id, attempt = (self._column(name)[row].as_py() for name in ("volume_id", "attempt"))
         prefix = attempt_prefix(volume_id, attempt)
-        column = self.table[_PATH][row].as_py()
+        column = self._column(_PATH)[row].as_py()
         return [prefix + path if path.startswith("/") else path for path in column]
 
     def _superpatches(self, row: int) -> Iterator[Superpatch]:
@@ -104,7 +128,7 @@ class Segment:
 
     def _list(self, name: str) -> tuple[NDArray[np.int32], Any]:
         if name not in self._lists:
-            lists = self.table[name].combine_chunks()
+            lists = self._column(name).combine_chunks()
             if isinstance(lists, pa.ChunkedArray):  # of a table without rows
                 lists = lists.chunk(0) if lists.num_chunks else pa.array([], lists.type)
             self._lists[name] = lists.offsets.to_numpy(), lists.values.to_numpy(zero_copy_only=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
@@ -13,7 +13,6 @@ from maesil.store.index import patients, superpatch_table
 from maesil.store.records import Volume
 from maesil.store.store import Store
 from maesil.text import counted
-from maesil.types import Zyx
 
 
 @dataclass(frozen=True)
@@ -99,17 +98,9 @@ def summary_of(store: Store, where: str = "") -> StoreSummary:
     """Return the summary of a store, or of what a filter takes of it."""
     volumes = store.volumes()
     if where:
-        volumes = _filtered(volumes, select(superpatch_table(store), where))
+        taken = select(superpatch_table(store), where)
+        volumes = [taken.part(volume) for volume in volumes if volume.volume_id in taken.volumes]
     return StoreSummary(store, tuple(volumes), patients([store]))
-
-
-def _filtered(volumes: list[Volume], taken: set[tuple[str, Zyx]]) -> list[Volume]:
-    """Return the volumes of which a filter takes any superpatch, each with those it takes."""
-    kept = [
-        replace(v, superpatches=tuple(patch for patch in v.superpatches if (v.volume_id, patch.index) in taken))
-        for v in volumes
-    ]
-    return [volume for volume in kept if volume.superpatches]
 
 
 def _volume(volume: Volume, patient: str) -> dict[str, Any]:

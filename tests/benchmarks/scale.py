@@ -26,12 +26,16 @@ from typing import Any
 import numpy as np
 from support.many_volumes import fake_store, fake_volume
 
+import maesil.store.reader
+from maesil.config.schema import TrainConfig
+from maesil.data.sampler import CropSampler
+from maesil.data.sources import Sources
 from maesil.data.split import split_patients
 from maesil.store.duplicates import NEW, copies
 from maesil.store.filters import select
 from maesil.store.index import _superpatch_rows
 from maesil.store.reader import SuperpatchReader
-from maesil.store.store import Store
+from maesil.store.store import TABLE_VERSION, Store
 from maesil.store.thumbnails import Thumbnail
 
 Figures = dict[str, Any]
@@ -107,6 +111,23 @@ def tables(place: str) -> Figures:
     return figures
 
 
+def sampler(place: str) -> Figures:
+    """Begin to draw crops of a tenth of the patients; their body maps are one and the same, which is not read."""
+    figures: Figures = {}
+    cells = np.random.default_rng(0).integers(0, 256, (80, 32, 32), dtype=np.uint8)
+    maesil.store.reader.load_map = lambda storage, volume, name: cells.copy()  # type: ignore[assignment]
+    store = Store.open(place)
+    sources = Sources((SuperpatchReader(store),), ("",), stores=(store,))
+    groups = sorted(sources.groups)[::10]
+    before = most_memory()
+    with seconds(figures, "start"):
+        made = CropSampler(sources, groups, 64, TrainConfig())
+    figures["superpatches"], figures["memory, MB"] = len(made._owner), most_memory() - before
+    with seconds(figures, "first epoch ordered"):
+        made.draw(0, 0)
+    return figures
+
+
 def duplicates(counts: str) -> Figures:
     """Compare thumbnails of ``OLD+NEW`` different bodies, all of about one size: the new ones with all, and each other.
 
@@ -129,7 +150,7 @@ def duplicates(counts: str) -> Figures:
 
 
 PARTS: dict[str, Callable[[str], Figures]] = {
-    one.__name__: one for one in (opened, from_commits, added, tables, duplicates)
+    one.__name__: one for one in (opened, from_commits, added, tables, sampler, duplicates)
 }
 
 
@@ -154,7 +175,8 @@ def from_a_bucket(store: Store) -> Figures:
         bucket = server.bucket()
         os.environ.update(environment(server.url))
         client = bucket_store(bucket)
-        for key in ("zarr.json", f"recipes/{store.recipe_hash}.json", *store.storage.list("table")):
+        read = "table" if store.version >= TABLE_VERSION else "commits"
+        for key in ("zarr.json", f"recipes/{store.recipe_hash}.json", *store.storage.list(read)):
             obstore.put(client, f"store.zarr/{key}", store.storage.read(key), use_multipart=False)
         for latency in (0.0, 0.02):
             proxy.latency, before = latency, len(proxy.requests)
@@ -178,9 +200,15 @@ def measure(folder: Path, volumes: int, superpatches: int) -> Iterator[tuple[str
     yield "table", {"segments": len(segments), "bytes": sum(map(store.storage.size, segments))}
     yield "opened from disk", apart("opened", str(path))
     yield "opened from a bucket", from_a_bucket(store)
+    for count in (43, 2000):
+        ordinary = folder / f"{count}.zarr"
+        if not ordinary.exists():
+            fake_store(ordinary, count, superpatches).keep_table()
+        yield f"{count} volumes opened from a bucket", from_a_bucket(Store.open(ordinary))
     yield "one volume added", apart("added", str(path))
     yield "opened from disk after that", apart("opened", str(path))
     yield "tables", apart("tables", str(path))
+    yield "sampler", apart("sampler", str(path))
     yield "opened from its commits", apart("from_commits", str(path))
     for counts in ("0+2000", f"{volumes}+1", f"{volumes}+64"):
         yield f"copies among thumbnails, {counts}", apart("duplicates", counts)

@@ -10,7 +10,7 @@ DATA = [
         "maesil/data/sampler.py", "data/test_sampler.py",
         ("ends = np.cumsum(body)", "ends = np.cumsum(np.ones_like(body))",
          "test_the_crops_of_a_visit_are_drawn_by_their_body[across]"),
-        ("weights.append(weight)", "weights.append(1)",
+        ("w[t] for w, t in", "np.ones_like(w[t]) for w, t in",
          "test_every_crop_with_enough_body_is_drawn_by_its_body_and_no_other[16-across]"),
         ("(np.arange(n) + int(raw[-1]) / 2**64)", "np.arange(n)",
          "test_every_crop_with_enough_body_is_drawn_by_its_body_and_no_other[32-inside]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,12 +11,18 @@ from support.stores import add_volume, make_store, synthetic_hu
 from maesil.errors import UsageError
 from maesil.store.filters import COLUMNS, parse, select
 from maesil.store.index import SUPERPATCHES_KEY, superpatch_table
+from maesil.store.segments import Segment
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
+def store(tmp_path_factory):
     store = make_store(tmp_path_factory.mktemp("where") / "s", [(20, 33, 17)], superpatch=16)
     add_volume(store, synthetic_hu((16, 40, 16), 3), name="other", group="g", spacing=(3.0, 1.0, 1.0))
+    return store
+
+
+@pytest.fixture(scope="module")
+def table(store):
     return superpatch_table(store)
 
 
@@ -54,6 +61,24 @@ filters = st.recursive(
 @settings(max_examples=150, deadline=None)
 def test_a_filter_takes_what_python_takes(table, text):
     assert select(table, text) == taken(table, text)
+
+
+def test_what_is_taken_of_a_volume_is_the_same_from_a_commit_and_from_a_table(store, table):
+    taken = select(table, "body > 0.4 and iy != 1")
+    committed = store.volumes()
+    rows = dict(Segment.of(committed).volumes())
+    left = 0
+    for volume in committed:
+        expected = tuple(p for p in volume.superpatches if (volume.volume_id, p.index) in set(taken))
+        one, other = taken.part(volume), taken.part(rows[volume.volume_id])
+        assert one.superpatches == expected and other.count == len(expected)
+        assert other.paths == [patch.path for patch in expected]
+        for name in ("iz", "offset", "body"):
+            assert np.array_equal(one.column(name), other.column(name))
+        assert other == one and (other.volume_id in taken.volumes) == bool(expected)
+        left += len(expected)
+    assert 0 < left == len(taken) < table.num_rows
+    assert ("nobody", (0, 0, 0)) not in taken and select(table, "body > 2").part(committed[0]).count == 0
 
 
 def test_no_filter_takes_all_and_every_column_can_be_asked_for(table):
