@@ -151,7 +151,7 @@ class Sources:
         ``stores`` are the numbers of their readers.
         """
         scaled = weights.astype(np.float64)
-        for number, share in enumerate(self.weights):
+        for number, weight in enumerate(self.weights):
             of_store = stores == number
-            scaled[of_store] *= share / (scaled[of_store].sum() or 1)
+            scaled[of_store] *= weight / (scaled[of_store].sum() or 1)
         return scaled
