@@ -32,7 +32,7 @@ from maesil.locks import holder_of, locked, locked_now
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 from maesil.store.urls import ObjectUrl, StorePlace, place_of
-from maesil.text import candidates
+from maesil.text import candidates, without_credentials
 
 RUN_STORES = "stores.json"
 """What a run notes of its stores, in its own folder: the other end of a pin."""
@@ -152,11 +152,14 @@ class Catalogue:
             if entry.name == name:
                 return entry
         if not entries:
-            raise UsageError(f"{name}: expected the name of a store in the cache, but the cache {self.root} is empty")
+            found = f"but the cache {self.root} is empty"
+            raise UsageError(f"{without_credentials(name)}: expected the name of a store in the cache, {found}")
         known = [entry.name for entry in entries]
         near = get_close_matches(name, known, n=1)
         told = f"did you mean {near[0]}?" if near else f"the cache holds {candidates(known)}"
-        raise UsageError(f"{name}: expected the name of a store in the cache, found no such name; {told}")
+        raise UsageError(
+            f"{without_credentials(name)}: expected the name of a store in the cache, found no such name; {told}"
+        )
 
     def building(self, key: str, on_wait: Callable[[str], None]) -> AbstractContextManager[None]:
         """Be the one process that builds the store of a key; where another one is, say so and wait for it."""

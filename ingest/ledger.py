@@ -30,6 +30,8 @@ class Ledger:
         self.files = summary.files
         self._refused: set[str] = set()
         """Ids of the sources that this run refused, or found refused."""
+        self._recorded = {record.volume_id for record in store.quarantined()}
+        """Ids in the store's quarantine: to remove a record that is not there costs requests, too."""
         self._elsewhere: set[str] = set()
         """What volumes that other parts of the work make are known by: their ids, and the hashes of their places."""
 
@@ -79,9 +81,9 @@ class Ledger:
 
     def release(self, plan: VolumePlan, volume_id: str) -> None:
         """Drop the records of earlier refusals of what is a volume now."""
-        self._store.release(volume_id)
-        if plan.identity is None:
-            self._store.release(self.provisional_id(plan))
+        names = {volume_id} if plan.identity is not None else {volume_id, self.provisional_id(plan)}
+        for name in names & self._recorded:
+            self._store.release(name)
 
     def provisional_id(self, plan: VolumePlan) -> str:
         """Return the id under which a source is refused whose content, its identity, could not be read."""
@@ -136,6 +138,7 @@ class Ledger:
             name: without_paths(value, paths) if isinstance(value, str) else value
             for name, value in json_ready(refusal.numbers).items()
         }
+        self._recorded.add(volume_id)
         self._store.quarantine(
             Refusal(volume_id, refusal.code, detail, numbers, self._recipe.hash, source_hash, len(paths))
         )

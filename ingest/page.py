@@ -204,7 +204,8 @@ def _plane(
         cut = cut[::-1]  # z grows to the head, and the head is shown above
     height_mm, width_mm = (n * mm for n, mm in zip(cut.shape, np.delete(volume.spacing, axis), strict=True))
     width, height = (max(1, round(mm * px_per_mm)) for mm in (width_mm, height_mm))
-    picture = grey_png(cut, 2 * width, 2 * height)
+    rows, columns = cut.shape
+    picture = grey_png(cut, min(2 * width, columns), min(2 * height, rows))  # a browser makes it larger by itself
     sides = "".join(f"<span class={side}>{letter}</span>" for side, letter in zip("tblr", letters, strict=True))
     image = f"<img alt='{name} plane' width={width} height={height} src='{data_url('image/png', picture)}'>"
     plane = f"<div class=plane style='width:{width}px'>{image}{sides}</div>"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from maesil.errors import Refused
-from maesil.ingest.nifti import claim_of, image_of_pair
+from maesil.ingest.nifti import Claim, image_of_pair
 from maesil.ingest.reunite import Key, outcomes_of_all
 from maesil.ingest.scan import ScanResult
 from maesil.ingest.scanned import SCANNED_BYTES
@@ -110,15 +110,14 @@ def make_plan(scan: ScanResult, rules: SeriesRules | None = None, *, prefer_form
         if (refused := decided.refused()) is not None:
             plan.refused.append(refused)
     for path in scan.niftis:
-        plan.volumes += volumes_of_nifti(path, prefer_form)
+        plan.volumes += volumes_of_nifti(path, scan.claims[path], prefer_form)
     return plan
 
 
-def volumes_of_nifti(path: SourcePath, prefer_form: str) -> Iterator[VolumePlan]:
+def volumes_of_nifti(path: SourcePath, claim: Claim, prefer_form: str) -> Iterator[VolumePlan]:
     """Yield the volumes of a NIfTI file: several of one file are one patient's, whoever that is."""
     image = image_of_pair(path)
     paths = (path,) if image is None else (path, image)
-    claim = claim_of(path)
     several = claim.volumes > 1
     for number in range(claim.volumes):
         source = Source(

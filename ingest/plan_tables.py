@@ -76,8 +76,8 @@ class PlanOnDisk(Planned):
         total = headers.series_uids()
         outcomes_of_all(headers, self._rules, self)
         headers.require_all_given()
-        for path in niftis_of(self.tables):
-            for volume in volumes_of_nifti(path, prefer_form):
+        for path, claim in niftis_of(self.tables):
+            for volume in volumes_of_nifti(path, claim, prefer_form):
                 self._insert(("", "", ""), False, volume)
 
     def add(self, key: Key, outcomes: Iterable[Outcome]) -> None:

@@ -20,6 +20,7 @@ from maesil.ingest.planning import nothing_found, scan_and_plan
 from maesil.ingest.scan import require_no_store_among
 from maesil.ingest.volume import make
 from maesil.store.recipe import Recipe
+from maesil.store.urls import local_path
 from maesil.store.writer import Image
 from maesil.text import counted, printable
 from maesil.types import HuArray, Spacing
@@ -62,7 +63,7 @@ def read_ct(
     Raises ScanRefused, with the code of ``docs/reference/verdicts.md``, for a scan that ingest refuses; NoInputError
     where there is no CT; UsageError where several volumes were found or none is the one that was named.
     """
-    path, recipe = Path(path), _recipe(spacing, recipe)
+    path, recipe = local_path(path), _recipe(spacing, recipe)
     require_no_store_among([path])
     plan = scan_and_plan([path], recipe, IngestOptions(workers=0), lambda stage, done, total: None)
     if not plan.volumes:

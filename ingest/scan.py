@@ -18,6 +18,7 @@ from pathlib import Path
 
 from maesil.errors import NoInputError, Refused, UsageError
 from maesil.ingest.header import InstanceHeader, read_headers
+from maesil.ingest.nifti import Claim, claim_of
 from maesil.ingest.objects import objects_below, with_heads
 from maesil.ingest.source_file import check_member, file_on_disk, is_there, member_of, members, open_source
 from maesil.ingest.source_path import ObjectFile, SourcePath, SourcePlace
@@ -49,6 +50,8 @@ class ScanResult:
 
     instances: list[InstanceHeader] = field(default_factory=list)
     niftis: list[SourcePath] = field(default_factory=list)
+    claims: dict[SourcePath, Claim] = field(default_factory=dict)
+    """What the header of each NIfTI file claims: read while its first bytes are at hand, and once for all parts."""
     verdicts: list[FileVerdict] = field(default_factory=list)
 
     @property
@@ -196,6 +199,7 @@ def _look_into(path: SourcePath, result: ScanResult) -> None:
         result.instances.extend(read_headers(path))
     elif kind == "nifti":
         result.niftis.append(path)
+        result.claims[path] = claim_of(path)
     elif kind == "archive" and file_on_disk(path) == path:
         _look_into_archive(path, result)
     else:

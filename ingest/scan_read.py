@@ -8,6 +8,7 @@ from itertools import groupby
 
 from maesil.ingest.header import InstanceHeader
 from maesil.ingest.header_rows import DamagedRow, Rows, header_of, unpacked
+from maesil.ingest.nifti import Claim
 from maesil.ingest.reunite import SLICES_WITH_A_COPY, Key, Planned
 from maesil.ingest.source_path import SourcePath
 from maesil.ingest.tables import path_of, text_bytes, text_of
@@ -106,8 +107,8 @@ class OtherFiles(Collection[FileVerdict]):
         return any(verdict == other for other in self)
 
 
-def niftis_of(tables: sqlite3.Connection) -> Iterable[SourcePath]:
-    """Yield the NIfTI files of a scan."""
-    wanted = "SELECT f.path FROM scan.niftis n JOIN scan.files f ON f.n = n.file ORDER BY n.listed, n.seq"
-    for (path,) in tables.execute(wanted):
-        yield path_of(path)
+def niftis_of(tables: sqlite3.Connection) -> Iterable[tuple[SourcePath, Claim]]:
+    """Yield the NIfTI files of a scan, and what their headers claim."""
+    wanted = "SELECT f.path, n.row FROM scan.niftis n JOIN scan.files f ON f.n = n.file ORDER BY n.listed, n.seq"
+    for path, row in tables.execute(wanted):
+        yield path_of(path), Claim(*unpacked(row))

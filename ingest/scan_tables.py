@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 
 from maesil.ingest.failures import MAY_PASS
 from maesil.ingest.header import InstanceHeader
@@ -32,7 +33,7 @@ CREATE TABLE IF NOT EXISTS scan.headers (listed INTEGER, seq INTEGER, file INTEG
                                          said INTEGER, row BLOB, PRIMARY KEY (listed, seq)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS scan.others (listed INTEGER, seq INTEGER, file INTEGER, row BLOB,
                                         PRIMARY KEY (listed, seq)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS scan.niftis (listed INTEGER, seq INTEGER, file INTEGER,
+CREATE TABLE IF NOT EXISTS scan.niftis (listed INTEGER, seq INTEGER, file INTEGER, row BLOB,
                                         PRIMARY KEY (listed, seq)) WITHOUT ROWID;
 """
 _INDICES = """
@@ -156,7 +157,8 @@ class ScanTables:
         for seq, header in enumerate(found.instances):
             self._put_header(n, seq, number_of(header.path), header)
         for seq, path in enumerate(found.niftis):
-            self._execute("INSERT INTO scan.niftis VALUES (?, ?, ?)", n, seq, number_of(path))
+            row = packed(astuple(found.claims[path]))
+            self._execute("INSERT INTO scan.niftis VALUES (?, ?, ?, ?)", n, seq, number_of(path), row)
         for seq, verdict in enumerate(found.verdicts):
             row = packed([verdict.status, verdict.code, verdict.detail])
             self._execute("INSERT INTO scan.others VALUES (?, ?, ?, ?)", n, seq, number_of(verdict.path), row)

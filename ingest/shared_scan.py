@@ -41,7 +41,7 @@ DAMAGED_ROWS = (sqlite3.DatabaseError, DamagedRow)
 _DAMAGED = (*DAMAGED_ROWS, ValueError)
 _FOLDER = "scans"
 _KEPT_SECONDS = 7 * 24 * 3600
-_FORMAT = 1
+_FORMAT = 2
 _WORTH_TELLING = 1000
 """Files of a scan whose state is told. Fewer are read in a moment."""
 

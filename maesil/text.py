@@ -25,6 +25,12 @@ def printable(text: object) -> str:
     return "".join(_escaped(letter) if unicodedata.category(letter) in _HIDDEN else letter for letter in found)
 
 
+def without_credentials(text: str) -> str:
+    """Return a text whose URLs hold neither a user and password in front, nor a query, which may be a signature."""
+    shown = re.sub(r"(?<=://)[^/\s]*@", "...@", text)
+    return re.sub(r"(://[^\s?#]*)[?#][^\s]*", r"\1?...", shown)
+
+
 def written(name: object) -> str:
     r"""Return a name as tables and JSON hold it: `printable`, and so that `exact` gives the very name back.
 

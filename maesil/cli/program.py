@@ -27,7 +27,7 @@ from maesil.errors import (
     out_of_memory,
 )
 from maesil.signals import TOLD_BY_ANOTHER, interrupts_raised, outlive_closed_pipes
-from maesil.text import printable
+from maesil.text import printable, without_credentials
 
 _GO_ON = ("ingest", "experiment", "demo")
 _RESUMES = "the same command goes on where it stopped"
@@ -75,7 +75,7 @@ def _end_interrupted(how_to_go_on: str, command: str) -> NoReturn:
 
 
 def _end(message: str, code: int) -> NoReturn:
-    typer.echo(printable(message), err=True)
+    typer.echo(printable(without_credentials(message)), err=True)
     raise typer.Exit(code)
 
 

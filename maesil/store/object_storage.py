@@ -87,11 +87,15 @@ class ObjectStorage(Storage):
 
     def exists(self, key: str) -> bool:
         """Return whether an object has this key, or any lies below it."""
+        if key and self._is_object(key):
+            return True
         with self.telling(key):
-            if key:
-                with contextlib.suppress(FileNotFoundError):
-                    return bool(self._again(lambda: obstore.head(self._objects, key)))
             return self._again(lambda: any(obstore.list(self._objects, key or None, chunk_size=1)))
+
+    def _is_object(self, key: str) -> bool:
+        with self.telling(key), contextlib.suppress(FileNotFoundError):
+            return bool(self._again(lambda: obstore.head(self._objects, key)))
+        return False
 
     def size(self, key: str) -> int:
         """Return the size of an object (bytes); `StoreError` if it is missing."""
@@ -161,7 +165,7 @@ class ObjectStorage(Storage):
 
     def put_parts(self, key: str, parts: Iterable[bytes]) -> None:
         """Write an object that must not exist yet, part by part; of an upload that fails nothing stays."""
-        if self.exists(key):
+        if self._is_object(key):
             raise FileExistsError(f"{self.root}/{key}")
         blocks = _blocks(parts)
         start = [*zip(range(2), blocks, strict=False)]
@@ -210,8 +214,10 @@ class ObjectStorage(Storage):
             "timeout": timedelta(seconds=min(_REQUEST_SECONDS, self.patience)),
             "connect_timeout": timedelta(seconds=min(_CONNECT_SECONDS, self.patience)),
         }
-        if self.root.scheme == "s3" and _endpoint_is_here():
-            options["allow_http"] = True
+        if self.root.scheme == "s3":
+            _require_endpoint()
+            if _endpoint_is_here():
+                options["allow_http"] = True
         again: RetryConfig = {
             "max_retries": 12,
             "retry_timeout": patience,
@@ -367,6 +373,21 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
             held, size = [], 0
     if held:
         yield b"".join(held)
+
+
+def _require_endpoint() -> None:
+    """Raise UsageError for an endpoint that is no URL, which obstore would end the process for; it is not repeated."""
+    for name in _ENDPOINTS:
+        if value := os.environ.get(name):
+            try:
+                parts = urlsplit(value)
+                right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+            except ValueError:
+                right = False
+            if not right or re.search(r"\s", value):
+                raise UsageError(
+                    f"{name}: expected https://HOST or http://HOST:PORT, found something else; set it anew"
+                )
 
 
 def _endpoint_is_here() -> bool:

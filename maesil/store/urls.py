@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from maesil.errors import UsageError
+from maesil.text import without_credentials
 
 SCHEMES = ("s3", "gs", "az")
 """What a URL of object storage begins with: Amazon S3 and whatever speaks its language, Google, Azure."""
@@ -66,9 +67,9 @@ def place_of(text: str | StorePlace) -> StorePlace:
         )
     if scheme not in SCHEMES:
         known = ", ".join(f"{one}://BUCKET/FOLDER" for one in SCHEMES)
-        raise UsageError(f"{_without_query(text)}: expected a path, file:///PATH, or one of {known}")
+        raise UsageError(f"{without_credentials(text)}: expected a path, file:///PATH, or one of {known}")
     if re.search(r"[?#]", url["rest"]) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise UsageError(f"{_without_query(text)}: expected {scheme}://BUCKET/FOLDER and nothing behind it")
+        raise UsageError(f"{without_credentials(text)}: expected {scheme}://BUCKET/FOLDER and nothing behind it")
     parts = [part for part in folder.split("/") if part]
     if {".", ".."} & {*parts}:
         raise UsageError(f"{text}: expected a folder without . and .. in its name")
@@ -82,16 +83,12 @@ def local_path(text: str | Path) -> Path:
         return Path(text)
     host, slash, path = url["rest"].partition("/")
     if url["scheme"].lower() != "file" or host not in ("", "localhost") or not slash:
-        raise UsageError(f"{_without_query(str(text))}: expected a path or file:///PATH; no other URL can be used here")
+        raise UsageError(
+            f"{without_credentials(str(text))}: expected a path or file:///PATH; no other URL can be used here"
+        )
     return Path(unquote("/" + path))
 
 
 def lies_in(path: Path, place: StorePlace) -> bool:
     """Return whether a file or folder of this machine lies in a store, or is it."""
     return isinstance(place, Path) and path.resolve().is_relative_to(place.resolve())
-
-
-def _without_query(url: str) -> str:
-    """Return a URL without what may hold a secret: a signature behind it, or a password in front."""
-    shown = re.sub(r"[?#].*", "?...", url, flags=re.DOTALL)
-    return re.sub(r"://[^/]*@", "://...@", shown)

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 
+import numpy as np
 import obstore
 import pytest
 from support.command_line import SMALL, fails, ingest, run
@@ -20,8 +22,11 @@ from support.object_server import KEY_ID, SECRET, TRANSIENT
 from support.objects import bucket_store, bytes_asked, gets_of, upload
 from support.sources import PATIENTS, contents, edit_pixel, phantom_hu, slices_of
 
+from maesil.errors import UsageError
 from maesil.ingest.objects import AHEAD
 from maesil.ingest.options import IngestOptions
+from maesil.ingest.read import read_ct
+from maesil.store.nifti import write_nifti
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
 from maesil.store.verify import verify
@@ -153,6 +158,27 @@ def test_a_fault_of_a_moment_costs_no_volume(sources, undisturbed, bucket, proxy
     assert left_behind(here) == []
 
 
+def test_a_single_scan_is_read_from_this_machine_alone_which_is_told():
+    with pytest.raises(UsageError, match="s3://b/dicom: expected a path or file:///PATH"):
+        read_ct("s3://b/dicom")
+
+
+def test_parts_read_the_header_of_a_nifti_once_for_all_of_them(bucket, proxy, here):
+    """A plan asks nothing of the server: what the headers claim lies in the tables of the shared scan."""
+    (here / "nifti").mkdir()
+    for number in range(4):
+        hu = np.full((16, 16, 16), -1000, dtype=np.int16)
+        hu[:, 4:12, 4:12] = np.random.default_rng(number).normal(40, 15, (16, 8, 8))
+        write_nifti(here / f"nifti/{number}.nii.gz", hu, np.diag([5.0, 5.0, 5.0, 1.0]))
+    upload(here / "nifti", bucket, "in")
+    for part in ("0/2", "1/2"):
+        words = ingest(f"s3://{bucket}/in", here / "store.zarr", "--key-file", here / "key", "--spacing", "native")
+        assert run(*words, "--superpatch", 16, "--partition", part)[0] == 0
+    assert len(Store.open("store.zarr").volumes()) == 4
+    asked = Counter(request.path for request in gets_of(proxy, "in"))
+    assert set(asked.values()) == {3}, "once for its header; once to know it and once to make it, by one part alone"
+
+
 @pytest.mark.slow
 def test_workers_fetch_what_they_decode(sources, undisturbed, bucket, here):
     """Nothing but names and geometry goes to other processes, which have the credentials of their environment."""
@@ -168,7 +194,6 @@ def test_workers_fetch_what_they_decode(sources, undisturbed, bucket, here):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A series whose slices are longer than what is read of a header: 32 of 320 x 320, 200 kB each."""
-    import numpy as np
 
     folder = tmp_path_factory.mktemp("large")
     hu = np.kron(phantom_hu(), np.ones((1, 8, 8)))[:, :320, :320]

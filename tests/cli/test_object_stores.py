@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 from support.command_line import SMALL, fails, ingest, run
 from support.object_server import KEY_ID, SECRET, TRANSIENT, now_and_then
+from support.objects import upload
 from support.sources import contents
 from support.stores import add_volume, make_store, synthetic_hu
 
@@ -28,6 +30,7 @@ from maesil.data.sampler import CropSampler
 from maesil.data.sources import Sources
 from maesil.errors import UsageError
 from maesil.store.garbage import find_garbage
+from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
 from maesil.store.store import Store
 from maesil.store.urls import place_of
@@ -178,6 +181,30 @@ def test_the_second_epoch_fetches_no_superpatch(bucket, proxy, here):
             pass
     assert once == len(gets_of_superpatches(proxy)) == len({*gets_of_superpatches(proxy)}) == 24
     assert proxy.most_in_flight >= 4, "several GETs are on their way at once"
+
+
+@pytest.mark.slow
+def test_an_archived_store_in_a_bucket_is_upgraded_as_one_on_a_disk(bucket, here):
+    with tarfile.open(Path(__file__).parents[1] / "archive" / "store-1.tar.gz") as tar:
+        tar.extractall(here, filter="data")
+    upload(here / "raw.zarr", bucket, "stores/store.zarr")
+    before = contents(Store.open(url_of(bucket)))
+    code, out, stderr = run("store", "upgrade", url_of(bucket))
+    assert code == 0 and "upgraded 2 volumes" in out, stderr
+    store = Store.open(url_of(bucket))
+    assert contents(store).keys() == before.keys() and verify(store).problems == () and store.version == 2
+
+
+def test_labels_are_put_beside_the_volumes_of_a_bucket(bucket, here):
+    store = make_store(place_of(url_of(bucket)), [(16, 16, 16)], superpatch=16)
+    (volume,) = store.volumes()
+    (here / "labels").mkdir()
+    labels = (SuperpatchReader(store).read_region(volume.volume_id, (0, 0, 0), volume.shape) > 0).astype(np.uint8)
+    write_nifti(here / "labels" / f"{volume.volume_id}.nii.gz", labels, np.array(volume.affine_lps))
+    code, out, stderr = run("store", "add-labels", url_of(bucket), "labels", "--name", "organ")
+    assert code == 0 and "added 'organ' to 1 volume" in out, stderr
+    (live,) = Store.open(url_of(bucket)).volumes()
+    assert any("/organ/" in key for key in store.storage.list(live.prefix)) and verify(store).problems == ()
 
 
 def test_stores_named_by_url_may_have_weights(bucket):

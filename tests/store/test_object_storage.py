@@ -205,3 +205,12 @@ def test_a_damaged_range_is_a_damaged_store(storage):
     storage.put_new("f", bytes(100))
     with pytest.raises(StoreError, match="the file was cut"):
         storage.read_range("f", 50, 51)
+
+
+@pytest.mark.parametrize("endpoint", ["localhost:9000", "SECRET", "https://", "http://host:port", "http://a host"])
+def test_an_endpoint_that_is_no_url_is_told_in_one_line_and_not_repeated(monkeypatch, endpoint):
+    """obstore would panic."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL: expected https://HOST") as told:
+        open_storage("s3://bucket/folder").exists("key")
+    assert endpoint == "https://" or endpoint not in str(told.value)

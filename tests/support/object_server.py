@@ -58,6 +58,9 @@ class FaultyProxy:
         self.delay = 0.3
         """Seconds until the first byte of a slow answer."""
         self.latency = 0.0
+        self.bandwidth = float("inf")
+        """Bytes of answers per second, of all requests together."""
+        self._line_free = 0.0
         self.in_flight = self.most_in_flight = 0
         self._lock = threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self, "server_address_of": server})
@@ -83,6 +86,13 @@ class FaultyProxy:
             self.in_flight += 1
             self.most_in_flight = max(self.most_in_flight, self.in_flight)
             return self.faults(request)
+
+    def carries(self, length: int) -> None:
+        """Wait until so many bytes have gone over a line of this bandwidth, behind those of other answers."""
+        with self._lock:
+            self._line_free = max(self._line_free, time.monotonic()) + length / self.bandwidth
+            wait = self._line_free - time.monotonic()
+        time.sleep(max(0.0, wait))
 
     def ends(self) -> None:
         with self._lock:
@@ -120,6 +130,7 @@ class _Handler(BaseHTTPRequestHandler):
             if fault == "lost answer":
                 self.close_connection = True
                 return
+            self.proxy.carries(len(answer))
             if fault == "flipped" and self.command == "GET":
                 answer = _flipped(answer)
             self._answer(status, headers, answer, cut=fault == "cut body")
