@@ -76,11 +76,7 @@ def write_attempt(
     for folder in (f"volumes/{volume_id[:2]}", volume_prefix(volume_id)):
         storage.put_new(f"{folder}/{ZARR_DOCUMENT}", GROUP_DOCUMENT)
     try:
-        # Without line breaks Python encodes JSON in C: with them metadata took a seventh of a small volume's time.
-        with (
-            zarr.config.set({"json_indent": None}),
-            ThreadPoolExecutor(threads, thread_name_prefix="maesil-writer") as pool,
-        ):
+        with ThreadPoolExecutor(threads, thread_name_prefix="maesil-writer") as pool:
             superpatches = _write(Attempt(storage, prefix, tile, codec), image, attributes, room, pool)
         documents = documents_of(storage, prefix)
     except BaseException:
