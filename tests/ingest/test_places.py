@@ -68,7 +68,7 @@ def test_a_file_system_without_hard_links_is_told_before_the_work(mount, source,
 
 
 @pytest.mark.parametrize(
-    ("size", "inodes"), [("200k", "0"), pytest.param("40k", "0", marks=pytest.mark.slow), ("10m", "25")]
+    ("size", "inodes"), [("120k", "0"), pytest.param("40k", "0", marks=pytest.mark.slow), ("10m", "25")]
 )
 def test_a_full_disk_ends_with_its_code_in_one_line(mount, source, size, inodes):
     place = mount("mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes}", "none", "PLACE")
