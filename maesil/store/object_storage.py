@@ -19,7 +19,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, TypeVar
-from urllib.parse import urlsplit
 
 import obstore
 import zarr.storage
@@ -27,6 +26,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedEr
 from obstore.store import from_url
 
 from maesil.errors import MaesilError, ResourceError, StoreError, UsageError
+from maesil.store.endpoint import endpoint_is_here, require_endpoint
 from maesil.store.storage import TEMPORARY, Stamp, Storage
 from maesil.store.urls import ObjectUrl
 
@@ -58,7 +58,6 @@ _STATUS = "status code"
 """What an error of obstore says where the server answered."""
 _NO_BUCKET = "NoSuchBucket"
 _PAUSE = 0.1
-_ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 class ObjectStorage(Storage):
@@ -215,8 +214,8 @@ class ObjectStorage(Storage):
             "connect_timeout": timedelta(seconds=min(_CONNECT_SECONDS, self.patience)),
         }
         if self.root.scheme == "s3":
-            _require_endpoint()
-            if _endpoint_is_here():
+            require_endpoint()
+            if endpoint_is_here():
                 options["allow_http"] = True
         again: RetryConfig = {
             "max_retries": 12,
@@ -373,27 +372,6 @@ def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
             held, size = [], 0
     if held:
         yield b"".join(held)
-
-
-def _require_endpoint() -> None:
-    """Raise UsageError for an endpoint that is no URL, which obstore would end the process for; it is not repeated."""
-    for name in _ENDPOINTS:
-        if value := os.environ.get(name):
-            try:
-                parts = urlsplit(value)
-                right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-            except ValueError:
-                right = False
-            if not right or re.search(r"\s", value):
-                raise UsageError(
-                    f"{name}: expected https://HOST or http://HOST:PORT, found something else; set it anew"
-                )
-
-
-def _endpoint_is_here() -> bool:
-    """Return whether the endpoint that the environment names is on this machine, where nobody listens in."""
-    named = next((os.environ[name] for name in _ENDPOINTS if os.environ.get(name)), "")
-    return urlsplit(named).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _in_words(error: Exception) -> str:
