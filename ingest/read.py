@@ -18,9 +18,10 @@ from maesil.ingest.options import IngestOptions
 from maesil.ingest.plan import Plan, VolumePlan
 from maesil.ingest.planning import nothing_found, scan_and_plan
 from maesil.ingest.scan import require_no_store_among
+from maesil.ingest.source_path import SourcePlace
 from maesil.ingest.volume import make
 from maesil.store.recipe import Recipe
-from maesil.store.urls import local_path
+from maesil.store.urls import place_of
 from maesil.store.writer import Image
 from maesil.text import counted, printable
 from maesil.types import HuArray, Spacing
@@ -47,7 +48,7 @@ class CtVolume(Image):
 
 
 def read_ct(
-    path: Path | str,
+    path: SourcePlace | str,
     spacing: float | Sequence[float] | None = None,
     *,
     volume: int | str | None = None,
@@ -55,6 +56,7 @@ def read_ct(
 ) -> CtVolume:
     """Read one CT scan: a folder or archive of DICOM files, one multi-frame DICOM file, or a NIfTI file.
 
+    It lies at a path, or where a URL of object storage says (``s3://BUCKET/FOLDER``): then it is fetched first.
     The result is what a store would hold of the scan, voxel by voxel. ``spacing`` (mm; one number, or three along
     z, y, x) resamples it; None keeps its own. Where a folder holds several volumes, ``volume`` names one: its number in
     the list that the error gives, or text that its series UID or its path alone holds. ``recipe`` says all else that
@@ -63,13 +65,13 @@ def read_ct(
     Raises ScanRefused, with the code of ``docs/reference/verdicts.md``, for a scan that ingest refuses; NoInputError
     where there is no CT; UsageError where several volumes were found or none is the one that was named.
     """
-    path, recipe = local_path(path), _recipe(spacing, recipe)
-    require_no_store_among([path])
-    plan = scan_and_plan([path], recipe, IngestOptions(workers=0), lambda stage, done, total: None)
+    place, recipe = place_of(path), _recipe(spacing, recipe)
+    require_no_store_among([place])
+    plan = scan_and_plan([place], recipe, IngestOptions(workers=0), lambda stage, done, total: None)
     if not plan.volumes:
-        raise none_of(path, plan)
-    chosen = _choose(path, plan.volumes, volume)
-    _tell_what_is_left(path, plan)
+        raise none_of(place, plan)
+    chosen = _choose(place, plan.volumes, volume)
+    _tell_what_is_left(place, plan)
     return read_volume(chosen, recipe)
 
 
@@ -99,7 +101,7 @@ def refused(place: object, refusal: Refused) -> ScanRefused:
     return ScanRefused(f"{printable(place)}: refused ({refusal.code}): {refusal.detail}", refusal.code)
 
 
-def none_of(path: Path, plan: Plan) -> ScanRefused | NoInputError:
+def none_of(place: SourcePlace, plan: Plan) -> ScanRefused | NoInputError:
     """Return why nothing can be read: the first refusal, else the first verdict on what is no volume of CT."""
     for series in plan.refused:
         return refused(series.paths[0].parent if len(series.paths) > 1 else series.paths[0], series.refusal)
@@ -109,10 +111,10 @@ def none_of(path: Path, plan: Plan) -> ScanRefused | NoInputError:
                 f"{printable(verdict.path)}: refused ({verdict.code}): {verdict.detail or 'no volume of CT'}",
                 verdict.code,
             )
-    return NoInputError(nothing_found([path], plan))
+    return NoInputError(nothing_found([place], plan))
 
 
-def _choose(path: Path, volumes: Sequence[VolumePlan], wanted: int | str | None) -> VolumePlan:
+def _choose(place: SourcePlace, volumes: Sequence[VolumePlan], wanted: int | str | None) -> VolumePlan:
     if wanted is None and len(volumes) == 1:
         return volumes[0]
     found = [
@@ -126,8 +128,8 @@ def _choose(path: Path, volumes: Sequence[VolumePlan], wanted: int | str | None)
     asked = "one volume" if wanted is None else f"one volume for volume={wanted!r}"
     count = len(volumes) if wanted is None else f"{len(found)} of {len(volumes)}"
     raise UsageError(
-        f"{printable(path)}: expected {asked}, found {count}; name one by volume=NUMBER or by text that its series UID "
-        f"or path alone holds ({listed}{more})"
+        f"{printable(place)}: expected {asked}, found {count}; name one by volume=NUMBER or by text that its series "
+        f"UID or path alone holds ({listed}{more})"
     )
 
 
@@ -142,10 +144,12 @@ def _told(plan: VolumePlan) -> str:
     return f"{counted(len(source.planes), 'slice')} of series {plan.series or '(blank)'} in {name}"
 
 
-def _tell_what_is_left(path: Path, plan: Plan) -> None:
+def _tell_what_is_left(place: SourcePlace, plan: Plan) -> None:
     """Warn where a part of what was named is not in the volume that is read, and may belong to it."""
     codes = [series.refusal.code for series in plan.refused]
     left = [counted(plan.damaged_files, "damaged file")] if plan.damaged_files else []
     left += [f"{counted(len(codes), 'refused volume')} ({', '.join(sorted(set(codes)))})"] if codes else []
     if left:
-        warnings.warn(f"{printable(path)}: beside the volume that is read there are {' and '.join(left)}", stacklevel=3)
+        warnings.warn(
+            f"{printable(place)}: beside the volume that is read there are {' and '.join(left)}", stacklevel=3
+        )

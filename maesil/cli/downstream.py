@@ -96,7 +96,9 @@ def features(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or a folder of `maesil export`.")],
     place: Annotated[
         str,
-        typer.Argument(metavar="SOURCE", help="A store (path, or name in the cache); or scans: a folder or a file."),
+        typer.Argument(
+            metavar="SOURCE", help="A store (path, URL or name in the cache), or scans (folder, file or URL)."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The Parquet file to write.")],
     per: Annotated[

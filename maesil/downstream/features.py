@@ -34,8 +34,9 @@ from maesil.files import require_file_place, whole_file
 from maesil.geometry import world_of
 from maesil.models.encoders import Backbone, encoder_of
 from maesil.progress import progress
+from maesil.store.backends import open_storage
 from maesil.store.store import ZARR_DOCUMENT, Store
-from maesil.store.urls import ObjectUrl, StorePlace
+from maesil.store.urls import StorePlace
 from maesil.store.writer import Image
 from maesil.training.checkpoint import content_sha256, load_run
 from maesil.types import Spacing, Zyx, edges_told
@@ -56,7 +57,7 @@ class Written:
 def write_features(
     source: Path, place: StorePlace, out: Path, *, per: str = "superpatch", device: str = "auto"
 ) -> Written:
-    """Write embeddings of all scans of a store, or of a folder or file with scans, to a Parquet file.
+    """Write embeddings of all scans of a store, or of scans at a path or in object storage, to a Parquet file.
 
     ``source`` is a run or an exported encoder. ``per`` is ``scan``, ``superpatch`` or ``token``. Of a store each row
     holds volume_id and group, of other scans source (the path), volume (a number) and series (its UID). All hold valid
@@ -73,7 +74,7 @@ def write_features(
     encoder = open_encoder(source, pick_device(device))
     require_file_place(out)
     with progress({"scan": "file", "features": "scan"}) as report:
-        if isinstance(place, ObjectUrl) or not place.exists() or (place / ZARR_DOCUMENT).exists():
+        if _is_store_or_missing(place):
             scans = scans_of_store(_fitting(encoder.config, Store.open(place), per))
         else:
             scans = scans_of_files(place, spacing_of_training(source), encoder.config, report)
@@ -95,6 +96,13 @@ def spacing_of_training(source: Path) -> Spacing | None:
     if is_export(source):
         return read_card(source).spacing
     return one_spacing(use.recipe for use in recorded_uses(source))
+
+
+def _is_store_or_missing(place: StorePlace) -> bool:
+    """Return whether a place holds a store, of whatever version, or nothing at all, as `Store.open` then says."""
+    if isinstance(place, Path) and not place.exists():
+        return True
+    return open_storage(place).exists(ZARR_DOCUMENT)
 
 
 def _fitting(config: ModelConfig, store: Store, per: str) -> Store:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from maesil.store.reader import StoredPlanes, SuperpatchReader
 from maesil.store.recipe import Recipe
 from maesil.store.records import Volume
 from maesil.store.store import Store
+from maesil.store.urls import StorePlace
 from maesil.store.writer import Image
 from maesil.text import written
 from maesil.types import Spacing, Zyx
@@ -71,8 +71,8 @@ def _of_store(reader: SuperpatchReader, volume: Volume) -> Scan:
     return Scan({"volume_id": name, "group": volume.group}, made_from, volume.tile, read)
 
 
-def scans_of_files(place: Path, spacing: Spacing | None, config: ModelConfig, report: Report) -> Scans:
-    """Return the scans at or below a folder or file, to be read at this spacing (mm; None: their own).
+def scans_of_files(place: StorePlace, spacing: Spacing | None, config: ModelConfig, report: Report) -> Scans:
+    """Return the scans at or below a place, to be read at this spacing (mm; None: their own).
 
     ScanRefused or NoInputError where there is none.
     """

@@ -22,7 +22,7 @@ from support.object_server import KEY_ID, SECRET, TRANSIENT
 from support.objects import bucket_store, bytes_asked, gets_of, upload
 from support.sources import PATIENTS, contents, edit_pixel, phantom_hu, slices_of
 
-from maesil.errors import UsageError
+from maesil.errors import NoInputError, UsageError
 from maesil.ingest.objects import AHEAD
 from maesil.ingest.options import IngestOptions
 from maesil.ingest.read import read_ct
@@ -158,9 +158,17 @@ def test_a_fault_of_a_moment_costs_no_volume(sources, undisturbed, bucket, proxy
     assert left_behind(here) == []
 
 
-def test_a_single_scan_is_read_from_this_machine_alone_which_is_told():
-    with pytest.raises(UsageError, match="s3://b/dicom: expected a path or file:///PATH"):
-        read_ct("s3://b/dicom")
+def test_a_single_scan_is_read_as_from_a_disk_and_nothing_of_it_stays(sources, bucket, proxy, here):
+    upload(sources / "export", bucket, "dicom")
+    for number in (1, 2):
+        there, local = (read_ct(place, 4.0, volume=number) for place in (url_of(bucket), sources / "export"))
+        for field in ("hu", "affine", "valid", "body"):
+            assert np.array_equal(getattr(there, field), getattr(local, field))
+    assert left_behind(here) == []
+    with pytest.raises(UsageError, match=f"s3://{bucket}/dicom: expected one volume, found 2"):
+        read_ct(url_of(bucket))
+    with pytest.raises(NoInputError, match=f"s3://{bucket}/nothing: expected objects with CT"):
+        read_ct(f"s3://{bucket}/nothing")
 
 
 def test_parts_read_the_header_of_a_nifti_once_for_all_of_them(bucket, proxy, here):

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from support.ct_phantom import base_affine
+from support.objects import upload
 from support.runs import SMALL, save_run
 from support.sources import phantom_hu
 from support.stores import add_volume, make_store, synthetic_hu
@@ -27,6 +28,7 @@ from maesil.store.nifti import write_nifti
 from maesil.store.reader import SuperpatchReader
 from maesil.store.recipe import Recipe
 from maesil.store.store import Store
+from maesil.store.urls import ObjectUrl
 from maesil.synthetic.dicom import SeriesIdentity, write_dicom_series
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -156,6 +158,20 @@ def test_scans_in_a_folder_give_what_a_store_of_them_gives(scans, tmp_path, per)
     assert {row["volume"] for row in rows_of(tmp_path / "f.parquet")} <= {1, 2, 3}
     if per == "token":
         assert {row["valid"] > 0 for row in rows_of(tmp_path / "f.parquet")} == {True}
+
+
+def test_scans_in_a_bucket_give_what_they_give_in_a_folder(scans, tmp_path, bucket):
+    upload(scans / "scans", bucket, "scans")
+    url = ObjectUrl("s3", bucket, "scans")
+    there = write_features(scans / "run", url, tmp_path / "there.parquet", per="scan", device="cpu")
+    write_features(scans / "run", scans / "scans", tmp_path / "here.parquet", per="scan", device="cpu")
+    assert list(there.refused) == [f"s3://{bucket}/scans/no_hu.nii.gz"]
+    found = sorted(rows_of(tmp_path / "there.parquet"), key=lambda row: row["source"])
+    expected = sorted(rows_of(tmp_path / "here.parquet"), key=lambda row: row["source"])
+    assert [row["source"] for row in found] == [f"s3://{bucket}/scans/{name}" for name in ("a", "b")]
+    assert [row["embedding"] for row in found] == [row["embedding"] for row in expected]
+    with pytest.raises(NoInputError, match="expected objects with CT"):
+        write_features(scans / "run", ObjectUrl("s3", bucket, "nothing"), tmp_path / "no.parquet", device="cpu")
 
 
 NAMES = ("volume_id", "group", "source", "volume", "series")
