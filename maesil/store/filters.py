@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Set
 from typing import Any
 
 import numpy as np
@@ -55,8 +55,6 @@ _ORDER: dict[type, Any] = {
 _MIRRORED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE}
 _EXAMPLE = '"body > 0.3 and spacing_z <= 2"'
 _LONGEST = 2000
-_NAMES = ("volume_id", "iz", "iy", "ix")
-"""What names a superpatch."""
 
 
 def parse(text: str) -> pc.Expression:
@@ -74,7 +72,7 @@ class Taken(Set[tuple[str, Zyx]]):
     """The superpatches that a filter takes, as a set of (volume id, index z y x): an array of each volume's."""
 
     def __init__(self, table: pa.Table) -> None:
-        """Of the rows of a table with the columns `_NAMES`."""
+        """Of the rows of a table with the columns ``volume_id``, ``iz``, ``iy`` and ``ix``."""
         self._places: dict[str, NDArray[np.int64]] = {}
         """Of each volume the places ``[n, 3]``."""
         if not table.num_rows:
@@ -82,7 +80,7 @@ class Taken(Set[tuple[str, Zyx]]):
         coded = table["volume_id"].combine_chunks().dictionary_encode()
         coded = coded.chunk(0) if isinstance(coded, pa.ChunkedArray) else coded
         owners = coded.indices.to_numpy(zero_copy_only=False)
-        places = np.stack([table[name].to_numpy() for name in _NAMES[1:]], axis=1).astype(np.int64)
+        places = np.stack([table[name].to_numpy() for name in ("iz", "iy", "ix")], axis=1).astype(np.int64)
         order = np.argsort(owners, kind="stable")
         ends = np.cumsum(np.bincount(owners, minlength=len(coded.dictionary)))
         of_volume = np.split(places[order], ends[:-1])
@@ -124,12 +122,12 @@ def _numbered(places: NDArray[Any]) -> NDArray[np.int64]:
 
 def select(table: pa.Table, text: str) -> Taken:
     """Return the superpatches of a table that a filter takes; every one for no text."""
-    return Taken(filtered(table, parse(text), _NAMES) if text else table)
+    return Taken(filtered(table, parse(text)) if text else table)
 
 
-def filtered(table: pa.Table, condition: pc.Expression, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a table that a filter takes, in their order, on this thread; all columns, or some."""
-    return ds.dataset(table).to_table(columns and list(columns), filter=condition, use_threads=False)
+def filtered(table: pa.Table, condition: pc.Expression) -> pa.Table:
+    """Return the rows of a table that a filter takes, in their order, on this thread."""
+    return ds.dataset(table).to_table(filter=condition, use_threads=False)
 
 
 def _expression(node: ast.expr) -> pc.Expression:
