@@ -158,7 +158,7 @@ def test_a_fault_of_a_moment_costs_no_volume(sources, undisturbed, bucket, proxy
     assert left_behind(here) == []
 
 
-def test_a_single_scan_is_read_as_from_a_disk_and_nothing_of_it_stays(sources, bucket, proxy, here):
+def test_a_single_scan_is_read_as_from_a_disk_and_nothing_of_it_stays(sources, bucket, here):
     upload(sources / "export", bucket, "dicom")
     for number in (1, 2):
         there, local = (read_ct(place, 4.0, volume=number) for place in (url_of(bucket), sources / "export"))

@@ -92,7 +92,6 @@ def test_any_number_of_tokens_that_fills_no_grid_is_refused():
 
 
 def test_the_example_of_the_docs_is_an_encoder_of_crops_of_the_tiny_preset():
-    pytest.importorskip("monai")
     page = Path(__file__).parents[2] / "docs" / "how-to" / "does-it-help.md"
     (block,) = re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     names: dict = {}

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import pytest
 import torch
 
 from maesil.downstream.surface import surface_dice
-
-# Two processes collect this file, and one runs it: that one alone imports MONAI, which takes seconds.
-pytestmark = pytest.mark.skipif(find_spec("monai") is None, reason="needs MONAI")
 
 
 def cube(shift: int = 0) -> torch.Tensor:
